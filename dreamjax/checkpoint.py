@@ -1,0 +1,213 @@
+"""Checkpoints: orbax holds the arrays, a SHA-256 manifest proves them, JSON says what they are.
+
+A checkpoint is a folder `DIRECTORY/<step>/` with `arrays/` (orbax), `meta.json` (config, seed,
+versions, hashes of what it was trained on) and `manifest.json`. Orbax returns flipped bytes
+without a word, so every file is checked against the manifest before orbax reads it.
+A checkpoint appears under its name only once it is whole; nothing older is removed before that.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+FORMAT = 1
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "evosax", "gymnax", "gymnasium", "vizdoom", "numpy")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or made for something else; one line."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, dreamjax and the packages that shape results."""
+    import dreamjax
+
+    found = {"python": platform.python_version(), "dreamjax": dreamjax.__version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def flatten(tree: Any) -> dict[str, np.ndarray]:
+    """A pytree's arrays on the host, by their path in the tree."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def unflatten(template: Any, arrays: Mapping[str, np.ndarray], origin: str) -> Any:
+    """`template`'s tree with the values of `arrays`.
+
+    Raises:
+      CheckpointError: an array is missing, or its shape or dtype is not the template's.
+    """
+    paths, treedef = jax.tree_util.tree_flatten_with_path(template)
+    leaves = []
+    for path, leaf in paths:
+        name = jax.tree_util.keystr(path)
+        if name not in arrays:
+            raise CheckpointError(f"{origin} holds no array {name}; it was made by another model")
+        found, wanted = arrays[name], jax.eval_shape(lambda leaf=leaf: leaf)
+        if found.shape != wanted.shape or found.dtype != wanted.dtype:
+            raise CheckpointError(
+                f"{origin}: {name} is {found.dtype}{list(found.shape)}, but this task needs "
+                f"{wanted.dtype}{list(wanted.shape)}; use the world that belongs to the task"
+            )
+        leaves.append(jax.numpy.asarray(found))
+    return jax.tree_util.tree_unflatten(treedef, leaves)
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 of a pytree's paths, shapes, dtypes and bytes: a model's identity."""
+    sha = hashlib.sha256()
+    for name, array in sorted(flatten(tree).items()):
+        sha.update(f"{name} {array.dtype} {array.shape}".encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is either the old one or the new one, never half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def writable(directory: Path | str) -> Path:
+    """`directory`, made if need be and proven writable, as an absolute path.
+
+    Raises:
+      ValueError: it cannot be made or written to.
+    """
+    path = Path(directory).expanduser().absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"cannot write to {path} ({reason}); choose another directory") from None
+    return path
+
+
+class Store:
+    """The checkpoints of one phase, newest `keep` of them.
+
+    Args:
+      directory: parent of the step folders.
+      keep: how many to keep.
+    """
+
+    def __init__(self, directory: Path | str, keep: int = 2):
+        self.directory = Path(directory).absolute()
+        self.keep = keep
+
+    def steps(self) -> list[int]:
+        """Steps that have a folder, oldest first; stray names are ignored."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdecimal())
+
+    def save(self, step: int, tree: Any, meta: Mapping[str, Any]) -> None:
+        """Write checkpoint `step`, then drop all but the newest `keep`.
+
+        Raises:
+          CheckpointError: the disk refused (full, read-only); what was there still is.
+        """
+        import orbax.checkpoint as ocp
+
+        target = self.directory / f"{step:08d}"
+        temporary = self.directory / f".{step:08d}.{os.getpid()}"
+        arrays = flatten(tree)
+        try:
+            writable(self.directory)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            ocp.PyTreeCheckpointer().save(temporary / "arrays", arrays)
+            document = {"format": FORMAT, "step": step, "versions": versions(), **meta}
+            write_json(temporary / "meta.json", document)
+            write_json(temporary / "manifest.json", _hashes(temporary))
+            if target.exists():
+                shutil.rmtree(target)
+            os.rename(temporary, target)
+        except Exception as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            size = sum(array.nbytes for array in arrays.values()) / 1e6
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise CheckpointError(
+                f"cannot save {target} ({size:.0f} MB needed): {reason}; older checkpoints are kept"
+            ) from error
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(self.directory / f"{old:08d}", ignore_errors=True)
+
+    def meta(self, step: int | None = None) -> dict[str, Any]:
+        """`meta.json` of a checkpoint that passes its manifest; the newest one by default."""
+        return self._sound(step)[1]
+
+    def load(self, template: Any, prefix: str = "") -> tuple[Any, dict[str, Any]]:
+        """The newest sound checkpoint as `(tree, meta)`.
+
+        Args:
+          template: a pytree of arrays or shapes with the structure to fill.
+          prefix: path of `template` inside the tree that was saved.
+
+        Raises:
+          CheckpointError: no sound checkpoint, or one made for something else.
+        """
+        import orbax.checkpoint as ocp
+
+        folder, meta = self._sound(None)
+        arrays = ocp.PyTreeCheckpointer().restore(folder / "arrays")
+        inside = {
+            name.removeprefix(prefix): np.asarray(array)
+            for name, array in arrays.items()
+            if name.startswith(prefix)
+        }
+        return unflatten(template, inside, str(folder)), meta
+
+    def _sound(self, step: int | None) -> tuple[Path, dict[str, Any]]:
+        """Folder and meta of checkpoint `step`, or of the newest that passes its manifest."""
+        faults = []
+        for candidate in reversed(self.steps() if step is None else [step]):
+            folder = self.directory / f"{candidate:08d}"
+            fault = _fault(folder)
+            if fault is None:
+                for line in faults:
+                    print(f"skipped {line}", flush=True)
+                return folder, json.loads((folder / "meta.json").read_text())
+            faults.append(fault)
+        found = "; ".join(faults) or "nothing there"
+        raise CheckpointError(f"no usable checkpoint in {self.directory} ({found}); train it first")
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def _fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return f"{folder} (no manifest: unfinished or not a checkpoint)"
+    found = _hashes(folder)
+    for name, sha in manifest.items():
+        if found.get(name) != sha:
+            return f"{folder} ({name} is damaged or missing)"
+    version = json.loads((folder / "meta.json").read_text()).get("format")
+    if version != FORMAT:
+        return f"{folder} (format {version}, this dreamjax reads {FORMAT})"
+    return None

@@ -1,0 +1,117 @@
+"""Where a run writes what it does: a progress bar for people, JSONL and CSV for programs."""
+
+import contextlib
+import csv
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_LINE_SECONDS = 10.0  # how often a piped run prints a line
+
+
+class Bar:
+    """Progress of one phase; made by `Logbook.progress`."""
+
+    def __init__(self, phase: str, total: int, unit: str, done: int, rich: Progress | None):
+        self.phase, self.total, self.unit, self.done = phase, total, unit, done
+        self._first, self._start, self._printed = done, time.monotonic(), time.monotonic()
+        self._rich = rich
+        self._note = ""
+        if rich is not None:
+            self._task = rich.add_task(phase, total=total, completed=done, rate="", note="")
+
+    @property
+    def rate(self) -> float:
+        """Units a second since the phase started or resumed."""
+        return (self.done - self._first) / max(time.monotonic() - self._start, 1e-9)
+
+    def advance(self, amount: int, note: str = "") -> None:
+        """Count `amount` more units; `note` is shown beside the rate until the next one."""
+        self.done += amount
+        self._note = note or self._note
+        if self._rich is not None:
+            rate = f"{_thousands(self.rate)} {self.unit}/s"
+            self._rich.update(self._task, completed=self.done, rate=rate, note=self._note)
+        elif time.monotonic() - self._printed > PLAIN_LINE_SECONDS or self.done >= self.total:
+            self._printed = time.monotonic()
+            print(self.line(), flush=True)
+
+    def line(self) -> str:
+        """The bar as one plain line of text."""
+        eta = (self.total - self.done) / self.rate if self.rate else math.inf
+        left = f", {eta:.0f} s left" if 0 < eta < math.inf else ""
+        counts = f"{_thousands(self.done)}/{_thousands(self.total)} {self.unit}"
+        return f"{self.phase}: {counts}, {_thousands(self.rate)}/s{left}  {self._note}".rstrip()
+
+
+class Logbook:
+    """Metrics and progress of a run.
+
+    Args:
+      directory: where `metrics.jsonl` and `metrics.csv` grow; None keeps metrics off the disk.
+      quiet: no progress at all (for library use and tests).
+    """
+
+    def __init__(self, directory: Path | str | None = None, quiet: bool = False):
+        self.directory = None if directory is None else Path(directory)
+        self.quiet = quiet
+        self.console = Console()
+
+    def say(self, text: str) -> None:
+        """Print one line for the person who watches."""
+        if not self.quiet:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def log(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one row to `metrics.jsonl` and one row per metric to `metrics.csv`."""
+        if self.directory is None:
+            return
+        values = {name: _finite(value) for name, value in metrics.items()}
+        stamp = round(time.time(), 3)
+        row = {"time": stamp, "phase": phase, "step": int(step), **values}
+        with open(self.directory / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+        path = self.directory / "metrics.csv"
+        new = not path.exists()
+        with open(path, "a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["time", "phase", "step", "metric", "value"])
+            writer.writerows(
+                [stamp, phase, int(step), name, value] for name, value in values.items()
+            )
+
+    @contextlib.contextmanager
+    def progress(self, phase: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
+        """A bar with rate and time left; plain lines where output is piped."""
+        if self.quiet or not sys.stdout.isatty():
+            bar = Bar(phase, total, unit, done, None)
+            if self.quiet:
+                bar.advance = lambda amount, note="": None
+            yield bar
+            return
+        columns = (
+            TextColumn("{task.description:<14}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}% {task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self.console) as rich:
+            yield Bar(phase, total, unit, done, rich)
+
+
+def _thousands(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _finite(value: float) -> float | None:
+    value = float(value)
+    return value if math.isfinite(value) else None  # JSON has no NaN

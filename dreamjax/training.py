@@ -1,0 +1,104 @@
+"""The one training loop: V, M and C all advance through it, with progress and checkpoints."""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from dreamjax.checkpoint import Store
+from dreamjax.logbook import Logbook
+
+Advance = Callable[[Any, int], tuple[Any, int, Mapping[str, float]]]
+
+
+def fit(
+    phase: str,
+    state: Any,
+    advance: Advance,
+    total: int,
+    *,
+    log: Logbook,
+    store: Store | None = None,
+    meta: Mapping[str, Any] | None = None,
+    unit: str = "steps",
+    units_per_step: int = 1,
+    show: str = "loss",
+    save_seconds: float = 120.0,
+) -> Any:
+    """Advance `state` to step `total`; resume from `store`'s newest checkpoint if it has one.
+
+    Args:
+      phase: name in the progress, the metrics and the messages.
+      state: pytree at step 0. It may be donated by `advance`.
+      advance: `(state, step) -> (state, steps done, metrics)`; what it draws depends on `step`
+        and `state` alone, so that a resumed run repeats an unbroken one.
+      total: step to stop at.
+      log: receives the metrics and shows the progress.
+      store: where checkpoints go; None keeps none.
+      meta: written into every checkpoint.
+      unit, units_per_step: what the progress counts.
+      show: the metric shown beside the bar.
+      save_seconds: time between checkpoints.
+
+    Raises:
+      FloatingPointError: a metric is not finite. The last checkpoint stays.
+      KeyboardInterrupt: a first Ctrl-C or SIGTERM, once the state is saved.
+    """
+    step = 0
+    if store is not None and store.steps():
+        state, found = store.load(state)
+        step = found["step"]
+    saved = time.monotonic()
+
+    def save():
+        if store is not None and step not in store.steps():
+            store.save(step, state, meta or {})
+
+    with (
+        log.progress(phase, total * units_per_step, unit, step * units_per_step) as bar,
+        _stop_requests() as stop,
+    ):
+        while step < total:
+            state, count, metrics = advance(state, step)
+            step += count
+            bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+            if bad:
+                raise FloatingPointError(
+                    f"{phase}: {bad[0]} is not finite at step {step}; the checkpoints before it "
+                    "are kept; try a lower learning rate or another seed"
+                )
+            log.log(phase, step, metrics)
+            bar.advance(count * units_per_step, f"{show} {float(metrics[show]):.4g}")
+            if stop.is_set() or time.monotonic() - saved > save_seconds:
+                save()
+                saved = time.monotonic()
+            if stop.is_set():
+                raise KeyboardInterrupt
+    save()
+    return state
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into an event; the second acts as it always did."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def request(number, frame):
+        del frame
+        stop.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
