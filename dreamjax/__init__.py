@@ -1,3 +1,59 @@
-"""dreamjax: World Models in JAX."""
+"""dreamjax: World Models (Ha & Schmidhuber, 2018) in JAX.
+
+The path of data, one module a step:
+
+`real` (the game) -> `rollouts` (collect) -> `vision` (V) -> `latents` (encode) -> `memory` (M)
+-> `dream` (M as a gymnax environment) -> `evolution` (C) -> `agent` (the real game again).
+
+Names load on first use, so that the processes that only play a game start without jax.
+"""
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "CAR_RACING": "tasks",
+    "TAKE_COVER": "tasks",
+    "TAKE_COVER_VIZDOOM": "tasks",
+    "TASKS": "tasks",
+    "Task": "tasks",
+    "make_env": "real",
+    "Rollouts": "rollouts",
+    "collect": "rollouts",
+    "VAE": "vision",
+    "VisionConfig": "vision",
+    "train_vision": "vision",
+    "LatentSequences": "latents",
+    "encode_rollouts": "latents",
+    "MDNRNN": "memory",
+    "MemoryConfig": "memory",
+    "Mixture": "memory",
+    "train_memory": "memory",
+    "DreamEnv": "dream",
+    "EnvParams": "dream",
+    "EnvState": "dream",
+    "LinearController": "controller",
+    "controller_for": "controller",
+    "features": "controller",
+    "EvolveConfig": "evolution",
+    "evolve": "evolution",
+    "World": "worlds",
+    "load_controller": "worlds",
+    "load_world": "worlds",
+    "Agent": "agent",
+    "evaluate": "agent",
+}
+
+__all__ = [*sorted(_HOMES), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dreamjax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"dreamjax.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

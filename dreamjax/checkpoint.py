@@ -19,6 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from dreamjax.files import writable, write_json
+
 FORMAT = 1
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "evosax", "gymnax", "gymnasium", "vizdoom", "numpy")
 
@@ -75,31 +77,6 @@ def digest(tree: Any) -> str:
         sha.update(f"{name} {array.dtype} {array.shape}".encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is either the old one or the new one, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
-def writable(directory: Path | str) -> Path:
-    """`directory`, made if need be and proven writable, as an absolute path.
-
-    Raises:
-      ValueError: it cannot be made or written to.
-    """
-    path = Path(directory).expanduser().absolute()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".probe.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"cannot write to {path} ({reason}); choose another directory") from None
-    return path
 
 
 class Store:

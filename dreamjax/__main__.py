@@ -1,0 +1,7 @@
+"""`python -m dreamjax`."""
+
+import sys
+
+from dreamjax.cli import main
+
+sys.exit(main())

@@ -1,0 +1,137 @@
+"""V, M and C awake: playing the real game.
+
+Paper: the `rollout` pseudocode of section "Agent Model"; code: `doomrnn/model.py`.
+Legend: A action numbers, D weights of C, G games played at once, H LSTM units.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamjax.controller import controller_for, features
+from dreamjax.logbook import Logbook
+from dreamjax.tasks import Task
+from dreamjax.workers import VectorGame
+from dreamjax.worlds import World
+
+GAMES = 32  # games at once: enough to fill a matrix product, few enough to wait for
+FIRST_EVALUATION_SEED = 2**30  # evaluation seeds lie above every collection seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Played:
+    """Real episodes: `returns` float [n] and `lengths` int [n]."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+
+
+class Agent:
+    """V, M and C in G games at once.
+
+    Args:
+      world: V and M.
+      weights: [D] C's weights.
+      num_games: G.
+      key: PRNG key of V's sampling.
+    """
+
+    def __init__(self, world: World, weights: jax.Array, num_games: int, key: jax.Array):
+        self._world, self._weights, self._key = world, weights, key
+        self._carry = world.memory.initial_carry((num_games,))
+        self._act = jax.jit(functools.partial(_act, world.task))
+
+    def act(self, frames: np.ndarray, restart: np.ndarray) -> np.ndarray:
+        """Actions [G, A] for frames uint8 [G, 64, 64, 3]; `restart` [G] marks first frames."""
+        self._key, key = jax.random.split(self._key)
+        models = self._world.vision, self._world.memory
+        self._carry, action, self.z = self._act(
+            key, models, self._weights, self._carry, frames, restart
+        )
+        return np.asarray(action)
+
+
+def _act(task: Task, key, models, weights, carry, frames, restart):
+    """Encode, act, remember: C reads (z, carry) before M consumes z and the action."""
+    vision, memory = models
+    mu, logvar = vision.encode(frames)
+    z = mu + jnp.exp(logvar / 2) * jax.random.normal(key, mu.shape)
+    carry = jax.tree.map(lambda x: jnp.where(restart[:, None], 0.0, x), carry)
+    action = controller_for(task)(weights, features(task, z, carry))
+    carry, _, _ = memory(carry, z, action, restart)
+    return carry, action, z
+
+
+def evaluation_seeds(seed: int, episodes: int) -> list[int]:
+    """Game seeds of an evaluation; no collection ever uses them."""
+    return [FIRST_EVALUATION_SEED + (seed % 10_000) * 100_000 + i for i in range(episodes)]
+
+
+def evaluate(
+    world: World,
+    weights: jax.Array,
+    episodes: int,
+    seed: int,
+    *,
+    log: Logbook | None = None,
+    workers: int | None = None,
+) -> Played:
+    """Play the real game with V, M and C.
+
+    Args:
+      world, weights: the agent.
+      episodes: how many.
+      seed: chooses the games (see `evaluation_seeds`) and V's sampling.
+      log: shows progress.
+      workers: processes; the number of cores by default.
+
+    Returns:
+      `Played`, in the order of the seeds.
+
+    Raises:
+      ValueError: no episodes asked for.
+      ImportError: the game is not installed; says how to install it.
+    """
+    if episodes <= 0:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    num_games = min(GAMES, episodes)
+    agent = Agent(world, weights, num_games, jax.random.key(seed))
+    log = log or Logbook(quiet=True)
+    with (
+        VectorGame(world.task, num_games, workers) as game,
+        log.progress("evaluate", episodes, "episodes") as bar,
+    ):
+        return _play_all(agent, game, evaluation_seeds(seed, episodes), bar)
+
+
+def _play_all(agent: Agent, game: VectorGame, seeds: list[int], bar) -> Played:
+    """Play each seed once; a slot takes the next seed when its episode ends."""
+    returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), int)
+    slots = np.arange(game.num_games)
+    episode = slots.copy()  # which seed each slot plays
+    upcoming, finished = len(slots), []
+    frames = game.reset(slots, [seeds[i] for i in slots])
+    restart = np.ones(len(slots), bool)
+    while len(active := np.flatnonzero(episode >= 0)):
+        action = agent.act(frames, restart)
+        now, reward, terminated, truncated, lost = game.step(active, action[active])
+        restart[:] = False
+        frames[active] = now
+        lengths[episode[active]] += 1
+        returns[episode[active]] += reward
+        for slot in active[lost]:
+            returns[episode[slot]] = lengths[episode[slot]] = 0
+        ended = active[(terminated | truncated) & ~lost]
+        for slot in ended:
+            finished.append(returns[episode[slot]])
+            bar.advance(1, f"mean {np.mean(finished):.0f}")
+            episode[slot] = upcoming if upcoming < len(seeds) else -1
+            upcoming += episode[slot] >= 0
+        again = np.concatenate([ended[episode[ended] >= 0], active[lost]])
+        if len(again):
+            frames[again] = game.reset(again, [seeds[i] for i in episode[again]])
+            restart[again] = True
+    return Played(returns=returns, lengths=lengths)

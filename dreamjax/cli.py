@@ -1,0 +1,142 @@
+"""The `dreamjax` command: one subcommand a phase, and `run` for all of them."""
+
+import dataclasses
+import json
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from dreamjax.tasks import CAR_RACING, TAKE_COVER, TASKS
+
+PRESET_NAMES = ("smoke", "quick", "cpu", "paper")
+DEFAULT_PRESET = "quick"
+
+ABOUT = {
+    "run": "Do every phase into one run directory, from wherever it stopped.",
+    "collect": "Record episodes of the real game.",
+    "train-vision": "Train V, the VAE, on the recorded frames.",
+    "encode": "Encode the recorded frames with V.",
+    "train-memory": "Train M, the MDN-RNN, on the latents.",
+    "evolve": "Evolve C in M's dream.",
+    "evaluate": "Play the real game awake; save the score table, the curves and the film.",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        command = _parse(argv)
+        command()
+    except KeyboardInterrupt:
+        print(f"\nstopped; resume with: dreamjax {shlex.join(argv)}", file=sys.stderr)
+        return 130
+    except (ValueError, ImportError, ArithmeticError, OSError, RuntimeError) as error:
+        print(f"dreamjax: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(argv: list[str]) -> Any:
+    """The subcommand that `argv` asks for, filled in."""
+    from dreamjax.presets import PRESETS
+
+    preset = _preset(argv)
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    commands = [_phase_command(name, PRESETS[preset], preset) for name in ABOUT]
+    union = Info
+    for command in commands:
+        union = union | command
+    return tyro.cli(union, args=argv, prog="dreamjax", description=__doc__)
+
+
+def _preset(argv: list[str]) -> str:
+    """The value of `--preset`, found before parsing because it supplies the defaults."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word == "--preset":
+            return following
+        if word.startswith("--preset="):
+            return word.removeprefix("--preset=")
+    return DEFAULT_PRESET
+
+
+def _phase_command(name: str, config: Any, preset: str) -> Any:
+    """The subcommand `name` as an annotated dataclass whose defaults are the preset's."""
+    from dreamjax.pipeline import RunConfig
+
+    @dataclasses.dataclass
+    class Command:
+        task: Annotated[Literal[tuple(TASKS)], tyro.conf.Positional]
+        run_dir: Path  # everything is written here
+        config: Annotated[RunConfig, tyro.conf.arg(name="")]
+        preset: Literal[PRESET_NAMES] = DEFAULT_PRESET
+        seed: int = 0
+
+        def __call__(self) -> None:
+            _run(self, name)
+
+    Command.__doc__ = ABOUT[name]
+    default = Command(tyro.MISSING, tyro.MISSING, config, preset)
+    return Annotated[Command, tyro.conf.subcommand(name, default=default, description=ABOUT[name])]
+
+
+def _run(command: Any, name: str) -> None:
+    from dreamjax.files import writable
+    from dreamjax.logbook import Logbook
+    from dreamjax.pipeline import PHASES, Run, run_phases
+
+    directory = writable(command.run_dir)
+    run = Run(directory, TASKS[command.task], command.seed, command.config, Logbook(directory))
+    run_phases(run, tuple(PHASES) if name == "run" else (name,))
+
+
+@dataclasses.dataclass
+class Info:
+    """Tell versions, devices, the games found, and the sizes of V, M and C."""
+
+    json: bool = False  # as JSON
+
+    def __call__(self) -> None:
+        found = info()
+        if self.json:
+            print(json.dumps(found, indent=2))
+            return
+        for section, values in found.items():
+            print(section)
+            rows = values.items() if isinstance(values, dict) else enumerate(values)
+            for key, value in rows:
+                print(f"  {key}: {value}")
+
+
+def info() -> dict[str, Any]:
+    """What `dreamjax info` tells."""
+    import jax
+
+    from dreamjax.checkpoint import versions
+    from dreamjax.real import games
+
+    return {
+        "versions": versions(),
+        "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
+        "games": games(),
+        "parameters": {task.name: parameter_counts(task) for task in (TAKE_COVER, CAR_RACING)},
+    }
+
+
+def parameter_counts(task: Any) -> dict[str, int]:
+    """Numbers in V, M and C of a task."""
+    import jax
+
+    from dreamjax.controller import controller_for
+    from dreamjax.worlds import blank_models
+
+    vision, memory = (
+        sum(leaf.size for leaf in jax.tree.leaves(model)) for model in blank_models(task)
+    )
+    return {"V": vision, "M": memory, "C": controller_for(task).num_params}

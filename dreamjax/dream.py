@@ -1,0 +1,206 @@
+"""The dream: M as a gymnax environment.
+
+Paper: section "VizDoom Experiment"; code: `doomrnn/doomrnn.py`, `DoomCoverRNNEnv`.
+Legend: A action numbers, F features that C reads, H LSTM units, N start states, Z latent numbers.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from gymnax.environments import environment, spaces
+
+from dreamjax.controller import features
+from dreamjax.memory import MDNRNN
+from dreamjax.tasks import TAKE_COVER, Task
+
+OBSERVATION_BOUND = 50.0  # as the original declares; z, c and h stay well inside
+
+
+@struct.dataclass
+class EnvState(environment.EnvState):
+    """Where a dream is.
+
+    Attributes:
+      time: [] int32, steps since the dream began.
+      z: [Z] float32, current latent.
+      carry: M's (c, h), each [H] float32.
+    """
+
+    z: jax.Array
+    carry: tuple[jax.Array, jax.Array]
+
+
+@partial(struct.dataclass, kw_only=True)
+class EnvParams(environment.EnvParams):
+    """A world: swap it, sweep it, vmap it; nothing recompiles.
+
+    Attributes:
+      memory: M itself.
+      initial_mu, initial_logvar: [N, Z] posteriors of first frames of real episodes.
+      temperature: tau > 0; flattens the mixture (logits / tau) and widens it (sigma * sqrt(tau)).
+      death_threshold: the dream ends where M's death logit is above it; 0 is probability 1/2.
+      max_steps_in_episode: steps after which a dream is truncated.
+    """
+
+    memory: MDNRNN
+    initial_mu: jax.Array
+    initial_logvar: jax.Array
+    temperature: float = 1.15
+    death_threshold: float = 0.0
+    max_steps_in_episode: int = 2100
+
+
+@struct.dataclass
+class Noise:
+    """All randomness of one step: [Z] uniforms pick components, [Z] normals spread them."""
+
+    uniform: jax.Array
+    normal: jax.Array
+
+
+def check_temperature(temperature: float) -> float:
+    """`temperature` itself, as a float.
+
+    Raises:
+      ValueError: it is not a positive finite number.
+    """
+    if not 0 < float(temperature) < float("inf"):
+        raise ValueError(f"temperature must be a positive number, got {temperature}; try 1.0")
+    return float(temperature)
+
+
+def env_params(
+    task: Task,
+    memory: MDNRNN,
+    initial_mu: jax.Array,
+    initial_logvar: jax.Array,
+    *,
+    temperature: float | None = None,
+    death_threshold: float = 0.0,
+) -> EnvParams:
+    """Checked `EnvParams` for a task; `temperature` defaults to the task's.
+
+    Raises:
+      ValueError: temperature not positive, or start states that do not fit the task.
+    """
+    tau = check_temperature(task.temperature if temperature is None else temperature)
+    for name, array in (("initial_mu", initial_mu), ("initial_logvar", initial_logvar)):
+        if array.ndim != 2 or not len(array) or array.shape[1] != task.latent_size:
+            raise ValueError(
+                f"{name} must be [N, {task.latent_size}] for {task.name}, got {list(array.shape)}; "
+                "encode start frames with the V that M was trained on"
+            )
+    if memory.latent_size != task.latent_size:
+        raise ValueError(
+            f"M expects z={memory.latent_size} but {task.name} has z={task.latent_size}; "
+            "use the M of this task"
+        )
+    return EnvParams(
+        memory=memory,
+        initial_mu=jnp.asarray(initial_mu, jnp.float32),
+        initial_logvar=jnp.asarray(initial_logvar, jnp.float32),
+        temperature=jnp.float32(tau),
+        death_threshold=jnp.float32(death_threshold),
+        max_steps_in_episode=jnp.int32(task.max_steps),
+    )
+
+
+@dataclasses.dataclass(frozen=True)  # equal envs hash equal, so they share one compiled step
+class DreamEnv(environment.Environment[EnvState, EnvParams]):
+    """M's dream of a game.
+
+    - observation: float32 [F], what C reads: (z, c, h) for Take Cover.
+    - action: float32 [A] in [-1, 1], clipped to it.
+    - reward: float32 [], 1 a step survived, the dying one included.
+    - terminated: bool [], M's death logit is above `params.death_threshold`.
+    - truncated: bool [], `params.max_steps_in_episode` steps were dreamt.
+    """
+
+    task: Task = TAKE_COVER
+
+    @property
+    def default_params(self) -> EnvParams:
+        raise ValueError(
+            f"a dream of {self.task.name} needs a world: pass "
+            "params=dreamjax.load_world(RUN_DIRECTORY).params()"
+        )
+
+    def reset_env(self, key: jax.Array, params: EnvParams) -> tuple[jax.Array, EnvState]:
+        """Start from a real first frame's posterior, with an empty memory."""
+        key_start, key_z = jax.random.split(key)
+        start = jax.random.randint(key_start, (), 0, len(params.initial_mu))
+        mu, logvar = params.initial_mu[start], params.initial_logvar[start]
+        z = mu + jnp.exp(logvar / 2) * jax.random.normal(key_z, mu.shape)
+        carry = params.memory.initial_carry()
+        state = EnvState(time=jnp.int32(0), z=z, carry=carry)
+        return self.observe(key, state, None, params), state
+
+    def step_env(
+        self, key: jax.Array, state: EnvState, action: jax.Array, params: EnvParams
+    ) -> tuple[jax.Array, EnvState, jax.Array, jax.Array, dict[str, Any]]:
+        """One imagined step: gymnax's raw `(obs, state, reward, terminated, info)`."""
+        return self.transition(self.draw_noise(key), state, action, params)
+
+    def draw_noise(self, key: jax.Array) -> Noise:
+        """The randomness of one step, apart from it, so that many dreams can share it."""
+        key_uniform, key_normal = jax.random.split(key)
+        shape = (self.task.latent_size,)
+        return Noise(
+            uniform=jax.random.uniform(key_uniform, shape),
+            normal=jax.random.normal(key_normal, shape),
+        )
+
+    def transition(
+        self, noise: Noise, state: EnvState, action: jax.Array, params: EnvParams
+    ) -> tuple[jax.Array, EnvState, jax.Array, jax.Array, dict[str, Any]]:
+        """The dream step proper, a deterministic function of its noise."""
+        action = jnp.clip(action, -1.0, 1.0)
+        carry, mixture, death_logit = params.memory(state.carry, state.z, action, state.time == 0)
+        z = mixture.sample_from(noise.uniform, noise.normal, params.temperature)
+        state = EnvState(time=state.time + 1, z=z, carry=carry)
+        obs = self.observe(None, state, action, params)
+        return obs, state, jnp.float32(1.0), death_logit > params.death_threshold, {}
+
+    def observe(
+        self, key: jax.Array | None, state: EnvState, action: jax.Array | None, params: EnvParams
+    ) -> jax.Array:
+        """What C reads of a state, [F]."""
+        del key, action, params
+        return features(self.task, state.z, state.carry)
+
+    @property
+    def name(self) -> str:
+        """`Dream-` and the game's name."""
+        return f"Dream-{self.task.name}"
+
+    @property
+    def num_actions(self) -> int:
+        """Numbers in an action."""
+        return self.task.action_size
+
+    def action_space(self, params: EnvParams | None = None) -> spaces.Box:
+        """Box [A] in [-1, 1]."""
+        del params
+        return spaces.Box(-1.0, 1.0, (self.task.action_size,), jnp.float32)
+
+    def observation_space(self, params: EnvParams | None = None) -> spaces.Box:
+        """Box [F], finite bounds."""
+        del params
+        bound, shape = OBSERVATION_BOUND, (self.task.feature_size,)
+        return spaces.Box(-bound, bound, shape, jnp.float32)
+
+    def state_space(self, params: EnvParams) -> spaces.Dict:
+        """Boxes of `EnvState`'s fields."""
+        bound, hidden = OBSERVATION_BOUND, (self.task.hidden_size,)
+        unit = spaces.Box(-bound, bound, hidden, jnp.float32)
+        return spaces.Dict(
+            {
+                "time": spaces.Discrete(self.task.max_steps + 1),
+                "z": spaces.Box(-bound, bound, (self.task.latent_size,), jnp.float32),
+                "carry": spaces.Tuple((unit, unit)),
+            }
+        )

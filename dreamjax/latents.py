@@ -1,0 +1,166 @@
+"""Encoded play: what V saw in every frame, which is all that M ever sees (paper section 3, step 3).
+
+Original: `doomrnn/series.py`. One file for each shard of rollouts, under the same name.
+Shapes: N frames, E episodes (laid one after another), Z latent, A numbers in an action.
+"""
+
+import dataclasses
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dreamjax import files, rollouts
+from dreamjax.checkpoint import digest
+from dreamjax.logbook import Logbook
+from dreamjax.vision import VAE
+
+FORMAT = 1
+BATCH = 256  # frames encoded at once
+_PER_FRAME = ("mu", "logvar", "actions", "rewards")
+_PER_EPISODE = ("lengths", "terminated")
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentSequences:
+    """Whole encoded episodes, one after another.
+
+    Attributes:
+      mu, logvar: float16 [N, Z]; V's posterior of each frame.
+      actions: float32 [N, A]; action t was taken on frame t.
+      rewards: float32 [N]; reward t is what action t earned.
+      lengths: int32 [E]; they sum to N.
+      terminated: bool [E]; True is death, False is an episode cut by the step cap.
+      vision: digest of the V that encoded them.
+      profile: the variant of the game that was played.
+    """
+
+    mu: np.ndarray
+    logvar: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    lengths: np.ndarray
+    terminated: np.ndarray
+    vision: str
+    profile: str
+
+    def starts(self, n: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+        """`(mu, logvar)`, float32 [n, Z]: first frames of the first `n` episodes, or of all."""
+        first = (np.cumsum(self.lengths) - self.lengths)[:n]
+        return self.mu[first].astype(np.float32), self.logvar[first].astype(np.float32)
+
+    def split(
+        self, held_out: float = 0.1, seed: int = 0
+    ) -> tuple["LatentSequences", "LatentSequences"]:
+        """Divide whole episodes at random into `(train, held)`, at least one on each side.
+
+        Raises:
+          ValueError: fewer than two episodes.
+        """
+        episodes = len(self.lengths)
+        if episodes < 2:
+            raise ValueError(f"cannot hold out one of {episodes} episodes; collect more")
+        number = int(np.clip(round(held_out * episodes), 1, episodes - 1))
+        held = np.zeros(episodes, bool)
+        held[np.random.default_rng(seed).permutation(episodes)[:number]] = True
+        return self._select(~held), self._select(held)
+
+    def _select(self, episodes: np.ndarray) -> "LatentSequences":
+        frames = np.repeat(episodes, self.lengths)
+        parts = {name: getattr(self, name)[frames] for name in _PER_FRAME}
+        parts |= {name: getattr(self, name)[episodes] for name in _PER_EPISODE}
+        return dataclasses.replace(self, **parts)
+
+
+def encode_rollouts(
+    vae: VAE, rollouts_directory: Path | str, latents_directory: Path | str, *, log: Logbook
+) -> None:
+    """Encode every shard of rollouts that this V has not encoded yet.
+
+    Args:
+      vae: V.
+      rollouts_directory: shards written by `rollouts.collect`.
+      latents_directory: receives one file for each shard; run again to go on after a stop.
+      log: shows the progress.
+
+    Raises:
+      ValueError: no rollouts there.
+    """
+    counts = rollouts.frame_counts(rollouts_directory, say=log.say)
+    if not counts:
+        raise ValueError(f"no rollouts in {rollouts_directory}; collect some first")
+    latents_directory, vision = files.writable(latents_directory), digest(vae)
+    targets = {path: latents_directory / path.name for path in counts}
+    todo = [path for path in counts if not _is_encoded(targets[path], vision, counts[path])]
+    encode = jax.jit(lambda frames: vae.encode(frames))
+    total = sum(counts.values())
+    done = total - sum(counts[path] for path in todo)
+    with log.progress("encode", total, "frames", done) as bar:
+        for path in todo:
+            for shard in rollouts.stream([path], say=log.say):
+                _write(targets[path], _encoded(encode, shard, vision))
+            bar.advance(counts[path])
+
+
+def _encoded(encode: Callable, shard: rollouts.Rollouts, vision: str) -> LatentSequences:
+    frames = shard.frames
+    padding = np.zeros((-len(frames) % BATCH, *frames.shape[1:]), np.uint8)
+    batches = np.concatenate([frames, padding]).reshape(-1, BATCH, *frames.shape[1:])
+    pairs = [jax.device_get(encode(batch)) for batch in batches]
+    mu, logvar = (
+        np.concatenate(part)[: len(frames)].astype(np.float16) for part in zip(*pairs, strict=True)
+    )
+    kept = {name: getattr(shard, name) for name in ("actions", "rewards", *_PER_EPISODE)}
+    return LatentSequences(mu=mu, logvar=logvar, **kept, vision=vision, profile=shard.profile)
+
+
+def _write(path: Path, latents: LatentSequences) -> None:
+    arrays = {field.name: getattr(latents, field.name) for field in dataclasses.fields(latents)}
+    with files.replacing(path) as file:
+        np.savez(file, format=FORMAT, **arrays)
+
+
+def _is_encoded(path: Path, vision: str, frames: int) -> bool:
+    """Whether `path` holds `frames` frames encoded by the V with digest `vision`."""
+    try:
+        found = _read(path)
+    except ValueError:
+        return False
+    return found.vision == vision and len(found.mu) == frames
+
+
+def _read(path: Path) -> LatentSequences:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = dict(archive)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is missing or damaged ({reason}); encode again") from None
+    if arrays.pop("format", None) != FORMAT:
+        raise ValueError(f"{path} is not a file of latents of format {FORMAT}; encode again")
+    strings = {name: str(arrays.pop(name)) for name in ("vision", "profile")}
+    return LatentSequences(**arrays, **strings)
+
+
+def read_latents(directory: Path | str) -> LatentSequences:
+    """All encoded episodes of a directory.
+
+    Raises:
+      ValueError: none there, a damaged file, or files of more than one V or game.
+    """
+    parts = {path: _read(path) for path in rollouts.shard_paths(directory)}
+    if not parts:
+        raise ValueError(f"no latents in {directory}; encode some rollouts first")
+    for name in ("vision", "profile"):
+        found = {getattr(part, name): path.name for path, part in parts.items()}
+        if len(found) > 1:
+            listed = ", ".join(f"{file} of {value[:20]}" for value, file in found.items())
+            raise ValueError(f"{directory} mixes more than one {name} ({listed}); encode again")
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts.values()])
+        for name in _PER_FRAME + _PER_EPISODE
+    }
+    return dataclasses.replace(next(iter(parts.values())), **arrays)

@@ -1,0 +1,40 @@
+"""Named sizes of a run. `paper` is the paper's; the others are what a machine and a wait allow."""
+
+from dreamjax.evolution import EvolveConfig
+from dreamjax.memory import MemoryConfig
+from dreamjax.pipeline import CollectConfig, EvaluateConfig, RunConfig
+from dreamjax.vision import VisionConfig
+
+PRESETS = {
+    # About two minutes on 2 cores: proves that every phase works, not that it learns.
+    "smoke": RunConfig(
+        collect=CollectConfig(episodes=16),
+        vision=VisionConfig(steps=40),
+        memory=MemoryConfig(steps=20, batch_size=16, sequence_length=64),
+        evolve=EvolveConfig(
+            generations=2, population=8, rollouts=4, eval_every=2, eval_rollouts=32
+        ),
+        evaluate=EvaluateConfig(episodes=8, baseline_episodes=20),
+    ),
+    # At most 20 minutes on 2 cores.
+    "quick": RunConfig(
+        collect=CollectConfig(episodes=400),
+        vision=VisionConfig(steps=1500),
+        memory=MemoryConfig(steps=1000, batch_size=64, sequence_length=128),
+        evolve=EvolveConfig(generations=20, eval_every=5, eval_rollouts=256),
+    ),
+    # At most 3 hours on 2 cores.
+    "cpu": RunConfig(
+        collect=CollectConfig(episodes=2000),
+        vision=VisionConfig(steps=18_000),
+        memory=MemoryConfig(steps=3_000),
+        evolve=EvolveConfig(generations=150, eval_rollouts=512),
+    ),
+    # The paper's scale: for an accelerator and many cores.
+    "paper": RunConfig(
+        collect=CollectConfig(episodes=10_000, min_steps=101),
+        vision=VisionConfig(steps=308_000),
+        memory=MemoryConfig(steps=24_400),
+        evolve=EvolveConfig(generations=200),
+    ),
+}

@@ -1,0 +1,118 @@
+"""Checkpoints prove themselves, and nothing sound is ever lost."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax.checkpoint import CheckpointError, Store, digest
+
+TREE = {"kernel": jnp.arange(12.0).reshape(3, 4), "count": {"step": jnp.int32(7)}}
+
+
+def other(value):
+    return {"kernel": jnp.full((3, 4), float(value)), "count": {"step": jnp.int32(8)}}
+
+
+def flip(folder):
+    """Flip one bit of the largest file of array data."""
+    path = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.smoke
+def test_what_is_saved_is_loaded(tmp_path):
+    store = Store(tmp_path)
+    store.save(5, TREE, {"seed": 3})
+    found, meta = store.load(other(0.0))
+    np.testing.assert_array_equal(found["kernel"], TREE["kernel"])
+    assert found["count"]["step"] == 7 and found["count"]["step"].dtype == jnp.int32
+    assert meta["step"] == 5 and meta["seed"] == 3 and "jax" in meta["versions"]
+    assert digest(found) == digest(TREE) != digest(other(0.0))
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    store = Store(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        store.save(step, other(step), {})
+    assert store.steps() == [2, 3]
+    assert store.load(TREE)[0]["kernel"][0, 0] == 3
+
+
+def test_a_flipped_bit_is_noticed_and_the_older_one_is_used(tmp_path, capsys):
+    store = Store(tmp_path)
+    store.save(1, other(1.0), {})
+    store.save(2, other(2.0), {})
+    flip(tmp_path / "00000002")
+    found, meta = store.load(TREE)
+    assert meta["step"] == 1 and found["kernel"][0, 0] == 1
+    assert "skipped" in capsys.readouterr().out
+    flip(tmp_path / "00000001")
+    with pytest.raises(CheckpointError, match="damaged"):
+        store.load(TREE)
+
+
+def test_stray_names_are_ignored(tmp_path):
+    store = Store(tmp_path)
+    store.save(1, TREE, {})
+    for name in ("12", "notes", ".00000099.1"):
+        (tmp_path / name).mkdir()
+    assert store.load(TREE)[1]["step"] == 1
+
+
+@pytest.mark.parametrize(
+    "template, message",
+    [
+        ({"kernel": jnp.zeros((3, 5))}, r"float32\[3, 4\].*float32\[3, 5\]"),
+        ({"kernel": jnp.zeros((3, 4), jnp.int32)}, r"float32\[3, 4\].*int32"),
+        ({"bias": jnp.zeros(3)}, "holds no array"),
+    ],
+)
+def test_another_model_is_refused_in_one_line(tmp_path, template, message):
+    Store(tmp_path).save(1, TREE, {})
+    with pytest.raises(CheckpointError, match=message) as error:
+        Store(tmp_path).load(template)
+    assert "\n" not in str(error.value)
+
+
+def test_another_format_is_refused(tmp_path):
+    store = Store(tmp_path)
+    store.save(1, TREE, {})
+    meta = tmp_path / "00000001" / "meta.json"
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "format": 99}))
+    with pytest.raises(CheckpointError, match="damaged"):  # the manifest covers it
+        store.load(TREE)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(CheckpointError, match="nothing there.*train it first"):
+        Store(tmp_path / "none").load(TREE)
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
+    """A file-size limit stands in for the full disk."""
+    Store(tmp_path).save(1, TREE, {})
+    script = """
+import resource, signal, sys, numpy as np
+from dreamjax.checkpoint import CheckpointError, Store
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+noise = np.random.default_rng(0).normal(size=300000)
+try:
+    Store(sys.argv[1]).save(2, {"kernel": noise}, {})
+except CheckpointError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True
+    )
+    line = done.stdout.strip().splitlines()[-1]
+    assert "cannot save" in line and "2 MB needed" in line, done.stderr
+    assert os.listdir(tmp_path) == ["00000001"]
+    assert Store(tmp_path).load(TREE)[1]["step"] == 1

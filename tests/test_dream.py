@@ -1,0 +1,198 @@
+"""The dream against NumPy, against itself in other forms, and against gymnax's contract."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_memory
+
+from benchmarks import numpy_dream
+from dreamjax.dream import DreamEnv, EnvState, env_params
+from dreamjax.tasks import TAKE_COVER
+
+
+def keys(n, seed=0):
+    return jax.random.split(jax.random.key(seed), n)
+
+
+def actions(n, seed=1):
+    return jax.random.uniform(jax.random.key(seed), (n, 1), minval=-1.0, maxval=1.0)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 1.5])
+def test_an_episode_equals_the_numpy_dream(dream, temperature):
+    env, params = dream
+    params = params.replace(temperature=jnp.float32(temperature))
+    _, state = env.reset(jax.random.key(3), params)
+    w = numpy_dream.weights_of(params.memory)
+    ours, theirs = state, (np.asarray(state.z), *map(np.asarray, state.carry), True)
+    for key, action in zip(keys(12), actions(12), strict=True):
+        noise = env.draw_noise(key)
+        obs, ours, reward, terminated, _ = env.step_env(key, ours, action, params)
+        theirs, death = numpy_dream.step(
+            w, theirs, np.asarray(action), noise.uniform, noise.normal, temperature
+        )
+        np.testing.assert_allclose(ours.z, theirs[0], atol=2e-5)
+        np.testing.assert_allclose(obs, np.concatenate(theirs[:3]), atol=2e-5)
+        assert reward == 1.0
+        assert bool(terminated) == (death > 0)
+
+
+def test_vmap_equals_a_loop(dream):
+    env, params = dream
+    _, states = jax.vmap(env.reset, (0, None))(keys(5), params)
+    batched = jax.vmap(env.step_env, (0, 0, 0, None))(keys(5, 1), states, actions(5), params)
+    for i in range(5):
+        state = jax.tree.map(lambda x, i=i: x[i], states)
+        single = env.step_env(keys(5, 1)[i], state, actions(5)[i], params)
+        for one, many in zip(jax.tree.leaves(single), jax.tree.leaves(batched), strict=True):
+            np.testing.assert_allclose(one, many[i], atol=1e-6)
+
+
+def test_scan_equals_single_steps(dream):
+    env, params = dream
+    _, state = env.reset(jax.random.key(0), params)
+
+    def body(state, inputs):
+        obs, state, _, terminated, _ = env.step_env(*inputs[:1], state, inputs[1], params)
+        return state, (obs, terminated)
+
+    _, (scanned, _) = jax.lax.scan(body, state, (keys(8), actions(8)))
+    for key, action, expected in zip(keys(8), actions(8), scanned, strict=True):
+        obs, state, *_ = env.step_env(key, state, action, params)
+        np.testing.assert_allclose(obs, expected, atol=1e-6)
+
+
+def test_another_world_or_temperature_is_no_new_trace(dream, small_task):
+    env, params = dream
+    traces = []
+
+    @jax.jit
+    def step(key, state, action, params):
+        traces.append(1)
+        return env.step_env(key, state, action, params)
+
+    _, state = env.reset(jax.random.key(0), params)
+    other = params.replace(
+        memory=random_memory(small_task, seed=5),
+        temperature=jnp.float32(0.3),
+        death_threshold=jnp.float32(1.0),
+        max_steps_in_episode=jnp.int32(5),
+    )
+    first, second = (step(keys(1)[0], state, actions(1)[0], p) for p in (params, other))
+    assert len(traces) == 1
+    assert not np.allclose(first[0], second[0])
+
+
+def test_equal_envs_share_one_compiled_step(dream, small_task):
+    env, params = dream
+    _, state = env.reset(jax.random.key(0), params)
+    env.step(keys(1)[0], state, actions(1)[0], params)
+    before = type(env).step._cache_size()
+    DreamEnv(dataclasses.replace(small_task)).step(keys(1)[0], state, actions(1)[0], params)
+    assert type(env).step._cache_size() == before
+
+
+def test_worlds_and_temperatures_can_be_vmapped(dream, small_task):
+    env, params = dream
+    _, state = env.reset(jax.random.key(0), params)
+    taus = jnp.array([0.2, 1.0, 2.0])
+    z = jax.vmap(
+        lambda tau: (
+            env.step_env(keys(1)[0], state, actions(1)[0], params.replace(temperature=tau))[1].z
+        )
+    )(taus)
+    assert len(np.unique(np.asarray(z)[:, 0])) == 3
+    memories = [random_memory(small_task, seed=s) for s in range(2)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *memories)
+    together = jax.vmap(
+        lambda memory: (
+            env.step_env(keys(1)[0], state, actions(1)[0], params.replace(memory=memory))[1].z
+        )
+    )(stacked)
+    for memory, z in zip(memories, together, strict=True):
+        alone = env.step_env(keys(1)[0], state, actions(1)[0], params.replace(memory=memory))
+        np.testing.assert_allclose(alone[1].z, z, atol=1e-6)
+
+
+def test_death_is_terminated_and_the_cap_is_truncated(dream):
+    env, params = dream
+    params = params.replace(max_steps_in_episode=jnp.int32(4))
+    _, state = env.reset(jax.random.key(0), params)
+    immortal = params.replace(death_threshold=jnp.float32(1e9))
+    ends = []
+    for key, action in zip(keys(4), actions(4), strict=True):
+        _, state, _, terminated, truncated, info = env.step(key, state, action, immortal)
+        ends.append((bool(terminated), bool(truncated)))
+    assert ends == [(False, False)] * 3 + [(False, True)]
+    assert state.time == 0  # reset by itself
+    np.testing.assert_array_equal(state.carry[0], 0.0)
+    assert not np.allclose(info["final_observation"][-5:], 0.0)
+    doomed = params.replace(death_threshold=jnp.float32(-1e9))
+    _, state, reward, terminated, truncated, _ = env.step(keys(1)[0], state, actions(1)[0], doomed)
+    assert (bool(terminated), bool(truncated), float(reward)) == (True, False, 1.0)
+
+
+def test_a_dream_starts_at_a_real_first_frame(dream):
+    env, params = dream
+    sharp = params.replace(initial_logvar=jnp.full_like(params.initial_logvar, -60.0))
+    obs, state = jax.vmap(env.reset, (0, None))(keys(200), sharp)
+    distance = jnp.abs(state.z[:, None] - params.initial_mu[None]).max(-1).min(-1)
+    assert distance.max() < 1e-6
+    assert len(np.unique(np.asarray(state.z)[:, 0])) == len(params.initial_mu)
+    np.testing.assert_array_equal(obs[:, state.z.shape[1] :], 0.0)
+
+
+def test_the_restart_flag_is_on_at_the_first_step_only(dream):
+    env, params = dream
+    _, state = env.reset(jax.random.key(0), params)
+    dirty = tuple(jnp.ones_like(part) for part in state.carry)
+    first = [
+        env.step_env(
+            keys(1)[0], EnvState(time=jnp.int32(t), z=state.z, carry=carry), actions(1)[0], params
+        )[1].z
+        for t in (0, 1)
+        for carry in (state.carry, dirty)
+    ]
+    np.testing.assert_array_equal(first[0], first[1])  # time 0: the carry is zeroed
+    assert not np.allclose(first[2], first[3])
+    assert not np.allclose(first[0], first[2])  # the flag itself is read
+
+
+def test_spaces_are_true_and_actions_are_clipped(dream):
+    env, params = dream
+    obs, state = env.reset(jax.random.key(0), params)
+    assert obs.shape == env.observation_space(params).shape and obs.dtype == jnp.float32
+    assert np.isfinite(env.observation_space(params).sample(jax.random.key(0))).all()
+    inside, outside = (
+        env.step_env(keys(1)[0], state, jnp.array([a]), params)[0] for a in (1.0, 7.0)
+    )
+    np.testing.assert_array_equal(inside, outside)
+
+
+def test_take_cover_observation_is_what_the_controller_reads():
+    env = DreamEnv(TAKE_COVER)
+    assert env.observation_space().shape == (1088,)
+    assert env.action_space().shape == (1,)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_bad_temperature_is_named(small_task, temperature):
+    memory, mu = random_memory(small_task), jnp.zeros((2, 6))
+    with pytest.raises(ValueError, match=f"temperature must be .* got {temperature}"):
+        env_params(small_task, memory, mu, mu, temperature=temperature)
+
+
+def test_start_states_of_another_size_are_refused(small_task):
+    memory = random_memory(small_task)
+    with pytest.raises(ValueError, match=r"initial_mu must be \[N, 6\].*got \[2, 5\]"):
+        env_params(small_task, memory, jnp.zeros((2, 5)), jnp.zeros((2, 5)))
+    with pytest.raises(ValueError, match="M expects z=6 but take-cover has z=64"):
+        env_params(TAKE_COVER, memory, jnp.zeros((2, 64)), jnp.zeros((2, 64)))
+
+
+def test_no_world_no_default():
+    with pytest.raises(ValueError, match="needs a world"):
+        _ = DreamEnv().default_params

@@ -1,0 +1,95 @@
+"""The stream of training frames: complete, shuffled, resumable, and small in memory."""
+
+import numpy as np
+import pytest
+
+from dreamjax import rollouts
+from dreamjax.frames import FrameStream
+from dreamjax.tasks import FRAME_SHAPE
+
+LENGTHS = (5, 2, 7, 4, 3)  # frames of each shard; frame i of all is filled with i
+TOTAL = sum(LENGTHS)
+FRAME_BYTES = 64 * 64 * 3
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("rollouts")
+    start = 0
+    for number, length in enumerate(LENGTHS):
+        values = np.arange(start, start + length, dtype=np.uint8)
+        shard = rollouts.Rollouts(
+            frames=np.broadcast_to(values[:, None, None, None], (length, *FRAME_SHAPE)),
+            actions=np.zeros((length, 1), np.float32),
+            rewards=np.ones(length, np.float32),
+            lengths=np.array([length], np.int32),
+            terminated=np.array([True]),
+            seeds=np.array([number]),
+            profile="test",
+        )
+        rollouts.write(directory / f"shard-{number:05d}.npz", shard)
+        start += length
+    return directory
+
+
+def stream(recorded, seed=0, frames=TOTAL):
+    """Batches of 4 with room for `frames` frames."""
+    return FrameStream(recorded, 4, seed, frames * FRAME_BYTES)
+
+
+def numbers(batches):
+    """The number that each frame is filled with."""
+    assert batches.dtype == np.uint8 and batches.shape[1:] == (4, *FRAME_SHAPE)
+    assert (batches == batches[..., :1, :1, :1]).all()
+    return batches[..., 0, 0, 0]
+
+
+@pytest.mark.parametrize("room", [TOTAL, 16, 1])
+def test_every_frame_comes_once_an_epoch(recorded, room):
+    epochs = numbers(stream(recorded, frames=room).take(0, TOTAL)).reshape(4, TOTAL)
+    np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(TOTAL), (4, 1)))
+    assert len({tuple(epoch) for epoch in epochs}) == 4, "each epoch has its own order"
+
+
+@pytest.mark.parametrize("room", [TOTAL, 16, 1])
+def test_batches_depend_on_seed_and_step_alone(recorded, room):
+    whole = stream(recorded, frames=room).take(0, 13)
+    for first in (3, 5, 12):
+        np.testing.assert_array_equal(
+            stream(recorded, frames=room).take(first, 1), whole[first : first + 1]
+        )
+    used = stream(recorded, frames=room)
+    parts = [used.take(0, 2), used.take(2, 7), used.take(9, 4), used.take(1, 3)]
+    np.testing.assert_array_equal(np.concatenate(parts), np.concatenate([whole, whole[1:4]]))
+    assert (stream(recorded, seed=1, frames=room).take(0, 13) != whole).any()
+
+
+def test_frames_of_different_shards_are_mixed(recorded):
+    first = numbers(stream(recorded).take(0, 1))[0]
+    assert len(np.unique(np.searchsorted(np.cumsum(LENGTHS), first, side="right"))) > 1
+
+
+def test_memory_holds_two_blocks_and_all_that_fits_is_read_once(recorded, monkeypatch):
+    read, sizes = FrameStream._read, []
+    monkeypatch.setattr(
+        FrameStream, "_read", lambda self, block: sizes.append(len(x := read(self, block))) or x
+    )
+    stream(recorded).take(0, 20)
+    assert sizes == [TOTAL]
+    sizes.clear()
+    stream(recorded, frames=16).take(0, 20)
+    assert max(sizes) <= 8 and len(sizes) > 8
+
+
+def test_no_rollouts_and_damaged_rollouts_are_one_clear_line(recorded, tmp_path, capsys):
+    with pytest.raises(ValueError, match="no rollouts in .*; collect some first"):
+        stream(tmp_path)
+    for path in rollouts.shard_paths(recorded):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    bad = stream(tmp_path)
+    path = tmp_path / "shard-00002.npz"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match="7 frames in .* run the same command again"):
+        bad.take(0, 1)
+    assert "shard-00002.npz.corrupt" in capsys.readouterr().out
+    assert len(np.unique(numbers(stream(tmp_path).take(0, 4)))) == TOTAL - 7 == 14

@@ -1,0 +1,167 @@
+"""Encoded rollouts: exact, resumable, tied to the V that made them."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from dreamjax import checkpoint, latents, rollouts
+from dreamjax.latents import LatentSequences, encode_rollouts, read_latents
+from dreamjax.logbook import Logbook
+from dreamjax.vision import VAE
+
+LENGTHS = ((4, 2), (3,), (1, 5, 2))  # episodes of each shard
+LOG = Logbook(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return jax.jit(lambda: VAE(6, rngs=nnx.Rngs(0)))()
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    directory, rng = tmp_path_factory.mktemp("rollouts"), np.random.default_rng(0)
+    for number, lengths in enumerate(LENGTHS):
+        size = sum(lengths)
+        shard = rollouts.Rollouts(
+            frames=rng.integers(0, 256, (size, 64, 64, 3), np.uint8),
+            actions=rng.random((size, 2), np.float32),
+            rewards=rng.random(size, np.float32),
+            lengths=np.array(lengths, np.int32),
+            terminated=rng.random(len(lengths)) < 0.5,
+            seeds=np.arange(len(lengths)),
+            profile="test",
+        )
+        rollouts.write(directory / f"shard-{number:05d}.npz", shard)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def encoded(vae, recorded, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("latents")
+    encode_rollouts(vae, recorded, directory, log=LOG)
+    return directory
+
+
+def whole(recorded):
+    """All shards' arrays, joined."""
+    shards = [rollouts.read(path) for path in rollouts.shard_paths(recorded)]
+    names = ("frames", "actions", "rewards", "lengths", "terminated")
+    return {name: np.concatenate([getattr(shard, name) for shard in shards]) for name in names}
+
+
+def sequences(lengths):
+    """Latents whose mu says which episode and which of its frames they are."""
+    mu = np.concatenate([[(e, t) for t in range(n)] for e, n in enumerate(lengths)])
+    return LatentSequences(
+        mu=mu.astype(np.float16),
+        logvar=-mu.astype(np.float16),
+        actions=np.zeros((len(mu), 1), np.float32),
+        rewards=np.ones(len(mu), np.float32),
+        lengths=np.array(lengths, np.int32),
+        terminated=np.arange(len(lengths)) % 2 == 0,
+        vision="v",
+        profile="test",
+    )
+
+
+def test_latents_are_the_posteriors_of_the_recorded_frames(vae, recorded, encoded, monkeypatch):
+    found, wanted = read_latents(encoded), whole(recorded)
+    mu, logvar = jax.jit(VAE.encode)(vae, wanted["frames"])
+    np.testing.assert_allclose(found.mu, mu, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.logvar, logvar, rtol=1e-3, atol=1e-4)
+    assert found.mu.dtype == found.logvar.dtype == np.float16
+    for name in ("actions", "rewards", "lengths", "terminated"):
+        np.testing.assert_array_equal(getattr(found, name), wanted[name])
+    assert (found.vision, found.profile) == (checkpoint.digest(vae), "test")
+
+
+def test_shards_longer_than_a_batch_encode_alike(vae, recorded, encoded, tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "BATCH", 4)
+    encode_rollouts(vae, recorded, tmp_path, log=LOG)
+    np.testing.assert_allclose(read_latents(tmp_path).mu, read_latents(encoded).mu, atol=1e-3)
+
+
+def test_a_second_call_encodes_only_what_is_missing_or_of_another_v(
+    vae, recorded, tmp_path, monkeypatch
+):
+    written, write = [], latents._write
+    monkeypatch.setattr(
+        latents, "_write", lambda path, x: written.append(path.name) or write(path, x)
+    )
+
+    def encode(vae):
+        written.clear()
+        encode_rollouts(vae, recorded, tmp_path, log=LOG)
+        return [int(name[6:11]) for name in written]
+
+    assert encode(vae) == [0, 1, 2]
+    assert encode(vae) == []
+    (tmp_path / "shard-00001.npz").unlink()
+    (tmp_path / "shard-00002.npz").write_bytes(b"half a file")
+    assert encode(vae) == [1, 2]
+    other = nnx.clone(vae)
+    other.mu.bias[...] += 1
+    assert encode(other) == [0, 1, 2]
+    assert read_latents(tmp_path).vision == checkpoint.digest(other)
+
+
+def test_starts_are_the_first_frames_of_the_first_episodes():
+    mu, logvar = sequences((4, 2, 3)).starts(2)
+    np.testing.assert_array_equal(mu, [(0, 0), (1, 0)])
+    np.testing.assert_array_equal(logvar, [(0, 0), (-1, 0)])
+    assert mu.dtype == logvar.dtype == np.float32
+    assert len(sequences((4, 2, 3)).starts()[0]) == 3
+
+
+@pytest.mark.parametrize(("held_out", "number"), [(0.0, 1), (0.25, 2), (1.0, 7)])
+def test_split_divides_whole_episodes(held_out, number):
+    lengths = (4, 2, 3, 1, 5, 2, 6, 1)
+    sides = sequences(lengths).split(held_out, seed=3)
+    assert [len(side.lengths) for side in sides] == [8 - number, number]
+    episodes = []
+    for side in sides:
+        for mu, length, terminated in zip(
+            np.split(side.mu, np.cumsum(side.lengths)[:-1]),
+            side.lengths,
+            side.terminated,
+            strict=True,
+        ):
+            episode = int(mu[0, 0])
+            np.testing.assert_array_equal(mu, [(episode, t) for t in range(lengths[episode])])
+            assert length == lengths[episode] and terminated == (episode % 2 == 0)
+            episodes.append(episode)
+        assert len(side.actions) == len(side.rewards) == len(side.logvar) == side.lengths.sum()
+    assert sorted(episodes) == list(range(8))
+
+
+def test_split_follows_its_seed():
+    held = [sequences(range(1, 30)).split(0.5, seed)[1].lengths for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(held[0], held[1])
+    assert list(held[0]) != list(held[2])
+
+
+def test_bad_directories_are_one_clear_line(vae, recorded, encoded, tmp_path):
+    with pytest.raises(ValueError, match="no rollouts in .*; collect some first"):
+        encode_rollouts(vae, tmp_path, tmp_path / "latents", log=LOG)
+    with pytest.raises(ValueError, match="no latents in .*; encode some rollouts first"):
+        read_latents(tmp_path)
+    with pytest.raises(ValueError, match="cannot hold out one of 1 episodes; collect more"):
+        sequences((3,)).split()
+    part = latents._read(encoded / "shard-00000.npz")
+    for number, name in enumerate(("vision", "profile")):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        latents._write(directory / "shard-00000.npz", part)
+        latents._write(
+            directory / "shard-00001.npz", dataclasses.replace(part, **{name: "another"})
+        )
+        with pytest.raises(ValueError, match=f"mixes more than one {name} .*another") as error:
+            read_latents(directory)
+        assert "\n" not in str(error.value)
+    (tmp_path / "0" / "shard-00001.npz").write_bytes(b"half a file")
+    with pytest.raises(ValueError, match="shard-00001.npz is missing or damaged .* encode again"):
+        read_latents(tmp_path / "0")

@@ -1,0 +1,520 @@
+"""M against NumPy and SciPy; its training against what it must not depend on."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from flax import nnx
+
+from dreamjax import memory as module
+from dreamjax.checkpoint import Store
+from dreamjax.latents import LatentSequences
+from dreamjax.logbook import Logbook
+from dreamjax.memory import (
+    MDNRNN,
+    NEVER,
+    Layout,
+    MemoryConfig,
+    Mixture,
+    Sequences,
+    cast,
+    epoch_order,
+    memory_loss,
+    memory_metrics,
+    predict_sequences,
+    train_memory,
+)
+from dreamjax.tasks import CAR_RACING, TAKE_COVER
+
+QUIET = Logbook(quiet=True)
+ARRAYS = ("lstm_kernel", "lstm_bias", "head_kernel", "head_bias")
+
+
+def small(task, **changes):
+    return dataclasses.replace(task, latent_size=6, hidden_size=12, **changes)
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def random_mixture(seed, *shape):
+    return Mixture(*(jnp.asarray(draw(seed + n, *shape)) for n in range(3)))
+
+
+def as_latents(z, lengths, terminated, actions=None):
+    """Latents whose posteriors are all but points."""
+    return LatentSequences(
+        mu=z.astype(np.float16),
+        logvar=np.full(z.shape, -30, np.float16),
+        actions=np.zeros((len(z), 1), np.float32) if actions is None else actions,
+        rewards=np.ones(len(z), np.float32),
+        lengths=np.array(lengths, np.int32),
+        terminated=np.array(terminated),
+        vision="v",
+        profile="toy",
+    )
+
+
+def random_latents(lengths, terminated):
+    n = sum(lengths)
+    return as_latents(draw(1, n, 6), lengths, terminated, draw(2, n, 1))
+
+
+def random_sequences(T=9, B=4, Z=6, A=1):
+    flags = np.random.default_rng(3).random((4, T, B)) < 0.3
+    flags = [jnp.asarray(flag, jnp.float32) for flag in flags]
+    return Sequences(jnp.asarray(draw(4, T + 1, B, Z)), jnp.asarray(draw(5, T, B, A)), *flags)
+
+
+def stepwise(memory, carry, batch):
+    """`predict_sequences` by scanning the one step that the dream takes."""
+
+    def step(carry, now):
+        z, action, restart, target = now
+        carry, mixture, logit = memory(carry, z, action, restart)
+        return carry, (-mixture.log_prob(target).mean(-1), logit)
+
+    now = batch.z[:-1], batch.action, batch.restart, batch.z[1:]
+    carry, (nll, logit) = jax.lax.scan(step, carry, now)
+    return carry, nll, logit
+
+
+def close(tree, other, rtol=1e-5, atol=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol, atol), tree, other)
+
+
+# The model
+
+
+@pytest.mark.parametrize(
+    ("task", "inputs", "outputs", "parameters"),
+    [(TAKE_COVER, 66, 961, 1_678_785), (CAR_RACING, 35, 480, 422_368)],
+)
+def test_the_paper_s_sizes(task, inputs, outputs, parameters):
+    memory = jax.eval_shape(lambda: MDNRNN(task, rngs=nnx.Rngs(0)))
+    H = task.hidden_size
+    assert memory.lstm_kernel.shape == (inputs + H, 4 * H)
+    assert memory.head_kernel.shape == (H, outputs)
+    assert sum(leaf.size for leaf in jax.tree.leaves(memory)) == parameters
+
+
+def numpy_step(memory, c, h, z, action, restart):
+    """One step for one lane, in float64, written from the original's description."""
+    arrays = {name: np.asarray(getattr(memory, name)[...], np.float64) for name in ARRAYS}
+    c, h = c * (1 - restart), h * (1 - restart)
+    x = np.concatenate([z, action, [restart] if memory.dies else [], h])
+    i, j, f, o = np.split(x @ arrays["lstm_kernel"] + arrays["lstm_bias"], 4)
+    sigmoid = scipy.special.expit
+    c = sigmoid(f + 1) * c + sigmoid(i) * np.tanh(j)
+    h = sigmoid(o) * np.tanh(c)
+    out = h @ arrays["head_kernel"] + arrays["head_bias"]
+    K, Z = memory.num_mixtures, memory.latent_size
+    return c, h, out[: 3 * K * Z].reshape(3, K, Z), out[-1]
+
+
+@pytest.mark.parametrize("task", [TAKE_COVER, CAR_RACING])
+@pytest.mark.parametrize("restart", [0.0, 1.0])
+def test_a_step_equals_numpy(task, restart):
+    task = small(task)
+    memory = MDNRNN(task, rngs=nnx.Rngs(0))
+    for n, name in enumerate(("lstm_bias", "head_bias")):
+        getattr(memory, name)[...] = jnp.asarray(draw(n, *getattr(memory, name).shape))
+    c, h, z, action = draw(1, 12), draw(2, 12), draw(3, 6), draw(4, task.action_size)
+    carry, mixture, logit = memory((c, h), z, action, jnp.float32(restart))
+    c, h, blocks, death = numpy_step(memory, c, h, z, action, restart)
+    close(carry, (c, h))
+    close((mixture.logits, mixture.mean, mixture.logstd), tuple(blocks))
+    assert logit == pytest.approx(death if task.dies else NEVER, rel=1e-5)
+
+
+def test_restart_zeroes_the_carry_and_is_seen():
+    memory = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0))
+    used, new = (draw(1, 2, 12), draw(2, 2, 12)), memory.initial_carry((2,))
+    z, action = draw(3, 2, 6), draw(4, 2, 1)
+    first = np.array([True, False])
+    restarted = memory(used, z, action, first)
+    close(
+        jax.tree.map(lambda x: x[0], restarted[0]),
+        jax.tree.map(lambda x: x[0], memory(new, z, action, first)[0]),
+    )
+    plain = memory(new, z, action, np.zeros(2))[0]
+    assert not np.allclose(restarted[0][1][0], plain[1][0])  # the flag itself is an input
+    assert not np.allclose(restarted[0][1][1], plain[1][1])  # the other lane kept its carry
+
+
+def test_log_prob_equals_scipy():
+    mixture, z = random_mixture(0, 3, 5, 4), draw(9, 3, 4)
+    weights = scipy.special.softmax(np.asarray(mixture.logits, np.float64), axis=-2)
+    density = scipy.stats.norm.pdf(z[:, None], mixture.mean, np.exp(mixture.logstd))
+    close(mixture.log_prob(z), np.log((weights * density).sum(-2)))
+
+
+def test_log_prob_of_a_far_point_is_finite():
+    mixture = random_mixture(0, 5, 4)
+    assert np.isfinite(mixture.log_prob(jnp.full(4, 1e4))).all()
+
+
+@pytest.mark.parametrize("tau", [0.1, 1.0, 1.5])
+def test_samples_have_the_moments_of_the_tempered_mixture(tau):
+    mixture, n = random_mixture(3, 5, 4), 100_000
+    many = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), mixture)
+    z = np.asarray(many.sample(jax.random.key(0), tau), np.float64)
+    logits, mean, logstd = (np.asarray(x, np.float64) for x in jax.tree.leaves(mixture))
+    weights = scipy.special.softmax(logits / tau, axis=0)
+    expected = (weights * mean).sum(0)
+    variance = (weights * (np.exp(2 * logstd) * tau + mean**2)).sum(0) - expected**2
+    assert np.abs(z.mean(0) - expected).max() < 5 * np.sqrt(variance.max() / n)
+    np.testing.assert_allclose(z.var(0), variance, rtol=0.06)
+
+
+def test_samples_collapse_to_the_likeliest_mean_as_tau_falls():
+    mixture = random_mixture(0, 7, 5, 4)
+    best = np.argmax(mixture.logits, axis=-2)[:, None]
+    expected = np.take_along_axis(np.asarray(mixture.mean), best, axis=-2)[:, 0]
+    close(mixture.sample(jax.random.key(0), 1e-10), expected, atol=1e-3)
+
+
+def test_each_dimension_draws_its_own_component():
+    mixture = Mixture(jnp.zeros((2, 2)), jnp.array([[-1.0, -1], [1, 1]]), jnp.full((2, 2), -9.0))
+    z = mixture.sample_from(jnp.array([0.1, 0.9]), jnp.zeros(2), 1.0)
+    close(z, np.array([-1.0, 1.0]))
+
+
+def test_nan_logits_make_nan_samples_not_component_zero():
+    mixture = random_mixture(0, 5, 4)
+    mixture = mixture.replace(logits=mixture.logits.at[2, 1].set(jnp.nan))
+    assert np.isnan(mixture.sample(jax.random.key(0), 1.0)).tolist() == [False, True, False, False]
+
+
+def test_stacked_models_equal_each_model():
+    task = small(TAKE_COVER)
+    models = [MDNRNN(task, rngs=nnx.Rngs(seed)) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+    carry, z, action, restart = (draw(1, 12), draw(2, 12)), draw(3, 6), draw(4, 1), np.float32(0)
+    together = jax.vmap(lambda model: model(carry, z, action, restart))(stacked)
+    for n, model in enumerate(models):
+        close(jax.tree.map(lambda x, n=n: x[n], together), model(carry, z, action, restart))
+
+
+def test_new_weights_do_not_recompile():
+    traces = []
+
+    @jax.jit
+    def step(memory, carry):
+        traces.append(1)
+        return memory(carry, jnp.zeros(6), jnp.zeros(1), jnp.float32(0))
+
+    for seed in range(3):
+        memory = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(seed))
+        step(memory, memory.initial_carry())
+    assert len(traces) == 1
+
+
+def test_cast_changes_the_kernels_alone():
+    memory = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0))
+    low = cast(memory, jnp.bfloat16)
+    kinds = {name: getattr(low, name)[...].dtype for name in ARRAYS}
+    assert kinds == {
+        "lstm_kernel": jnp.bfloat16,
+        "lstm_bias": jnp.float32,
+        "head_kernel": jnp.bfloat16,
+        "head_bias": jnp.float32,
+    }
+    carry, mixture, logit = low(low.initial_carry((2,)), draw(0, 2, 6), draw(1, 2, 1), np.ones(2))
+    assert {x.dtype for x in jax.tree.leaves((carry, mixture, logit))} == {jnp.dtype("float32")}
+    assert memory.lstm_kernel[...].dtype == jnp.float32
+
+
+# The training pass is the step, scanned
+
+
+@pytest.mark.parametrize("task", [TAKE_COVER, CAR_RACING])
+def test_sequences_equal_steps_in_value_and_gradient(task):
+    memory = MDNRNN(small(task), rngs=nnx.Rngs(0))
+    carry, batch = (draw(1, 4, 12), draw(2, 4, 12)), random_sequences(A=task.action_size)
+    weights = jnp.asarray(draw(6, 9, 4))
+
+    def total(predict):
+        def loss(memory, carry, z, action):
+            (c, h), nll, logit = predict(memory, carry, batch.replace(z=z, action=action))
+            return (weights * nll).sum() + (weights * jnp.tanh(logit)).sum() + (c * h).sum()
+
+        return jax.value_and_grad(loss, argnums=(0, 1, 2, 3))
+
+    fast = total(predict_sequences)(memory, carry, batch.z, batch.action)
+    slow = total(stepwise)(memory, carry, batch.z, batch.action)
+    close(fast, slow, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_gradients_point_where_float32_s_do():
+    memory, batch = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0)), random_sequences(T=40, B=8)
+
+    def gradient(dtype):
+        def loss(memory):
+            return memory_loss(cast(memory, dtype), memory.initial_carry((8,)), batch)[0]
+
+        return jax.tree.leaves(jax.grad(loss)(memory))
+
+    for low, full in zip(gradient(jnp.bfloat16), gradient(jnp.float32), strict=True):
+        assert low.dtype == jnp.float32
+        assert np.linalg.norm(low - full) < 0.02 * np.linalg.norm(full)
+
+
+# The loss
+
+
+def test_loss_by_hand():
+    memory, batch = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0)), random_sequences()
+    loss, (_, parts) = memory_loss(memory, memory.initial_carry((4,)), batch, death_weight=7.0)
+    _, nll, logit = (
+        np.asarray(x)
+        for x in jax.tree.leaves(stepwise(memory, memory.initial_carry((4,)), batch))[-3:]
+    )
+    p = scipy.special.expit(np.asarray(logit, np.float64))
+    entropy = -(7 * batch.death * np.log(p) + (1 - batch.death) * np.log1p(-p))
+    nll = np.average(nll, weights=batch.follows)
+    death = np.average(entropy, weights=batch.judged)
+    close((loss, parts["nll"], parts["death_loss"]), (nll + death, nll, death))
+
+
+def test_padding_and_later_frames_never_change_the_loss():
+    memory, batch = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0)), random_sequences()
+    padded = jax.tree.map(
+        lambda x: jnp.pad(x, [(0, 5), (0, 2)] + [(0, 0)] * (x.ndim - 2), constant_values=3.0), batch
+    )
+    mask = jnp.pad(jnp.ones((9, 4)), ((0, 5), (0, 2)))
+    padded = padded.replace(follows=padded.follows * mask, judged=padded.judged * mask)
+    short = memory_loss(memory, memory.initial_carry((4,)), batch)[0]
+    close(memory_loss(memory, memory.initial_carry((6,)), padded)[0], short)
+
+
+def test_a_lane_cut_in_two_with_its_carry_is_the_same_lane():
+    memory, batch = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0)), random_sequences(T=10)
+    whole = predict_sequences(memory, memory.initial_carry((4,)), batch)
+    carry, found = memory.initial_carry((4,)), []
+    for part in (slice(0, 6), slice(6, 10)):
+        cut = jax.tree.map(lambda x, part=part: x[part], batch)
+        carry, *out = predict_sequences(
+            memory, carry, cut.replace(z=batch.z[part.start : part.stop + 1])
+        )
+        found.append(out)
+    close((carry, *map(jnp.concatenate, zip(*found, strict=True))), whole)
+
+
+def test_what_the_last_frames_of_episodes_teach():
+    latents = random_latents([3, 2, 4], [True, False, True])
+    frames = module._frames(latents, dies=True)
+    assert frames.restart.tolist() == [1, 0, 0, 1, 0, 1, 0, 0, 0]
+    assert frames.follows.tolist() == [1, 1, 0, 1, 0, 1, 1, 1, 0]
+    assert frames.death.tolist() == [0, 0, 1, 0, 0, 0, 0, 0, 1]
+    assert frames.judged.tolist() == [1, 1, 1, 1, 0, 1, 1, 1, 1]  # not the cut episode's end
+    assert not module._frames(latents, dies=False).judged.any()
+
+
+# The order of frames
+
+
+@pytest.mark.parametrize("lengths", [[5, 1, 9, 30, 2], [1], [3, 4], [40] * 7])
+def test_an_epoch_shows_every_frame_once_before_its_successor(lengths):
+    lengths, config = np.array(lengths), MemoryConfig(batch_size=4, sequence_length=8)
+    layout = Layout.of(lengths.sum(), config)
+    order = epoch_order(lengths, seed=1, epoch=2)
+    index, valid = layout.cut(*layout.lanes_of(order))
+    assert index.shape == (layout.batches, layout.length + 1, layout.lanes)
+    assert layout.lanes <= 4 and layout.length <= 8
+    assert sorted(index[:, :-1][valid]) == list(range(lengths.sum()))
+    ends = set(np.cumsum(lengths) - 1)
+    for now, after in zip(index[:, :-1][valid], index[:, 1:][valid], strict=True):
+        assert now in ends or after == now + 1
+
+
+def test_lanes_go_on_where_the_last_batch_stopped():
+    lengths, config = np.array([50, 33]), MemoryConfig(batch_size=2, sequence_length=8)
+    layout = Layout.of(83, config)
+    index, _ = layout.cut(*layout.lanes_of(epoch_order(lengths, 0, 0)))
+    np.testing.assert_array_equal(index[1:, 0], index[:-1, -1])
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    lengths = np.arange(1, 20)
+    same = epoch_order(lengths, 3, 5)
+    np.testing.assert_array_equal(epoch_order(lengths, 3, 5), same)
+    assert (epoch_order(lengths, 3, 6) != same).any()
+    assert (epoch_order(lengths, 4, 5) != same).any()
+
+
+def test_layouts_shrink_with_the_data():
+    config = MemoryConfig(batch_size=100, sequence_length=500)
+    assert Layout.of(439_000, config) == Layout(lanes=100, batches=9, length=488)
+    assert Layout.of(2_750, config) == Layout(lanes=5, batches=2, length=275)
+    assert Layout.of(30, config) == Layout(lanes=1, batches=1, length=30)
+
+
+# Training
+
+
+def countdown(episodes=24, length=12):
+    """Each z is a one-hot of the time; the last time kills."""
+    z = np.tile(np.eye(length, dtype=np.float32), (episodes, 1))
+    return as_latents(z, [length] * episodes, [True] * episodes)
+
+
+COUNTDOWN = dataclasses.replace(TAKE_COVER, latent_size=12, hidden_size=24)
+TOY = MemoryConfig(
+    steps=120, batch_size=8, sequence_length=24, learning_rate=2e-2, held_out=0.2, steps_per_call=40
+)
+
+
+def test_it_learns_a_countdown_to_death():
+    latents = countdown()
+    untrained = memory_metrics(MDNRNN(COUNTDOWN, rngs=nnx.Rngs(0)), latents)
+    memory = train_memory(0, COUNTDOWN, latents, TOY, log=QUIET)
+    metrics = memory_metrics(memory, latents.split(TOY.held_out, 0)[1])
+    assert metrics["nll"] < min(untrained["nll"], metrics["nll_marginal"], metrics["nll_copy"]) - 1
+    assert metrics["death_recall"] == 1
+    assert metrics["death_precision"] == 1
+    assert metrics["lead"] == 0 and metrics["false_alarms"] == 0
+    assert metrics["deaths"] == 5
+
+
+def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
+    task = small(TAKE_COVER)
+    latents = random_latents([20, 9, 31, 14, 26], [True, False, True, True, False])
+    config = MemoryConfig(steps=7, batch_size=3, sequence_length=8, steps_per_call=2)
+    unbroken = train_memory(5, task, latents, config, log=QUIET)
+    store = Store(tmp_path)
+    half = dataclasses.replace(config, steps=3)  # stops within a call and within an epoch
+    train_memory(5, task, latents, half, log=QUIET, store=store)
+    resumed = train_memory(5, task, latents, config, log=QUIET, store=store)
+    jax.tree.map(np.testing.assert_array_equal, resumed, unbroken)
+    assert store.steps() == [3, 7]
+
+
+def test_the_carry_is_zero_at_an_epoch_and_passed_on_within_it():
+    task, latents = small(TAKE_COVER), random_latents([60], [True])
+    config = MemoryConfig(batch_size=1, sequence_length=20)
+    frames = module._frames(latents, True)
+    state = module._initial_state(jax.random.key(0), task, 1, config)
+    state = state.replace(carry=(jnp.ones((1, 12)), jnp.ones((1, 12))))
+    index = np.arange(20, 41, dtype=np.int32)[:, None]  # no frame of it restarts
+
+    def loss(first, carry):
+        plan = module._Plan(np.int32(0), np.bool_(first), index, np.ones((20, 1), bool))
+        return module._update(state.replace(carry=carry), frames, plan, jax.random.key(1), config)[
+            1
+        ]["loss"]
+
+    zero = state.memory.initial_carry((1,))
+    assert loss(True, state.carry) == loss(False, zero)
+    assert loss(False, state.carry) != loss(False, zero)
+
+
+def test_the_rate_decays_to_its_floor_and_gradients_are_clipped():
+    config = MemoryConfig(learning_rate=0.1, min_learning_rate=0.02, decay=0.5)
+    optimiser = module._optimiser(config)
+
+    def updates(gradients):
+        state, found = optimiser.init(0.0), []
+        for gradient in gradients:
+            update, state = optimiser.update(jnp.float32(gradient), state)
+            found.append(float(update))
+        return found
+
+    np.testing.assert_allclose(updates([1, 1, 1]), [-0.1, -0.06, -0.04], rtol=1e-4)
+    assert updates([100, 0.5]) == updates([1, 0.5]) != updates([0.9, 0.5])
+
+
+def test_z_is_drawn_anew_and_is_its_own_target():
+    latents = dataclasses.replace(
+        random_latents([30], [True]), logvar=np.zeros((30, 6), np.float16)
+    )
+    frames, index = module._frames(latents, True), jnp.arange(31).clip(max=29)[:, None]
+    one, two = (
+        module._gather(frames, jax.random.key(seed), index, np.ones((30, 1), bool)).z
+        for seed in (0, 1)
+    )
+    assert abs(float((one - two).std()) - np.sqrt(2)) < 0.3
+    many = jnp.zeros((4000, 1), jnp.int32)
+    drawn = module._gather(frames, jax.random.key(2), many, np.ones((3999, 1), bool)).z[:, 0]
+    np.testing.assert_allclose(drawn.mean(0), latents.mu[0], atol=0.1)
+    np.testing.assert_allclose(drawn.std(0), 1, atol=0.06)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "match"),
+    [
+        (TAKE_COVER, {}, "latents have z=6 and 1 actions, but take-cover has z=64"),
+        (small(TAKE_COVER), {"batch_size": 0}, "memory.batch_size is 0"),
+        (small(TAKE_COVER), {"steps": -1}, "memory.steps is -1"),
+    ],
+)
+def test_bad_input_is_one_line(task, changes, match):
+    latents = random_latents([4, 5], [True, True])
+    with pytest.raises(ValueError, match=match):
+        train_memory(0, task, latents, MemoryConfig(**changes), log=QUIET)
+
+
+# Metrics
+
+
+def test_held_out_predictions_equal_each_episode_alone():
+    lengths = [7, 260, 1, 30, 12]  # one outlasts a window of the packed lanes
+    latents = random_latents(lengths, [True, False, True, True, False])
+    memory = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0))
+    nll, logit = module._teacher_forced(memory, latents, seed=0, lanes=2)
+    frames = module._frames(latents, True)
+    for start, end in zip(np.cumsum(lengths) - lengths, np.cumsum(lengths), strict=True):
+        index = jnp.minimum(jnp.arange(start, end + 1), end - 1)[:, None]
+        valid = np.ones((end - start, 1), bool)
+        alone = stepwise(
+            memory,
+            memory.initial_carry((1,)),
+            module._gather(frames, jax.random.key(0), index, valid),
+        )
+        np.testing.assert_allclose(nll[start : end - 1], alone[1][:-1, 0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(logit[start:end], alone[2][:, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_death_metrics_by_hand():
+    lengths, terminated = [50, 40, 10], [True, False, True]
+    frames = jax.tree.map(np.asarray, module._frames(random_latents(lengths, terminated), True))
+    alarm = np.zeros(100, bool)
+    alarm[[5, 45, 49]] = True  # episode 0: one far too early, one 4 steps ahead, one on time
+    alarm[[60, 89]] = True  # episode 1: one false; its last step is not judged
+    metrics = module._death_metrics(alarm, frames, np.array(lengths))
+    assert metrics == {
+        "deaths": 2,
+        "death_precision": 1 / 4,
+        "death_recall": 1 / 2,
+        "lead": 4,
+        "false_alarms": 1000 * 2 / 99,
+    }
+
+
+def test_metrics_without_deaths_are_finite():
+    for task in (small(TAKE_COVER), small(CAR_RACING, action_size=1)):
+        latents = random_latents([6, 1], [False, task is not TAKE_COVER and not task.dies])
+        metrics = memory_metrics(MDNRNN(task, rngs=nnx.Rngs(0)), latents)
+        assert np.isfinite(list(metrics.values())).all()
+        assert metrics["deaths"] == metrics["death_recall"] == metrics["lead"] == 0
+
+
+def test_baselines_equal_gaussians_fitted_to_samples():
+    n = 20_000
+    latents = dataclasses.replace(
+        as_latents(np.cumsum(0.1 * draw(0, n, 3), axis=0), [n], [True]),
+        logvar=np.full((n, 3), -2, np.float16),
+    )
+    found = module._baselines(jax.tree.map(np.asarray, module._frames(latents, True)))
+    z = latents.mu + np.exp(-1) * draw(1, n, 3)
+    still, moved = (
+        scipy.stats.norm(z.mean(0), z.std(0)),
+        scipy.stats.norm(0, np.diff(z, axis=0).std(0)),
+    )
+    assert found["nll_marginal"] == pytest.approx(-still.logpdf(z).mean(), abs=0.01)
+    assert found["nll_copy"] == pytest.approx(-moved.logpdf(np.diff(z, axis=0)).mean(), abs=0.01)

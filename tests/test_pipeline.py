@@ -1,0 +1,166 @@
+"""From the real game into a dream and back, at the smallest size, through the command line."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dreamjax import cli
+from dreamjax.checkpoint import CheckpointError
+from dreamjax.worlds import load_controller, load_world
+
+# Smaller than the preset in all that takes time here.
+TINY = (
+    "--collect.episodes=4 --vision.steps=4 --vision.batch-size=32 --memory.steps=4 "
+    "--evolve.population=4 --evolve.rollouts=2 --evolve.eval-rollouts=8 "
+    "--evaluate.episodes=2 --evaluate.baseline-episodes=2"
+).split()
+
+
+def dreamjax(*words):
+    """Run the command in a process of its own; returns (status, stdout, stderr)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dreamjax", *map(str, words)], capture_output=True, text=True
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A finished smoke run and what it printed."""
+    directory = tmp_path_factory.mktemp("runs") / "smoke run"  # a path with a space
+    status, out, err = dreamjax(
+        "run", "take-cover", "--preset", "smoke", "--run-dir", directory, "--seed", 0
+    )
+    assert status == 0, err
+    return directory, out
+
+
+def test_smoke_leaves_scores(smoke):
+    directory, out = smoke
+    results = json.loads((directory / "results.json").read_text())
+    assert results["profile"] == "takecover-2016"
+    for name in ("random", "blind", "paper", "ours"):
+        row = results[name]
+        assert set(row) == {"mean", "std", "n", "ci95"}
+        assert row["ci95"][0] <= row["mean"] <= row["ci95"][1]
+        assert any(line.startswith(name) for line in out.splitlines())
+    assert (results["paper"]["mean"], results["paper"]["std"]) == (1092, 556)
+    assert 0 < results["ours"]["mean"] <= 2100
+    assert results["blind"]["mean"] > 1.5 * results["random"]["mean"]
+
+
+def test_smoke_leaves_metrics_and_pictures(smoke):
+    directory, _ = smoke
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert {"vision", "memory", "held-out", "evolve", "seconds"} <= {row["phase"] for row in rows}
+    assert (directory / "metrics.csv").read_text().startswith("time,phase,step,metric,value")
+    assert Image.open(directory / "curves.png").size[0] > 1000
+    film = Image.open(directory / "dream.gif")
+    assert film.size == (3 * 192, 206) and film.n_frames > 5
+
+
+def test_every_artefact_says_how_it_was_made(smoke):
+    directory, _ = smoke
+    hashes = []
+    for phase in ("vision", "memory", "evolve", "controller", "world"):
+        meta = json.loads(next((directory / phase).glob("*/meta.json")).read_text())
+        assert meta["seed"] == 0 and "jax" in meta["versions"] and meta["config"]
+        hashes.append(meta.get("vision"))
+    assert len(set(hashes[3:])) == 1  # C and the world name the same V
+    assert hashes[1] == hashes[3]
+
+
+def test_running_again_trains_nothing(smoke):
+    directory, _ = smoke
+    before = (directory / "metrics.jsonl").read_text()
+    words = "evolve take-cover --preset smoke --run-dir"
+    assert cli.main([*words.split(), str(directory)]) == 0
+    added = (directory / "metrics.jsonl").read_text().removeprefix(before)
+    assert [json.loads(line)["phase"] for line in added.splitlines()] == ["seconds"]
+
+
+def test_other_settings_in_the_same_directory_are_refused(smoke, capsys):
+    directory, _ = smoke
+    words = ["train-vision", "take-cover", "--preset", "smoke", "--run-dir", str(directory)]
+    assert cli.main([*words, "--seed", "5"]) == 1
+    error = capsys.readouterr().err
+    assert "was made with seed=0, now seed=5" in error and error.count("\n") == 1
+
+
+def test_a_mixed_up_trio_is_refused(smoke, tmp_path):
+    ours = smoke[0]
+    theirs = tmp_path / "other"
+    shutil.copytree(ours / "rollouts", theirs / "rollouts")
+    words = ["take-cover", "--preset", "smoke", "--run-dir", str(theirs), "--evolve.generations=1"]
+    for phase in ("train-vision", "encode", "train-memory", "evolve"):
+        assert cli.main([phase, *words, *TINY[1:], "--memory.steps=2"]) == 0
+    with pytest.raises(CheckpointError, match="was evolved in world .*V, M and C must come from"):
+        load_controller(ours, load_world(theirs))
+    shutil.rmtree(theirs / "vision")
+    shutil.copytree(ours / "vision", theirs / "vision")
+    assert cli.main(["train-memory", *words]) == 1
+
+
+def test_two_runs_cannot_share_a_directory(smoke, capsys):
+    import fcntl
+
+    directory, _ = smoke
+    with open(directory / ".lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        words = ["collect", "take-cover", "--preset", "smoke", "--run-dir", str(directory)]
+        assert cli.main(words) == 1
+    assert "is in use by process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("train-vision take-cover --preset smoke --run-dir DIR", "rollouts"),
+        ("train-memory take-cover --preset smoke --run-dir DIR", "no usable checkpoint"),
+        ("evolve take-cover --preset smoke --run-dir DIR", "no usable checkpoint"),
+        ("evolve car-racing --preset smoke --run-dir DIR", "no reward yet"),
+        ("run take-cover --preset huge --run-dir DIR", "unknown preset 'huge'"),
+        ("evolve take-cover --run-dir DIR --temperature 0", "temperature must be"),
+        ("evolve take-cover --run-dir DIR --temperature nan", "temperature must be"),
+        ("evolve take-cover --run-dir DIR --evolve.population 3", "population must be at least 4"),
+        ("evaluate take-cover --run-dir DIR --evaluate.episodes 0", "episodes must be at least 1"),
+        ("collect take-cover --run-dir DIR --collect.episodes 0", "episodes must be at least 1"),
+        ("collect take-cover --run-dir /proc/none", "cannot write to /proc/none"),
+    ],
+)
+def test_bad_input_is_one_clear_line(words, message, tmp_path, capsys):
+    assert cli.main([str(tmp_path) if word == "DIR" else word for word in words.split()]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("dreamjax: ") and error.count("\n") == 1
+
+
+@pytest.mark.smoke
+def test_info_is_true(capsys):
+    assert cli.main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == {
+        "take-cover": {"V": 4_446_915, "M": 1_678_785, "C": 1_088},
+        "car-racing": {"V": 4_348_547, "M": 422_368, "C": 867},
+    }
+    assert found["devices"] and set(found["games"]) >= {"take-cover", "car-racing"}
+    assert cli.main(["info"]) == 0
+    assert "1678785" in capsys.readouterr().out
+
+
+def test_the_players_start_without_jax():
+    code = "import sys, dreamjax, dreamjax.player; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_public_names_exist():
+    import dreamjax as package
+
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    assert Path(package.__file__).parent.name == "dreamjax"

@@ -1,0 +1,76 @@
+"""The one training loop: resumes exactly, stops politely, refuses nonsense."""
+
+import json
+import signal
+
+import jax.numpy as jnp
+import pytest
+
+from dreamjax.checkpoint import Store
+from dreamjax.logbook import Logbook
+from dreamjax.training import fit
+
+
+def advance(state, step):
+    """A recurrence that depends on the order of its steps."""
+    count = min(2, 9 - step)
+    for i in range(count):
+        state = state * 1.5 + step + i
+    return state, count, {"loss": float(state)}
+
+
+def run(total, log=None, store=None, advance=advance):
+    return fit("toy", jnp.float32(1.0), advance, total, log=log or Logbook(quiet=True), store=store)
+
+
+def test_resumed_equals_unbroken(tmp_path):
+    unbroken = run(9)
+    run(4, store=Store(tmp_path))
+    assert run(9, store=Store(tmp_path)) == unbroken
+
+
+def test_a_finished_run_does_nothing(tmp_path):
+    run(4, store=Store(tmp_path))
+
+    def never(state, step):
+        raise AssertionError("advanced")
+
+    run(4, store=Store(tmp_path), advance=never)
+
+
+def test_a_nan_stops_and_keeps_the_last_checkpoint(tmp_path):
+    run(4, store=Store(tmp_path))
+
+    def broken(state, step):
+        return state, 1, {"loss": float("nan")}
+
+    with pytest.raises(
+        FloatingPointError, match="toy: loss is not finite at step 5.*learning rate"
+    ):
+        run(9, store=Store(tmp_path), advance=broken)
+    assert Store(tmp_path).steps() == [4]
+
+
+def test_ctrl_c_finishes_the_call_saves_and_resumes(tmp_path):
+    def interrupted(state, step):
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return advance(state, step)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(9, store=Store(tmp_path), advance=interrupted)
+    assert Store(tmp_path).steps() == [4]
+    assert run(9, store=Store(tmp_path)) == run(9)
+
+
+def test_metrics_are_json_lines_and_csv(tmp_path, capsys):
+    run(9, log=Logbook(tmp_path))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 9]
+    assert all(row["phase"] == "toy" and row["loss"] > 0 for row in rows)
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[1].split(",")[1:4] == [
+        "toy",
+        "2",
+        "loss",
+    ]
+    assert "toy: 9/9 steps" in capsys.readouterr().out  # piped: plain lines
