@@ -18,7 +18,6 @@ from dreamjax.workers import VectorGame
 from dreamjax.worlds import World
 
 GAMES = 32  # games at once: enough to fill a matrix product, few enough to wait for
-FIRST_EVALUATION_SEED = 2**30  # evaluation seeds lie above every collection seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +65,8 @@ def _act(task: Task, key, models, weights, carry, frames, restart):
 
 
 def evaluation_seeds(seed: int, episodes: int) -> list[int]:
-    """Game seeds of an evaluation; no collection ever uses them."""
-    return [FIRST_EVALUATION_SEED + (seed % 10_000) * 100_000 + i for i in range(episodes)]
+    """Game seeds of an evaluation: odd, as no recorded episode's is."""
+    return [2 * (seed % 2000 * 10**6 + i) + 1 for i in range(episodes)]
 
 
 def evaluate(

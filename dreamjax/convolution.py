@@ -1,8 +1,7 @@
 """V's layers: stride-2 convolutions and their transposes as matrix products over patches.
 
 The batch is the last axis, so patches are copies of whole rows, and no product needs an operand
-transposed but the kernel. XLA's gradients of `lax.conv_general_dilated` are an order slower on a
-CPU; PyTorch's are slower too.
+transposed but the kernel. XLA's own gradients of strided convolutions are an order slower on a CPU.
 
 Shapes: B batch, C channels and [H, W] of the larger image, D channels and [h, w] of the smaller.
 """
@@ -71,6 +70,7 @@ def _rows(kernel: jax.Array) -> jax.Array:
 
 
 def _columns(kernel: jax.Array) -> jax.Array:
+    """`_rows` transposed, before the reshape: else XLA-CPU multiplies bfloat16 in float32."""
     return kernel.transpose(3, 0, 1, 2).reshape(kernel.shape[-1], -1)
 
 

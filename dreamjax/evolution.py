@@ -84,7 +84,7 @@ def evolve(
     Returns:
       The final `Evolution`; `best` is the controller to use.
     """
-    advance = _Generations(seed, env, env_params, policy, num_params, config)
+    advance = Generations(seed, env, env_params, policy, num_params, config)
     state = advance.initial()
     return fit(
         "evolve",
@@ -100,7 +100,7 @@ def evolve(
     )
 
 
-class _Generations:
+class Generations:
     """Compiled generations of one evolution."""
 
     def __init__(

@@ -7,7 +7,6 @@ Shapes: N frames, E episodes (laid one after another), Z latent, A numbers in an
 import dataclasses
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,10 +15,12 @@ import numpy as np
 from dreamjax import files, rollouts
 from dreamjax.checkpoint import digest
 from dreamjax.logbook import Logbook
+from dreamjax.tasks import FRAME_SHAPE
 from dreamjax.vision import VAE
 
 FORMAT = 1
-BATCH = 256  # frames encoded at once
+_BATCH = 16  # frames encoded together: what they need stays in a CPU's cache
+_CALL = 512  # frames in one compiled call
 _PER_FRAME = ("mu", "logvar", "actions", "rewards")
 _PER_EPISODE = ("lengths", "terminated")
 
@@ -95,26 +96,31 @@ def encode_rollouts(
     latents_directory, vision = files.writable(latents_directory), digest(vae)
     targets = {path: latents_directory / path.name for path in counts}
     todo = [path for path in counts if not _is_encoded(targets[path], vision, counts[path])]
-    encode = jax.jit(lambda frames: vae.encode(frames))
     total = sum(counts.values())
     done = total - sum(counts[path] for path in todo)
     with log.progress("encode", total, "frames", done) as bar:
         for path in todo:
             for shard in rollouts.stream([path], say=log.say):
-                _write(targets[path], _encoded(encode, shard, vision))
+                _write(targets[path], _encoded(vae, shard, vision))
             bar.advance(counts[path])
 
 
-def _encoded(encode: Callable, shard: rollouts.Rollouts, vision: str) -> LatentSequences:
+def _encoded(vae: VAE, shard: rollouts.Rollouts, vision: str) -> LatentSequences:
     frames = shard.frames
-    padding = np.zeros((-len(frames) % BATCH, *frames.shape[1:]), np.uint8)
-    batches = np.concatenate([frames, padding]).reshape(-1, BATCH, *frames.shape[1:])
-    pairs = [jax.device_get(encode(batch)) for batch in batches]
+    padding = np.zeros((-len(frames) % _CALL, *FRAME_SHAPE), np.uint8)
+    calls = np.concatenate([frames, padding]).reshape(-1, _CALL // _BATCH, _BATCH, *FRAME_SHAPE)
+    pairs = [jax.device_get(_encode(vae, batches)) for batches in calls]
     mu, logvar = (
-        np.concatenate(part)[: len(frames)].astype(np.float16) for part in zip(*pairs, strict=True)
+        np.concatenate(part).reshape(-1, part[0].shape[-1])[: len(frames)].astype(np.float16)
+        for part in zip(*pairs, strict=True)
     )
     kept = {name: getattr(shard, name) for name in ("actions", "rewards", *_PER_EPISODE)}
     return LatentSequences(mu=mu, logvar=logvar, **kept, vision=vision, profile=shard.profile)
+
+
+@jax.jit
+def _encode(vae: VAE, batches: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jax.lax.map(vae.encode, batches)
 
 
 def _write(path: Path, latents: LatentSequences) -> None:

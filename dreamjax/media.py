@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dreamjax.agent import FIRST_EVALUATION_SEED, Agent
+from dreamjax.agent import Agent, evaluation_seeds
 from dreamjax.dream import EnvState
 from dreamjax.real import make_env
 from dreamjax.worlds import World
@@ -55,7 +55,9 @@ def draw_curves(metrics: Path, target: Path) -> None:
                 if r["phase"] == phase and r.get(name) is not None
             ]
             if points:
-                axis.plot(*zip(*points, strict=True), label=name)
+                axis.plot(
+                    *zip(*points, strict=True), label=name, marker="." if len(points) < 40 else ""
+                )
         axis.set_title(label, fontsize=9)
         axis.set_xlabel("generation" if phase == "evolve" else "update", fontsize=8)
         if axis.lines:
@@ -98,7 +100,7 @@ def _play(world: World, weights: jax.Array, seed: int):
     agent = Agent(world, weights, 1, jax.random.key(seed))
     env = make_env(world.task)
     frames, latents, actions = [], [], []
-    frame, _ = env.reset(seed=FIRST_EVALUATION_SEED + seed)
+    frame, _ = env.reset(seed=evaluation_seeds(seed, 1)[0])
     ended = False
     while not ended and len(frames) < FILM_STEPS:
         action = agent.act(frame[None], np.array([not frames]))[0]

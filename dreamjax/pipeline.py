@@ -21,13 +21,14 @@ import numpy as np
 from dreamjax import media
 from dreamjax.agent import evaluate, evaluation_seeds
 from dreamjax.checkpoint import CheckpointError, Store, digest, versions
-from dreamjax.controller import controller_for
+from dreamjax.devices import product_dtype
 from dreamjax.dream import check_temperature
 from dreamjax.evolution import EvolveConfig, evolve
 from dreamjax.files import writable, write_json
 from dreamjax.latents import encode_rollouts, read_latents
 from dreamjax.logbook import Logbook
-from dreamjax.memory import MemoryConfig, memory_metrics, train_memory
+from dreamjax.memory_metrics import memory_metrics
+from dreamjax.memory_training import MemoryConfig, train_memory
 from dreamjax.rollouts import collect
 from dreamjax.tasks import Score, Task
 from dreamjax.vision import VisionConfig, train_vision
@@ -55,6 +56,19 @@ class CollectConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DreamConfig:
+    """The dream that C is evolved in."""
+
+    temperature: float | None = None  # tau; None is the task's
+    death_threshold: float = 0.0  # M's logit above which a dream ends; 0 is probability 1/2
+    bfloat16: bool | None = None  # products in bfloat16; None where the device is faster so
+
+    def __post_init__(self):
+        if self.temperature is not None:
+            check_temperature(self.temperature)
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     """How the awake agent is judged."""
 
@@ -74,14 +88,10 @@ class RunConfig:
     collect: CollectConfig = CollectConfig()
     vision: VisionConfig = VisionConfig()
     memory: MemoryConfig = MemoryConfig()
+    dream: DreamConfig = DreamConfig()
     evolve: EvolveConfig = EvolveConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    temperature: float | None = None  # of the dream; None is the task's
     workers: int | None = None  # processes that play the game; None is one a core
-
-    def __post_init__(self):
-        if self.temperature is not None:
-            check_temperature(self.temperature)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,15 +217,18 @@ def evolve_phase(run: Run) -> None:
     """Evolve C inside the dream."""
     _must_dream(run.task)
     world = load_world(run.directory)
-    tau = check_temperature(run.config.temperature or run.task.temperature)
-    controller = controller_for(run.task)
+    dream, controller = run.config.dream, world.controller()
+    dtype = product_dtype(dream.bfloat16)
+    params = world.params(dream.temperature, dream.death_threshold, dtype)
     store = run.store("evolve")
-    meta = run.meta("evolve", world=world.digest(), temperature=tau)
+    settings = {"temperature": float(params.temperature), "products": str(dtype)}
+    settings["death_threshold"] = dream.death_threshold
+    meta = run.meta("evolve", world=world.digest(), **settings)
     check_resumable(store, meta)
     found = evolve(
         run.seed,
         world.env(),
-        world.params(tau),
+        params,
         controller,
         controller.num_params,
         run.config.evolve,

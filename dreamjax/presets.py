@@ -1,7 +1,7 @@
 """Named sizes of a run. `paper` is the paper's; the others are what a machine and a wait allow."""
 
 from dreamjax.evolution import EvolveConfig
-from dreamjax.memory import MemoryConfig
+from dreamjax.memory_training import MemoryConfig
 from dreamjax.pipeline import CollectConfig, EvaluateConfig, RunConfig
 from dreamjax.vision import VisionConfig
 

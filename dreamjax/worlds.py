@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dreamjax.checkpoint import CheckpointError, Store, digest
+from dreamjax.controller import LinearController, controller_for
 from dreamjax.dream import DreamEnv, EnvParams, env_params
-from dreamjax.memory import MDNRNN
+from dreamjax.memory import MDNRNN, cast
 from dreamjax.tasks import TASKS, Task
 from dreamjax.vision import VAE
 
@@ -36,11 +37,26 @@ class World:
         """The dream of this game as a gymnax environment."""
         return DreamEnv(self.task)
 
-    def params(self, temperature: float | None = None, death_threshold: float = 0.0) -> EnvParams:
-        """This world as environment parameters; the task's temperature by default."""
+    def controller(self) -> LinearController:
+        """The form of this game's C; its weights are apart."""
+        return controller_for(self.task)
+
+    def params(
+        self,
+        temperature: float | None = None,
+        death_threshold: float = 0.0,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+    ) -> EnvParams:
+        """This world as environment parameters.
+
+        Args:
+          temperature: tau; None is the task's.
+          death_threshold: M's death logit above which a dream ends.
+          dtype: of the operands of M's matrix products; all else is float32.
+        """
         return env_params(
             self.task,
-            self.memory,
+            cast(self.memory, dtype),
             self.initial_mu,
             self.initial_logvar,
             temperature=temperature,

@@ -10,7 +10,8 @@ from flax import nnx
 from dreamjax import checkpoint, latents, rollouts
 from dreamjax.latents import LatentSequences, encode_rollouts, read_latents
 from dreamjax.logbook import Logbook
-from dreamjax.vision import VAE
+from dreamjax.tasks import TAKE_COVER
+from dreamjax.vision import VAE, _untrained
 
 LENGTHS = ((4, 2), (3,), (1, 5, 2))  # episodes of each shard
 LOG = Logbook(quiet=True)
@@ -18,7 +19,7 @@ LOG = Logbook(quiet=True)
 
 @pytest.fixture(scope="module")
 def vae():
-    return jax.jit(lambda: VAE(6, rngs=nnx.Rngs(0)))()
+    return _untrained(TAKE_COVER.latent_size, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def sequences(lengths):
     )
 
 
-def test_latents_are_the_posteriors_of_the_recorded_frames(vae, recorded, encoded, monkeypatch):
+def test_latents_are_the_posteriors_of_the_recorded_frames(vae, recorded, encoded):
     found, wanted = read_latents(encoded), whole(recorded)
     mu, logvar = jax.jit(VAE.encode)(vae, wanted["frames"])
     np.testing.assert_allclose(found.mu, mu, rtol=1e-3, atol=1e-4)
@@ -79,8 +80,9 @@ def test_latents_are_the_posteriors_of_the_recorded_frames(vae, recorded, encode
     assert (found.vision, found.profile) == (checkpoint.digest(vae), "test")
 
 
-def test_shards_longer_than_a_batch_encode_alike(vae, recorded, encoded, tmp_path, monkeypatch):
-    monkeypatch.setattr(latents, "BATCH", 4)
+def test_shards_longer_than_a_call_encode_alike(vae, recorded, encoded, tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "_CALL", 4)
+    monkeypatch.setattr(latents, "_BATCH", 2)
     encode_rollouts(vae, recorded, tmp_path, log=LOG)
     np.testing.assert_allclose(read_latents(tmp_path).mu, read_latents(encoded).mu, atol=1e-3)
 

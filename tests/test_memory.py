@@ -1,6 +1,8 @@
 """M against NumPy and SciPy; its training against what it must not depend on."""
 
 import dataclasses
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -10,21 +12,19 @@ import scipy.special
 import scipy.stats
 from flax import nnx
 
-from dreamjax import memory as module
+from dreamjax import memory_metrics as metrics_module
+from dreamjax import memory_training as training_module
 from dreamjax.checkpoint import Store
 from dreamjax.latents import LatentSequences
 from dreamjax.logbook import Logbook
-from dreamjax.memory import (
-    MDNRNN,
-    NEVER,
+from dreamjax.memory import MDNRNN, NEVER, Mixture, cast
+from dreamjax.memory_metrics import memory_metrics
+from dreamjax.memory_training import (
     Layout,
     MemoryConfig,
-    Mixture,
     Sequences,
-    cast,
     epoch_order,
     memory_loss,
-    memory_metrics,
     predict_sequences,
     train_memory,
 )
@@ -32,6 +32,11 @@ from dreamjax.tasks import CAR_RACING, TAKE_COVER
 
 QUIET = Logbook(quiet=True)
 ARRAYS = ("lstm_kernel", "lstm_bias", "head_kernel", "head_bias")
+
+
+step = jax.jit(lambda memory, *args: memory(*args))
+predict = jax.jit(predict_sequences)
+loss_of = jax.jit(memory_loss)
 
 
 def small(task, **changes):
@@ -71,16 +76,17 @@ def random_sequences(T=9, B=4, Z=6, A=1):
     return Sequences(jnp.asarray(draw(4, T + 1, B, Z)), jnp.asarray(draw(5, T, B, A)), *flags)
 
 
+@jax.jit
 def stepwise(memory, carry, batch):
     """`predict_sequences` by scanning the one step that the dream takes."""
 
-    def step(carry, now):
+    def body(carry, now):
         z, action, restart, target = now
         carry, mixture, logit = memory(carry, z, action, restart)
         return carry, (-mixture.log_prob(target).mean(-1), logit)
 
     now = batch.z[:-1], batch.action, batch.restart, batch.z[1:]
-    carry, (nll, logit) = jax.lax.scan(step, carry, now)
+    carry, (nll, logit) = jax.lax.scan(body, carry, now)
     return carry, nll, logit
 
 
@@ -125,7 +131,7 @@ def test_a_step_equals_numpy(task, restart):
     for n, name in enumerate(("lstm_bias", "head_bias")):
         getattr(memory, name)[...] = jnp.asarray(draw(n, *getattr(memory, name).shape))
     c, h, z, action = draw(1, 12), draw(2, 12), draw(3, 6), draw(4, task.action_size)
-    carry, mixture, logit = memory((c, h), z, action, jnp.float32(restart))
+    carry, mixture, logit = step(memory, (c, h), z, action, jnp.float32(restart))
     c, h, blocks, death = numpy_step(memory, c, h, z, action, restart)
     close(carry, (c, h))
     close((mixture.logits, mixture.mean, mixture.logstd), tuple(blocks))
@@ -137,14 +143,11 @@ def test_restart_zeroes_the_carry_and_is_seen():
     used, new = (draw(1, 2, 12), draw(2, 2, 12)), memory.initial_carry((2,))
     z, action = draw(3, 2, 6), draw(4, 2, 1)
     first = np.array([True, False])
-    restarted = memory(used, z, action, first)
-    close(
-        jax.tree.map(lambda x: x[0], restarted[0]),
-        jax.tree.map(lambda x: x[0], memory(new, z, action, first)[0]),
-    )
-    plain = memory(new, z, action, np.zeros(2))[0]
-    assert not np.allclose(restarted[0][1][0], plain[1][0])  # the flag itself is an input
-    assert not np.allclose(restarted[0][1][1], plain[1][1])  # the other lane kept its carry
+    restarted, fresh = (step(memory, carry, z, action, first)[0] for carry in (used, new))
+    plain = step(memory, new, z, action, np.zeros(2, bool))[0]
+    close([part[0] for part in restarted], [part[0] for part in fresh])
+    assert not np.allclose(restarted[1][0], plain[1][0])  # the flag itself is an input
+    assert not np.allclose(restarted[1][1], fresh[1][1])  # the other lane kept its carry
 
 
 def test_log_prob_equals_scipy():
@@ -163,7 +166,7 @@ def test_log_prob_of_a_far_point_is_finite():
 def test_samples_have_the_moments_of_the_tempered_mixture(tau):
     mixture, n = random_mixture(3, 5, 4), 100_000
     many = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), mixture)
-    z = np.asarray(many.sample(jax.random.key(0), tau), np.float64)
+    z = np.asarray(jax.jit(Mixture.sample)(many, jax.random.key(0), tau), np.float64)
     logits, mean, logstd = (np.asarray(x, np.float64) for x in jax.tree.leaves(mixture))
     weights = scipy.special.softmax(logits / tau, axis=0)
     expected = (weights * mean).sum(0)
@@ -195,23 +198,23 @@ def test_stacked_models_equal_each_model():
     task = small(TAKE_COVER)
     models = [MDNRNN(task, rngs=nnx.Rngs(seed)) for seed in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
-    carry, z, action, restart = (draw(1, 12), draw(2, 12)), draw(3, 6), draw(4, 1), np.float32(0)
-    together = jax.vmap(lambda model: model(carry, z, action, restart))(stacked)
+    now = (draw(1, 12), draw(2, 12)), draw(3, 6), draw(4, 1), np.float32(0)
+    together = jax.vmap(lambda model: step(model, *now))(stacked)
     for n, model in enumerate(models):
-        close(jax.tree.map(lambda x, n=n: x[n], together), model(carry, z, action, restart))
+        close(jax.tree.map(lambda x, n=n: x[n], together), step(model, *now))
 
 
 def test_new_weights_do_not_recompile():
     traces = []
 
     @jax.jit
-    def step(memory, carry):
+    def first_step(memory, carry):
         traces.append(1)
         return memory(carry, jnp.zeros(6), jnp.zeros(1), jnp.float32(0))
 
     for seed in range(3):
         memory = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(seed))
-        step(memory, memory.initial_carry())
+        first_step(memory, memory.initial_carry())
     assert len(traces) == 1
 
 
@@ -225,8 +228,8 @@ def test_cast_changes_the_kernels_alone():
         "head_kernel": jnp.bfloat16,
         "head_bias": jnp.float32,
     }
-    carry, mixture, logit = low(low.initial_carry((2,)), draw(0, 2, 6), draw(1, 2, 1), np.ones(2))
-    assert {x.dtype for x in jax.tree.leaves((carry, mixture, logit))} == {jnp.dtype("float32")}
+    found = step(low, low.initial_carry((2,)), draw(0, 2, 6), draw(1, 2, 1), np.ones(2))
+    assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype("float32")}
     assert memory.lstm_kernel[...].dtype == jnp.float32
 
 
@@ -244,7 +247,7 @@ def test_sequences_equal_steps_in_value_and_gradient(task):
             (c, h), nll, logit = predict(memory, carry, batch.replace(z=z, action=action))
             return (weights * nll).sum() + (weights * jnp.tanh(logit)).sum() + (c * h).sum()
 
-        return jax.value_and_grad(loss, argnums=(0, 1, 2, 3))
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))
 
     fast = total(predict_sequences)(memory, carry, batch.z, batch.action)
     slow = total(stepwise)(memory, carry, batch.z, batch.action)
@@ -258,7 +261,7 @@ def test_bfloat16_gradients_point_where_float32_s_do():
         def loss(memory):
             return memory_loss(cast(memory, dtype), memory.initial_carry((8,)), batch)[0]
 
-        return jax.tree.leaves(jax.grad(loss)(memory))
+        return jax.tree.leaves(jax.jit(jax.grad(loss))(memory))
 
     for low, full in zip(gradient(jnp.bfloat16), gradient(jnp.float32), strict=True):
         assert low.dtype == jnp.float32
@@ -270,11 +273,9 @@ def test_bfloat16_gradients_point_where_float32_s_do():
 
 def test_loss_by_hand():
     memory, batch = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0)), random_sequences()
-    loss, (_, parts) = memory_loss(memory, memory.initial_carry((4,)), batch, death_weight=7.0)
-    _, nll, logit = (
-        np.asarray(x)
-        for x in jax.tree.leaves(stepwise(memory, memory.initial_carry((4,)), batch))[-3:]
-    )
+    carry = memory.initial_carry((4,))
+    loss, (_, parts) = loss_of(memory, carry, batch, 7.0)
+    _, nll, logit = stepwise(memory, carry, batch)
     p = scipy.special.expit(np.asarray(logit, np.float64))
     entropy = -(7 * batch.death * np.log(p) + (1 - batch.death) * np.log1p(-p))
     nll = np.average(nll, weights=batch.follows)
@@ -284,36 +285,34 @@ def test_loss_by_hand():
 
 def test_padding_and_later_frames_never_change_the_loss():
     memory, batch = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0)), random_sequences()
-    padded = jax.tree.map(
-        lambda x: jnp.pad(x, [(0, 5), (0, 2)] + [(0, 0)] * (x.ndim - 2), constant_values=3.0), batch
-    )
+    more = [(0, 5), (0, 2), (0, 0)]
+    padded = jax.tree.map(lambda x: jnp.pad(x, more[: x.ndim], constant_values=3.0), batch)
     mask = jnp.pad(jnp.ones((9, 4)), ((0, 5), (0, 2)))
     padded = padded.replace(follows=padded.follows * mask, judged=padded.judged * mask)
-    short = memory_loss(memory, memory.initial_carry((4,)), batch)[0]
-    close(memory_loss(memory, memory.initial_carry((6,)), padded)[0], short)
+    short = loss_of(memory, memory.initial_carry((4,)), batch)[0]
+    close(loss_of(memory, memory.initial_carry((6,)), padded)[0], short)
 
 
 def test_a_lane_cut_in_two_with_its_carry_is_the_same_lane():
     memory, batch = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0)), random_sequences(T=10)
-    whole = predict_sequences(memory, memory.initial_carry((4,)), batch)
+    whole = predict(memory, memory.initial_carry((4,)), batch)
     carry, found = memory.initial_carry((4,)), []
-    for part in (slice(0, 6), slice(6, 10)):
+    for part in (slice(0, 5), slice(5, 10)):
         cut = jax.tree.map(lambda x, part=part: x[part], batch)
-        carry, *out = predict_sequences(
-            memory, carry, cut.replace(z=batch.z[part.start : part.stop + 1])
-        )
+        cut = cut.replace(z=batch.z[part.start : part.stop + 1])
+        carry, *out = predict(memory, carry, cut)
         found.append(out)
     close((carry, *map(jnp.concatenate, zip(*found, strict=True))), whole)
 
 
 def test_what_the_last_frames_of_episodes_teach():
     latents = random_latents([3, 2, 4], [True, False, True])
-    frames = module._frames(latents, dies=True)
+    frames = training_module.on_device(latents, dies=True)
     assert frames.restart.tolist() == [1, 0, 0, 1, 0, 1, 0, 0, 0]
     assert frames.follows.tolist() == [1, 1, 0, 1, 0, 1, 1, 1, 0]
     assert frames.death.tolist() == [0, 0, 1, 0, 0, 0, 0, 0, 1]
     assert frames.judged.tolist() == [1, 1, 1, 1, 0, 1, 1, 1, 1]  # not the cut episode's end
-    assert not module._frames(latents, dies=False).judged.any()
+    assert not training_module.on_device(latents, dies=False).judged.any()
 
 
 # The order of frames
@@ -372,51 +371,63 @@ TOY = MemoryConfig(
 
 def test_it_learns_a_countdown_to_death():
     latents = countdown()
-    untrained = memory_metrics(MDNRNN(COUNTDOWN, rngs=nnx.Rngs(0)), latents)
     memory = train_memory(0, COUNTDOWN, latents, TOY, log=QUIET)
     metrics = memory_metrics(memory, latents.split(TOY.held_out, 0)[1])
-    assert metrics["nll"] < min(untrained["nll"], metrics["nll_marginal"], metrics["nll_copy"]) - 1
+    assert metrics["nll"] < min(metrics["nll_marginal"], metrics["nll_copy"]) - 1
     assert metrics["death_recall"] == 1
     assert metrics["death_precision"] == 1
     assert metrics["lead"] == 0 and metrics["false_alarms"] == 0
     assert metrics["deaths"] == 5
 
 
+class Interrupting(Logbook):
+    """Presses Ctrl-C at the first row."""
+
+    def log(self, phase, step, metrics):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
-    task = small(TAKE_COVER)
     latents = random_latents([20, 9, 31, 14, 26], [True, False, True, True, False])
-    config = MemoryConfig(steps=7, batch_size=3, sequence_length=8, steps_per_call=2)
-    unbroken = train_memory(5, task, latents, config, log=QUIET)
-    store = Store(tmp_path)
-    half = dataclasses.replace(config, steps=3)  # stops within a call and within an epoch
-    train_memory(5, task, latents, half, log=QUIET, store=store)
-    resumed = train_memory(5, task, latents, config, log=QUIET, store=store)
+    config = MemoryConfig(steps=8, batch_size=3, sequence_length=8, steps_per_call=2)
+    arguments, store = (5, small(TAKE_COVER), latents, config), Store(tmp_path)
+    unbroken = train_memory(*arguments, log=QUIET)
+    with pytest.raises(KeyboardInterrupt):
+        train_memory(*arguments, log=Interrupting(quiet=True), store=store)
+    assert store.steps() == [2]  # within an epoch: the carry comes from the checkpoint
+    resumed = train_memory(*arguments, log=QUIET, store=store)
     jax.tree.map(np.testing.assert_array_equal, resumed, unbroken)
-    assert store.steps() == [3, 7]
 
 
-def test_the_carry_is_zero_at_an_epoch_and_passed_on_within_it():
-    task, latents = small(TAKE_COVER), random_latents([60], [True])
-    config = MemoryConfig(batch_size=1, sequence_length=20)
-    frames = module._frames(latents, True)
-    state = module._initial_state(jax.random.key(0), task, 1, config)
-    state = state.replace(carry=(jnp.ones((1, 12)), jnp.ones((1, 12))))
+def test_an_update_takes_the_carry_passes_it_on_and_draws_its_own_noise():
+    task = small(TAKE_COVER)
+    latents = dataclasses.replace(
+        random_latents([60], [True]), logvar=np.zeros((60, 6), np.float16)
+    )
+    frames = training_module.on_device(latents, True)
+    config = MemoryConfig(batch_size=1, sequence_length=20, bfloat16=False)
+    state = training_module.initial_state(jax.random.key(0), task, 1, config)
+    zero, ones = state.memory.initial_carry((1,)), (jnp.ones((1, 12)), jnp.ones((1, 12)))
     index = np.arange(20, 41, dtype=np.int32)[:, None]  # no frame of it restarts
+    update = jax.jit(lambda *args: training_module._update(*args, jax.random.key(1), config))
 
-    def loss(first, carry):
-        plan = module._Plan(np.int32(0), np.bool_(first), index, np.ones((20, 1), bool))
-        return module._update(state.replace(carry=carry), frames, plan, jax.random.key(1), config)[
-            1
-        ]["loss"]
+    def after(step, first, carry):
+        plan = training_module._Plan(np.int32(step), np.bool_(first), index, np.ones((20, 1), bool))
+        state_after, metrics = update(state.replace(carry=carry), frames, plan)
+        return float(metrics["loss"]), state_after.carry
 
-    zero = state.memory.initial_carry((1,))
-    assert loss(True, state.carry) == loss(False, zero)
-    assert loss(False, state.carry) != loss(False, zero)
+    loss, carry = after(0, False, zero)
+    assert after(0, True, ones)[0] == loss  # an epoch starts with nothing carried
+    assert after(0, False, ones)[0] != loss
+    assert after(1, False, zero)[0] != loss
+    noise = jax.random.fold_in(jax.random.key(1), 0)
+    batch = training_module.gather(frames, noise, index, np.ones((20, 1), bool))
+    close(carry, predict(state.memory, zero, batch)[0])
 
 
 def test_the_rate_decays_to_its_floor_and_gradients_are_clipped():
     config = MemoryConfig(learning_rate=0.1, min_learning_rate=0.02, decay=0.5)
-    optimiser = module._optimiser(config)
+    optimiser = training_module._optimiser(config)
 
     def updates(gradients):
         state, found = optimiser.init(0.0), []
@@ -429,20 +440,29 @@ def test_the_rate_decays_to_its_floor_and_gradients_are_clipped():
     assert updates([100, 0.5]) == updates([1, 0.5]) != updates([0.9, 0.5])
 
 
-def test_z_is_drawn_anew_and_is_its_own_target():
-    latents = dataclasses.replace(
-        random_latents([30], [True]), logvar=np.zeros((30, 6), np.float16)
-    )
-    frames, index = module._frames(latents, True), jnp.arange(31).clip(max=29)[:, None]
+def test_z_is_drawn_anew_from_its_posterior():
+    latents = random_latents([30], [True])
+    latents = dataclasses.replace(latents, logvar=np.full((30, 6), 2.0, np.float16))
+    frames, index = training_module.on_device(latents, True), np.zeros((4000, 1), np.int32)
+    keys, valid = jax.random.split(jax.random.key(0)), np.ones((3999, 1), bool)
     one, two = (
-        module._gather(frames, jax.random.key(seed), index, np.ones((30, 1), bool)).z
-        for seed in (0, 1)
+        np.asarray(training_module.gather(frames, key, index, valid).z[:, 0]) for key in keys
     )
-    assert abs(float((one - two).std()) - np.sqrt(2)) < 0.3
-    many = jnp.zeros((4000, 1), jnp.int32)
-    drawn = module._gather(frames, jax.random.key(2), many, np.ones((3999, 1), bool)).z[:, 0]
-    np.testing.assert_allclose(drawn.mean(0), latents.mu[0], atol=0.1)
-    np.testing.assert_allclose(drawn.std(0), 1, atol=0.06)
+    assert (one != two).all()
+    np.testing.assert_allclose(one.mean(0), latents.mu[0], atol=0.2)
+    np.testing.assert_allclose(one.std(0), np.e, atol=0.2)
+
+
+def test_padding_has_no_weight():
+    frames, valid = (
+        training_module.on_device(random_latents([8], [True]), True),
+        np.ones((7, 2), bool),
+    )
+    valid[4:, 1] = False
+    index = np.repeat(np.arange(8)[:, None], 2, axis=1)
+    batch = training_module.gather(frames, jax.random.key(0), index, valid)
+    np.testing.assert_array_equal(batch.follows, valid)
+    np.testing.assert_array_equal(batch.judged, valid)
 
 
 @pytest.mark.parametrize(
@@ -466,27 +486,27 @@ def test_held_out_predictions_equal_each_episode_alone():
     lengths = [7, 260, 1, 30, 12]  # one outlasts a window of the packed lanes
     latents = random_latents(lengths, [True, False, True, True, False])
     memory = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0))
-    nll, logit = module._teacher_forced(memory, latents, seed=0, lanes=2)
-    frames = module._frames(latents, True)
-    for start, end in zip(np.cumsum(lengths) - lengths, np.cumsum(lengths), strict=True):
-        index = jnp.minimum(jnp.arange(start, end + 1), end - 1)[:, None]
-        valid = np.ones((end - start, 1), bool)
-        alone = stepwise(
-            memory,
-            memory.initial_carry((1,)),
-            module._gather(frames, jax.random.key(0), index, valid),
-        )
-        np.testing.assert_allclose(nll[start : end - 1], alone[1][:-1, 0], rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(logit[start:end], alone[2][:, 0], rtol=1e-4, atol=1e-4)
+    nll, logit = metrics_module._teacher_forced(memory, latents, seed=0, lanes=2)
+    ends, valid = np.cumsum(lengths), np.ones((max(lengths), 5), bool)
+    index = np.minimum(np.arange(max(lengths) + 1)[:, None] + ends - lengths, len(nll) - 1)
+    batch = training_module.gather(
+        training_module.on_device(latents, True), jax.random.key(0), index, valid
+    )
+    alone = stepwise(memory, memory.initial_carry((5,)), batch)  # an episode a lane
+    for lane, (end, n) in enumerate(zip(ends, lengths, strict=True)):
+        close(nll[end - n : end - 1], alone[1][: n - 1, lane], rtol=1e-4, atol=1e-4)
+        close(logit[end - n : end], alone[2][:n, lane], rtol=1e-4, atol=1e-4)
 
 
 def test_death_metrics_by_hand():
     lengths, terminated = [50, 40, 10], [True, False, True]
-    frames = jax.tree.map(np.asarray, module._frames(random_latents(lengths, terminated), True))
+    frames = jax.tree.map(
+        np.asarray, training_module.on_device(random_latents(lengths, terminated), True)
+    )
     alarm = np.zeros(100, bool)
     alarm[[5, 45, 49]] = True  # episode 0: one far too early, one 4 steps ahead, one on time
     alarm[[60, 89]] = True  # episode 1: one false; its last step is not judged
-    metrics = module._death_metrics(alarm, frames, np.array(lengths))
+    metrics = metrics_module._death_metrics(alarm, frames, np.array(lengths))
     assert metrics == {
         "deaths": 2,
         "death_precision": 1 / 4,
@@ -510,11 +530,11 @@ def test_baselines_equal_gaussians_fitted_to_samples():
         as_latents(np.cumsum(0.1 * draw(0, n, 3), axis=0), [n], [True]),
         logvar=np.full((n, 3), -2, np.float16),
     )
-    found = module._baselines(jax.tree.map(np.asarray, module._frames(latents, True)))
-    z = latents.mu + np.exp(-1) * draw(1, n, 3)
-    still, moved = (
-        scipy.stats.norm(z.mean(0), z.std(0)),
-        scipy.stats.norm(0, np.diff(z, axis=0).std(0)),
+    found = metrics_module._baselines(
+        jax.tree.map(np.asarray, training_module.on_device(latents, True))
     )
+    z = latents.mu + np.exp(-1) * draw(1, n, 3)
+    still = scipy.stats.norm(z.mean(0), z.std(0))
+    moved = scipy.stats.norm(0, np.diff(z, axis=0).std(0))
     assert found["nll_marginal"] == pytest.approx(-still.logpdf(z).mean(), abs=0.01)
     assert found["nll_copy"] == pytest.approx(-moved.logpdf(np.diff(z, axis=0)).mean(), abs=0.01)

@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -268,4 +269,4 @@ def test_blind_goes_left_then_right():
     signs = [int(act(step)[0]) for step in range(440)]
     assert signs == ([-1] * 110 + [1] * 110) * 2
     with pytest.raises(ValueError, match="Take Cover only"):
-        policies.blind(real.gymnasium.spaces.Box(-1, 1, (3,)), None)
+        policies.blind(gymnasium.spaces.Box(-1, 1, (3,)), None)

@@ -1,0 +1,57 @@
+"""Dream steps a second, all lanes alive, against the number of lanes.
+
+python -m benchmarks.dream_throughput
+"""
+
+import jax
+import jax.numpy as jnp
+
+from dreamjax.devices import product_dtype
+from dreamjax.population import evaluate
+from dreamjax.worlds import World
+
+from . import timing
+from .world import find_world, step_flops
+
+MEMBERS = 64
+FRACTIONS = {  # what is left of a step when parts are taken out, to split its time
+    "M": "matrix products and cell",
+    "sampling": "component choice and noise",
+    "C": "controller and features",
+}
+
+
+def alive_steps(world: World, lanes: int, steps: int, dtype) -> timing.Timing:
+    """Time of `steps` steps of `lanes` immortal dreams of a population of `MEMBERS`."""
+    env, controller = world.env(), world.controller()
+    params = world.params(1.0, jnp.inf, dtype).replace(max_steps_in_episode=jnp.int32(steps))
+    members = min(MEMBERS, lanes)
+    weights = 0.1 * jax.random.normal(jax.random.key(2), (members, controller.num_params))
+
+    def play(params, weights):
+        return evaluate(
+            jax.random.key(3), env, params, controller, weights, lanes // members, sizes=(lanes,)
+        )
+
+    return timing.timed(play, params, weights)
+
+
+def measure(world: World, lane_counts: tuple[int, ...], steps: int = 100) -> list[timing.Row]:
+    """Rows of valid steps/s, compile seconds and shares of the matrix rate."""
+    rows = []
+    for dtype in dict.fromkeys((jnp.dtype(jnp.float32), product_dtype())):
+        ceiling = timing.matrix_rate(dtype) / step_flops(world.memory)
+        rows.append(timing.row(f"matrix ceiling {dtype}", 0, ceiling, "steps/s", 1.0))
+        for lanes in lane_counts:
+            taken = alive_steps(world, lanes, steps, dtype)
+            rate = lanes * steps / taken.run
+            rows += [
+                timing.row(f"dream alive {dtype}", lanes, rate, "steps/s", rate / ceiling),
+                timing.row(f"dream compile {dtype}", lanes, taken.compile, "s"),
+            ]
+    return rows
+
+
+if __name__ == "__main__":
+    for found in measure(find_world(None)[0], (64, 256, 1024, 4096)):
+        print(found)

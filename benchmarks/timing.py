@@ -1,0 +1,84 @@
+"""Timing that means something: compile apart, wait for the device, median of repeats."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Row = dict[str, Any]
+_SHAPES = ((1024, 578, 2048), (2048, 2048, 2048), (4096, 1024, 2048))  # of matrix products
+_ACCELERATOR_SHAPES = ((8192, 8192, 8192), (65_536, 578, 2048), (65_536, 512, 961))
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds to compile, and median seconds of a run."""
+
+    compile: float
+    run: float
+
+
+def timed(function: Callable, *args: Any, repeats: int = 3) -> Timing:
+    """Compile `function` for `args`, then run it `repeats` times."""
+    start = time.perf_counter()
+    compiled = jax.jit(function).lower(*args).compile()
+    compile_seconds = time.perf_counter() - start
+    jax.block_until_ready(compiled(*args))
+    return Timing(compile_seconds, seconds(lambda: compiled(*args), repeats))
+
+
+def seconds(run: Callable[[], Any], repeats: int = 3) -> float:
+    """Median seconds of `run()`, whatever device it waits for."""
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def matrix_rate(dtype: jnp.dtype, budget: float = 0.5) -> float:
+    """Best FLOP/s of a product of two `dtype` matrices with a float32 result, over some shapes."""
+    on_cpu = jax.default_backend() == "cpu"
+    return max(
+        _rate(shape, dtype, budget) for shape in (_SHAPES if on_cpu else _ACCELERATOR_SHAPES)
+    )
+
+
+def _rate(shape: tuple[int, int, int], dtype: jnp.dtype, budget: float) -> float:
+    m, k, n = shape
+    a, b = jnp.ones((m, k), dtype), jnp.ones((k, n), dtype)
+    product = jax.jit(lambda a, b: jnp.dot(a, b, preferred_element_type=jnp.float32))
+    once = timed(product, a, b).run
+    repeats = max(3, int(budget / once))
+    start = time.perf_counter()
+    jax.block_until_ready([product(a, b) for _ in range(repeats)])
+    return 2 * m * k * n * repeats / (time.perf_counter() - start)
+
+
+def device_name() -> str:
+    """The device, in words."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    with open("/proc/cpuinfo") as file:
+        names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+    return f"{names[0]} x{len(names)}" if names else "cpu"
+
+
+def row(
+    name: str, lanes: int, value: float, unit: str, share: float | None = None, device: str = ""
+) -> Row:
+    """One line of a benchmark's table and JSON."""
+    return {
+        "name": name,
+        "lanes": lanes,
+        "value": value,
+        "unit": unit,
+        "share_of_ceiling": share,
+        "device": device or device_name(),
+    }

@@ -1,0 +1,53 @@
+"""A world to measure in: a trained one, or a stand-in of the paper's size, about as deadly."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dreamjax.memory import MDNRNN
+from dreamjax.tasks import TAKE_COVER
+from dreamjax.vision import VAE
+from dreamjax.worlds import World, load_world
+
+DEATHS_PER_STEP = 1 / 400  # the stand-in's, about a random player's in the paper's dream
+_PROBE_STEPS, _PROBE_LANES = 200, 64
+
+
+def step_flops(memory: MDNRNN) -> int:
+    """Floating-point operations of one M step's matrix products."""
+    return 2 * (memory.lstm_kernel.size + memory.head_kernel.size)
+
+
+def find_world(directory: str | None) -> tuple[World, str]:
+    """The world of a run directory, or the stand-in, and a word for it."""
+    if directory is not None:
+        return load_world(directory), "trained world"
+    return stand_in(), "stand-in world"
+
+
+def stand_in() -> World:
+    """An untrained world whose death logit passes 0 at the wanted rate."""
+    memory = MDNRNN(TAKE_COVER, rngs=nnx.Rngs(0))
+    mu = jax.random.normal(jax.random.key(0), (1000, TAKE_COVER.latent_size))
+    world = World(
+        TAKE_COVER, VAE(TAKE_COVER.latent_size, rngs=nnx.Rngs(1)), memory, mu, jnp.full_like(mu, -2)
+    )
+    threshold = jnp.quantile(_death_logits(world), 1 - DEATHS_PER_STEP)
+    memory.head_bias[...] = memory.head_bias[...].at[-1].add(-threshold)
+    return world
+
+
+@jax.jit
+def _rollout_logits(memory, keys, mu):
+    def step(loop, key):
+        carry, z = loop
+        action = jnp.tanh(z[:, :1])
+        carry, mixture, logit = memory(carry, z, action, jnp.zeros(len(z)))
+        return (carry, mixture.sample(key, 1.0)), logit
+
+    return jax.lax.scan(step, (memory.initial_carry((len(mu),)), mu), keys)[1]
+
+
+def _death_logits(world: World) -> jax.Array:
+    keys = jax.random.split(jax.random.key(1), _PROBE_STEPS)
+    return _rollout_logits(world.memory, keys, world.initial_mu[:_PROBE_LANES])

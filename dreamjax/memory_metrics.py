@@ -1,0 +1,134 @@
+"""How well M predicts: nats per latent dimension, and deaths foreseen.
+
+Shapes: N frames of a data set, B lanes, T frames of a lane.
+"""
+
+import heapq
+
+import jax
+import numpy as np
+
+from dreamjax.latents import LatentSequences
+from dreamjax.memory import MDNRNN
+from dreamjax.memory_training import (
+    Frames,
+    Layout,
+    cross_entropy,
+    frames_of,
+    gather,
+    on_device,
+    predict_sequences,
+)
+
+LEAD_STEPS = 35  # an alarm this close before a death is a warning, not a false alarm
+
+
+def memory_metrics(
+    memory: MDNRNN,
+    latents: LatentSequences,
+    *,
+    threshold: float = 0.0,
+    death_weight: float = 10.0,
+    seed: int = 0,
+) -> dict[str, float]:
+    """How well M predicts whole episodes, teacher-forced; for episodes it was not trained on.
+
+    Args:
+      memory: M.
+      latents: the episodes.
+      threshold: a death is predicted where the logit is above it.
+      death_weight: as in the loss.
+      seed: of z's noise.
+
+    Returns:
+      nll: nats per dimension of the next z (a density: it may be negative).
+      nll_marginal, nll_copy: the same for two baselines fitted to these very episodes: a
+        Gaussian that knows nothing, and a Gaussian around the last z.
+      death_loss: the loss's other part.
+      deaths: how many episodes ended in death; what follows is 0 where there are none.
+      death_precision, death_recall: of predicted deaths, at exactly the fatal step.
+      lead: steps from the first alarm in the last 35 steps to the death, mean over the deaths
+        that had an alarm.
+      false_alarms: alarms more than that before a death or where none came, per 1000 steps.
+    """
+    nll, logit = _teacher_forced(memory, latents, seed)
+    frames = jax.tree.map(np.asarray, on_device(latents, memory.dies))
+    entropy = np.asarray(cross_entropy(logit, frames.death, death_weight))
+    return {
+        "nll": _ratio((nll * frames.follows).sum(), frames.follows.sum()),
+        **_baselines(frames),
+        "death_loss": _ratio((entropy * frames.judged).sum(), frames.judged.sum()),
+        **_death_metrics(logit > threshold, frames, latents.lengths),
+    }
+
+
+def _teacher_forced(memory, latents, seed, lanes=100, length=200):
+    """Nats per dimension and death logit of every frame, each float32 [N]."""
+    index, valid = _pack(latents.lengths, min(lanes, len(latents.lengths)))
+    layout = Layout(index.shape[1], -(-len(valid) // length), length)
+    missing = layout.batches * length - len(valid)
+    index, valid = (np.pad(array, ((0, missing), (0, 0))) for array in (index, valid))
+    frames, carry = on_device(latents, memory.dies), memory.initial_carry((layout.lanes,))
+    nll, logit = np.zeros((2, len(latents.mu)), np.float32)
+    for batch, (places, real) in enumerate(zip(*layout.cut(index, valid), strict=True)):
+        key = jax.random.fold_in(jax.random.key(seed), batch)
+        carry, *found = _predict(memory, carry, frames, key, places, real)
+        now = places[:-1][real]
+        nll[now], logit[now] = (np.asarray(x)[real] for x in found)
+    return nll, logit
+
+
+@jax.jit
+def _predict(memory, carry, frames, key, index, valid):
+    return predict_sequences(memory, carry, gather(frames, key, index, valid))
+
+
+def _pack(lengths: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Whole episodes in lanes of about the same length: index [L + 1, lanes], valid [L, lanes]."""
+    starts = np.cumsum(lengths) - lengths
+    heap = [(0, lane, []) for lane in range(lanes)]
+    for episode in np.argsort(-lengths, kind="stable"):
+        total, lane, episodes = heap[0]
+        heapq.heapreplace(heap, (total + int(lengths[episode]), lane, [*episodes, episode]))
+    index = np.zeros((max(total for total, _, _ in heap) + 1, lanes), np.int32)
+    valid = np.zeros((len(index) - 1, lanes), bool)
+    for total, lane, episodes in heap:
+        index[:total, lane] = frames_of(starts[episodes], lengths[episodes])
+        valid[:total, lane] = True
+    return index, valid
+
+
+def _ratio(part, whole) -> float:
+    return float(part / whole) if whole else 0.0
+
+
+def _baselines(frames: Frames) -> dict[str, float]:
+    """Nats per dimension of best-fitting Gaussians, expected over z's posteriors."""
+    mu, logvar = frames.mu.astype(np.float32), frames.logvar.astype(np.float32)
+    variance = np.exp(logvar)
+    pairs = np.flatnonzero(frames.follows)
+    step = (mu[pairs + 1] - mu[pairs]) ** 2 + variance[pairs + 1] + variance[pairs]
+    spread = mu.var(axis=0) + variance.mean(axis=0)
+    copy = step.mean(axis=0) if len(pairs) else spread
+    nats = lambda v: float(0.5 * np.log(2 * np.pi * np.e * v).mean())  # noqa: E731
+    return {"nll_marginal": nats(spread), "nll_copy": nats(copy)}
+
+
+def _death_metrics(alarm, frames: Frames, lengths) -> dict[str, float]:
+    ends = np.cumsum(lengths)
+    death, judged = frames.death * frames.judged > 0, frames.judged > 0
+    alarm = alarm & judged
+    leads, near = [], np.zeros_like(alarm)
+    for start, end in zip(ends - lengths, ends, strict=True):
+        if death[end - 1]:
+            last = slice(max(start, end - LEAD_STEPS), end)
+            near[last] = True
+            leads += list(end - 1 - last.start - np.flatnonzero(alarm[last])[:1])
+    hits = (alarm & death).sum()
+    return {
+        "deaths": float(death.sum()),
+        "death_precision": _ratio(hits, alarm.sum()),
+        "death_recall": _ratio(hits, death.sum()),
+        "lead": _ratio(sum(leads), len(leads)),
+        "false_alarms": _ratio(1000 * (alarm & ~near).sum(), judged.sum()),
+    }

@@ -1,0 +1,432 @@
+"""Training M: teacher-forced sequences, the loss, and the order of the data.
+
+Paper: "MDN-RNN (M) Model" appendix; original files `doomrnn/rnn_train.py`,
+`carracing/rnn/rnn_train.py`.
+Shapes: Z latent size, A action size, H LSTM units, B lanes, T frames; N frames of a data set, E
+its episodes. Everything is time-major.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx, struct
+
+from dreamjax.checkpoint import Store
+from dreamjax.devices import product_dtype
+from dreamjax.latents import LatentSequences
+from dreamjax.logbook import Logbook
+from dreamjax.memory import MDNRNN, Carry, cast, cell, gates_of, product, reset
+from dreamjax.tasks import Task
+from dreamjax.training import fit
+
+
+@jax.custom_vjp
+def lstm_sequence(
+    kernel: jax.Array, bias: jax.Array, carry: Carry, inputs: jax.Array, restart: jax.Array
+) -> tuple[Carry, jax.Array]:
+    """`lstm_step` over time, with a backward pass that is fast in bfloat16.
+
+    Plain differentiation of the scan adds up the kernel's gradient step by step and leaves
+    bfloat16; here the backward scan only finds the gates' gradients, and the kernel's is one
+    product over all frames.
+
+    Args:
+      kernel, bias, carry: as for `lstm_step`, lanes [B].
+      inputs: float32 [T, B, I].
+      restart: float32 [T, B].
+
+    Returns:
+      the last carry, and h of every step, float32 [T, B, H].
+    """
+    return _sequence_forward(kernel, bias, carry, inputs, restart)[0]
+
+
+def _sequence_forward(kernel, bias, carry, inputs, restart):
+    def step(carry, now):
+        c, h = reset(carry, now[1])
+        gates = gates_of(kernel, bias, h, now[0])
+        carry = cell(gates, c)
+        return carry, (carry[1], (h, c, gates))
+
+    carry, (h, before) = jax.lax.scan(step, carry, (inputs, restart))
+    return (carry, h), (kernel, inputs, restart, before)
+
+
+def _sequence_backward(saved, gradient):
+    kernel, inputs, restart, (h, c, gates) = saved
+    d_carry, d_h = gradient
+    d_input, d_hidden = jnp.split(kernel.T, (inputs.shape[-1],), axis=-1)
+
+    def step(d_carry, now):
+        d_h, restart, gates, c = now
+        _, pull = jax.vjp(cell, gates, c)
+        d_gates, d_c = pull((d_carry[0], d_carry[1] + d_h))
+        return reset((d_c, product(d_gates, d_hidden)), restart), d_gates
+
+    d_carry, d_gates = jax.lax.scan(step, d_carry, (d_h, restart, gates, c), reverse=True)
+    d_kernel = _outer(jnp.concatenate((inputs, h), axis=-1), d_gates, kernel.dtype)
+    d_inputs = product(d_gates, d_input)
+    return d_kernel, d_gates.sum((0, 1)), d_carry, d_inputs, jnp.zeros_like(restart)
+
+
+lstm_sequence.defvjp(_sequence_forward, _sequence_backward)
+
+
+@jax.custom_vjp
+def product_sequence(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`product` of [T, B, ...] whose gradients are products in the kernel's dtype too."""
+    return product(x, kernel)
+
+
+def _product_backward(saved, gradient):
+    x, kernel = saved
+    return product(gradient, kernel.T), _outer(x, gradient, kernel.dtype)
+
+
+product_sequence.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _product_backward)
+
+
+def _outer(x: jax.Array, gradient: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Gradient of a kernel: x^T gradient over time and lanes.
+
+    Both axes are contracted as they are: XLA's CPU backend is twice slower once they are merged.
+    """
+    x, gradient = x.astype(dtype), gradient.astype(dtype)
+    total = jnp.einsum("tbi,tbo->io", x, gradient, preferred_element_type=jnp.float32)
+    return total.astype(dtype)
+
+
+@struct.dataclass
+class Sequences:
+    """What M trains on: lanes of frames.
+
+    Attributes:
+      z: float32 [T + 1, B, Z]; z[t + 1] is what z[t] is to predict.
+      action: float32 [T, B, A].
+      restart: float32 [T, B], 1 on an episode's first frame.
+      follows: float32 [T, B], 1 where z[t + 1] belongs to the same episode.
+      judged: float32 [T, B], 1 where it is known whether the action led to death.
+      death: float32 [T, B], 1 where it did.
+    """
+
+    z: jax.Array
+    action: jax.Array
+    restart: jax.Array
+    follows: jax.Array
+    judged: jax.Array
+    death: jax.Array
+
+
+def predict_sequences(
+    memory: MDNRNN, carry: Carry, batch: Sequences
+) -> tuple[Carry, jax.Array, jax.Array]:
+    """Teacher-forced predictions.
+
+    Returns:
+      the last carry; nats per dimension of the next z, float32 [T, B]; death logits [T, B].
+    """
+    inputs = memory.inputs(batch.z[:-1], batch.action, batch.restart)
+    lstm = memory.lstm_kernel[...], memory.lstm_bias[...]
+    carry, h = lstm_sequence(*lstm, carry, inputs, batch.restart)
+    mixture, logit = memory.predict(product_sequence(h, memory.head_kernel[...]))
+    return carry, -mixture.log_prob(batch.z[1:]).mean(axis=-1), logit
+
+
+def memory_loss(
+    memory: MDNRNN, carry: Carry, batch: Sequences, death_weight: float = 10.0
+) -> tuple[jax.Array, tuple[Carry, dict[str, jax.Array]]]:
+    """Negative log likelihood of the next z in nats per dimension, plus the death loss.
+
+    The original's stream runs on from an episode's last frame to the next episode's first, so
+    its M also learns to predict a restart's z; here that term is left out. An episode cut by the
+    step limit says nothing of death at its last frame, so that is left out too.
+
+    Args:
+      memory: M; the dtype of its kernels is that of the products.
+      carry: (c, h) before the first frame, each [B, H].
+      batch: the frames.
+      death_weight: how many times more a step that led to death counts.
+
+    Returns:
+      the loss, then the carry after the last frame and the loss's parts.
+    """
+    carry, nll, logit = predict_sequences(memory, carry, batch)
+    nll = _mean(nll, batch.follows)
+    death_loss = _mean(cross_entropy(logit, batch.death, death_weight), batch.judged)
+    loss = nll + death_loss
+    return loss, (carry, {"loss": loss, "nll": nll, "death_loss": death_loss})
+
+
+def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    return (values * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+
+
+def cross_entropy(logit: jax.Array, death: jax.Array, weight: float) -> jax.Array:
+    """Binary cross-entropy of a death logit in nats, `weight` times as much at deaths."""
+    return (jax.nn.softplus(logit) - death * logit) * (1 + (weight - 1) * death)
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryConfig:
+    """How M is trained; the defaults are `rnn_train.py`'s for Take Cover."""
+
+    steps: int = 24_400  # updates; the original's 400 epochs (the article says 20)
+    batch_size: int = 100  # lanes; fewer where the data would not fill them
+    sequence_length: int = 500  # frames of a lane in one update, at most
+    learning_rate: float = 1e-3  # Adam's, at the first update
+    min_learning_rate: float = 1e-5  # what it decays to
+    decay: float = 0.99999  # of what is above the minimum, each update (CarRacing: 1.0)
+    clip: float = 1.0  # largest absolute value of a gradient's element
+    death_weight: float = 10.0  # of a step that led to death, in the loss
+    bfloat16: bool | None = None  # products in bfloat16; None where the device is faster so
+    held_out: float = 0.1  # share of episodes kept from training
+    steps_per_call: int = 4  # updates in one compiled call
+
+
+@struct.dataclass
+class Frames:
+    """A data set on the device: posteriors and, per frame, the fields of `Sequences`."""
+
+    mu: jax.Array
+    logvar: jax.Array
+    action: jax.Array
+    restart: jax.Array
+    follows: jax.Array
+    judged: jax.Array
+    death: jax.Array
+
+
+@struct.dataclass
+class State:
+    """Everything training needs to go on; the carry is the last batch's."""
+
+    memory: MDNRNN
+    optimiser: optax.OptState
+    carry: Carry
+
+
+@struct.dataclass
+class _Plan:
+    """Which frames consecutive updates read; a leading axis counts the updates."""
+
+    step: np.ndarray  # int32 []
+    first: np.ndarray  # bool [], whether an epoch starts here
+    index: np.ndarray  # int32 [T + 1, B], frames of the data set
+    valid: np.ndarray  # bool [T, B], False past a lane's end
+
+
+def train_memory(
+    seed: int,
+    task: Task,
+    latents: LatentSequences,
+    config: MemoryConfig,
+    *,
+    log: Logbook,
+    store: Store | None = None,
+    meta: Mapping[str, Any] | None = None,
+) -> MDNRNN:
+    """Train M as rnn_train.py does, on all but the held-out episodes.
+
+    Each epoch shuffles the episodes, joins them into one stream and cuts it into lanes; the
+    LSTM's carry goes from one update to the next until the epoch ends. z is drawn anew from its
+    posterior in every update.
+
+    Args:
+      seed: of the weights, the held-out episodes, the order and the noise.
+      task: the game.
+      latents: the recorded episodes, encoded.
+      config: sizes and rates.
+      log: receives `loss`, `nll` and `death_loss`.
+      store: where checkpoints go; an unfinished run there is resumed.
+      meta: written into every checkpoint.
+
+    Returns:
+      M, its weights float32.
+
+    Raises:
+      ValueError: latents of another task, or a size in `config` that cannot be.
+    """
+    trainer = Trainer(seed, task, latents, config)
+    state = fit(
+        "memory",
+        trainer.initial(),
+        trainer,
+        config.steps,
+        log=log,
+        store=store,
+        meta=meta,
+        unit="frames",
+        units_per_step=trainer.layout.lanes * trainer.layout.length,
+    )
+    return state.memory
+
+
+class Trainer:
+    """Compiled updates of one training; the `advance` of `training.fit`.
+
+    Args and errors: as for `train_memory`.
+    """
+
+    def __init__(self, seed: int, task: Task, latents: LatentSequences, config: MemoryConfig):
+        _check(task, latents, config)
+        train, _ = latents.split(config.held_out, seed)
+        self.task, self.config = task, config
+        self.frames = on_device(train, task.dies)
+        self.layout = Layout.of(int(train.lengths.sum()), config)
+        self._key_init, self._key_noise = jax.random.split(jax.random.key(seed))
+
+        @functools.lru_cache(maxsize=2)
+        def epoch_plan(epoch):
+            return self.layout.cut(*self.layout.lanes_of(epoch_order(train.lengths, seed, epoch)))
+
+        self._epoch_plan = epoch_plan
+
+    def initial(self) -> State:
+        """The state before the first update."""
+        return initial_state(self._key_init, self.task, self.layout.lanes, self.config)
+
+    def __call__(self, state: State, step: int) -> tuple[State, int, dict[str, float]]:
+        """Up to `steps_per_call` updates from `step` on; `state` is donated."""
+        count = min(self.config.steps_per_call, self.config.steps - step)
+        plan = _plan(range(step, step + count), self.layout.batches, self._epoch_plan)
+        state, metrics = _updates(state, self.frames, plan, self._key_noise, self.config)
+        return state, count, jax.tree.map(float, metrics)
+
+
+def _check(task: Task, latents: LatentSequences, config: MemoryConfig) -> None:
+    sizes = latents.mu.shape[-1], latents.actions.shape[-1]
+    if sizes != (task.latent_size, task.action_size):
+        raise ValueError(
+            f"latents have z={sizes[0]} and {sizes[1]} actions, but {task.name} has "
+            f"z={task.latent_size} and {task.action_size}; encode this task's recordings"
+        )
+    for name in ("steps", "batch_size", "sequence_length", "steps_per_call"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"memory.{name} is {getattr(config, name)}; it must be at least 1")
+
+
+def on_device(latents: LatentSequences, dies: bool) -> Frames:
+    """A data set's arrays where they are used, and what each frame may teach of death."""
+    ends = np.cumsum(latents.lengths)
+    last, first = np.zeros((2, len(latents.mu)), np.float32)
+    death = np.zeros_like(last)
+    first[ends - latents.lengths] = 1
+    last[ends - 1] = 1
+    death[ends - 1] = latents.terminated
+    judged = (1 - last + death) * dies
+    arrays = (latents.mu, latents.logvar, latents.actions, first, 1 - last, judged, death)
+    return Frames(*map(jnp.asarray, arrays))
+
+
+def initial_state(key: jax.Array, task: Task, lanes: int, config: MemoryConfig) -> State:
+    memory = MDNRNN(task, rngs=nnx.Rngs(params=key))
+    return State(memory, _optimiser(config).init(memory), memory.initial_carry((lanes,)))
+
+
+def _optimiser(config: MemoryConfig) -> optax.GradientTransformation:
+    low, high = config.min_learning_rate, config.learning_rate
+    rate = lambda step: (high - low) * config.decay**step + low  # noqa: E731
+    return optax.chain(optax.clip(config.clip), optax.adam(rate))
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
+def _updates(state, frames, plan, key, config):
+    """One update for each entry of `plan`; returns the state and the metrics' means."""
+
+    def body(state, plan):
+        return _update(state, frames, plan, key, config)
+
+    state, metrics = jax.lax.scan(body, state, plan)
+    return state, jax.tree.map(jnp.mean, metrics)
+
+
+def _update(state, frames, plan, key, config):
+    batch = gather(frames, jax.random.fold_in(key, plan.step), plan.index, plan.valid)
+    carry = reset(state.carry, plan.first[None])
+    dtype = product_dtype(config.bfloat16)
+
+    def loss(memory):
+        return memory_loss(cast(memory, dtype), carry, batch, config.death_weight)
+
+    gradient, (carry, metrics) = jax.grad(loss, has_aux=True)(state.memory)
+    updates, optimiser = _optimiser(config).update(gradient, state.optimiser)
+    return State(optax.apply_updates(state.memory, updates), optimiser, carry), metrics
+
+
+def gather(frames: Frames, key: jax.Array, index: jax.Array, valid: jax.Array) -> Sequences:
+    """The frames at `index`, z drawn from their posteriors; nothing invalid counts."""
+    mu, logvar = (posterior[index].astype(jnp.float32) for posterior in (frames.mu, frames.logvar))
+    z = mu + jnp.exp(logvar / 2) * jax.random.normal(key, mu.shape)
+    now = index[:-1]
+    return Sequences(
+        z=z,
+        action=frames.action[now],
+        restart=frames.restart[now],
+        follows=frames.follows[now] * valid,
+        judged=frames.judged[now] * valid,
+        death=frames.death[now],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a stream of frames is cut: `lanes` side by side, `batches` x `length` frames each.
+
+    A lane gets at least `sequence_length` frames, so little data means fewer lanes and, below
+    one lane, a shorter sequence. Lanes differ by at most one frame; what lacks is padding.
+    """
+
+    lanes: int
+    batches: int
+    length: int
+
+    @classmethod
+    def of(cls, num_frames: int, config: MemoryConfig) -> "Layout":
+        """The layout of an epoch of `num_frames`."""
+        lanes = min(max(num_frames // config.sequence_length, 1), config.batch_size)
+        longest = -(-num_frames // lanes)
+        batches = -(-longest // config.sequence_length)
+        return cls(lanes, batches, -(-longest // batches))
+
+    def lanes_of(self, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The frame at each place of each lane [batches * length + 1, lanes], and validity.
+
+        A lane's last frame is followed by the next lane's first, so that it has a target.
+        """
+        edges = np.arange(self.lanes + 1) * len(order) // self.lanes
+        places = edges[:-1] + np.arange(self.batches * self.length + 1)[:, None]
+        return order[np.minimum(places, len(order) - 1)], places[:-1] < edges[1:]
+
+    def cut(self, index: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Index [batches, length + 1, lanes] and validity [batches, length, lanes]."""
+        begins = np.arange(self.batches)[:, None] * self.length
+        windows = begins + np.arange(self.length + 1)
+        return index[windows], valid[windows[:, :-1]]
+
+
+def epoch_order(lengths: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """The frames of all episodes, episodes shuffled: int32 [N], a function of seed and epoch."""
+    starts = np.cumsum(lengths) - lengths
+    episodes = np.random.default_rng((seed, epoch)).permutation(len(lengths))
+    return frames_of(starts[episodes], lengths[episodes])
+
+
+def frames_of(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The frames of episodes, one episode after another."""
+    spans = [np.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)]
+    return np.concatenate([np.arange(0), *spans]).astype(np.int32)
+
+
+def _plan(steps, batches, epoch_plan) -> _Plan:
+    entries = []
+    for step in steps:
+        epoch, batch = divmod(step, batches)
+        index, valid = epoch_plan(epoch)
+        entries.append(_Plan(np.int32(step), np.bool_(batch == 0), index[batch], valid[batch]))
+    return jax.tree.map(lambda *parts: np.stack(parts), *entries)

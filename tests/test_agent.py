@@ -1,0 +1,73 @@
+"""The awake agent sees, remembers and acts exactly as the dreaming one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_memory
+from flax import nnx
+
+from dreamjax import real
+from dreamjax.agent import Agent, evaluate, evaluation_seeds
+from dreamjax.dream import EnvState
+from dreamjax.vision import VAE
+from dreamjax.worlds import World
+
+EPISODES = 45  # more than the games played at once, so that slots are used again
+
+
+@pytest.fixture
+def world(small_task, monkeypatch):
+    monkeypatch.setitem(real.FACTORIES, "countdown", "toy_game:make")
+    task = dataclasses.replace(small_task, profile="countdown")
+    vision = VAE(task.latent_size, rngs=nnx.Rngs(0))
+    start = jnp.zeros((1, task.latent_size))
+    return World(task, vision, random_memory(task), start, start)
+
+
+def weights(world):
+    return jax.random.normal(jax.random.key(5), (world.task.feature_size,))
+
+
+def test_every_episode_is_played_once_and_counted(world):
+    played = evaluate(world, weights(world), EPISODES, seed=3, workers=2)
+    expected = [3 + (seed // 2) % 7 for seed in evaluation_seeds(3, EPISODES)]
+    np.testing.assert_array_equal(played.lengths, expected)
+    np.testing.assert_array_equal(played.returns, expected)
+
+
+def test_awake_and_dreaming_agree_given_the_same_latents(world):
+    """Fed the latents that V sampled, the dream's memory and C's features follow the agent's."""
+    frames = np.random.default_rng(0).integers(0, 255, (6, 1, 64, 64, 3), np.uint8)
+    agent = Agent(world, weights(world), 1, jax.random.key(0))
+    controller = world.controller()
+    env, params = world.env(), world.params()
+    carry = world.memory.initial_carry()
+    for t, frame in enumerate(frames):
+        action = agent.act(frame, np.array([t == 0]))[0]
+        state = EnvState(time=jnp.int32(t), z=agent.z[0], carry=carry)
+        obs = env.observe(None, state, None, params)
+        np.testing.assert_allclose(controller(weights(world), obs), action, atol=1e-6)
+        _, after, *_ = env.step_env(jax.random.key(t), state, action, params)
+        carry = after.carry
+
+
+def test_a_new_episode_forgets_the_old_one(world):
+    """Two slots see the same; the one that restarts remembers one step, the other two."""
+    sharp = world.vision
+    sharp.logvar.bias[...] = sharp.logvar.bias[...] - 100.0  # V's sampling is then exact
+    agent = Agent(world, weights(world), 2, jax.random.key(0))
+    frame = np.full((2, 64, 64, 3), 90, np.uint8)
+    agent.act(frame, np.array([True, True]))
+    once = np.asarray(agent._carry[1])
+    agent.act(frame, np.array([False, True]))
+    twice = np.asarray(agent._carry[1])
+    np.testing.assert_allclose(twice[1], once[1], atol=1e-6)
+    assert np.abs(twice[0] - once[0]).max() > 1e-3
+
+
+def test_no_episodes_is_named(world):
+    with pytest.raises(ValueError, match="episodes must be at least 1, got 0"):
+        evaluate(world, weights(world), 0, seed=0)

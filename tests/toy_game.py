@@ -1,0 +1,29 @@
+"""A real game small enough to reason about: it lasts as many steps as its seed says."""
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class Countdown(gymnasium.Env):
+    """Dies after 3 + (seed // 2) % 7 steps; the picture's brightness is the step."""
+
+    observation_space = spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def _frame(self):
+        return np.full((64, 64, 3), 10 * self.time, np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time, self.life = 0, 3 + (seed // 2) % 7
+        return self._frame(), {}
+
+    def step(self, action):
+        self.time += 1
+        return self._frame(), 1.0, self.time >= self.life, False, {}
+
+
+def make(task, screen):
+    del task, screen
+    return Countdown()
