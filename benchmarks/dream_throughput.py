@@ -3,6 +3,8 @@
 python -m benchmarks.dream_throughput
 """
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 
@@ -14,11 +16,6 @@ from . import timing
 from .world import find_world, step_flops
 
 MEMBERS = 64
-FRACTIONS = {  # what is left of a step when parts are taken out, to split its time
-    "M": "matrix products and cell",
-    "sampling": "component choice and noise",
-    "C": "controller and features",
-}
 
 
 def alive_steps(world: World, lanes: int, steps: int, dtype) -> timing.Timing:
@@ -36,20 +33,26 @@ def alive_steps(world: World, lanes: int, steps: int, dtype) -> timing.Timing:
     return timing.timed(play, params, weights)
 
 
-def measure(world: World, lane_counts: tuple[int, ...], steps: int = 100) -> list[timing.Row]:
-    """Rows of valid steps/s, compile seconds and shares of the matrix rate."""
-    rows = []
-    for dtype in dict.fromkeys((jnp.dtype(jnp.float32), product_dtype())):
+def measure(
+    world: World, lane_counts: tuple[int, ...], steps: int = 100, both: bool = True
+) -> Iterator[timing.Row]:
+    """Rows of valid steps/s, compile seconds and shares of the matrix rate.
+
+    Args:
+      world: the world.
+      lane_counts: batch sizes.
+      steps: dreamt by each lane.
+      both: measure float32 beside the device's own dtype of products.
+    """
+    dtypes = (jnp.dtype(jnp.float32), product_dtype()) if both else (product_dtype(),)
+    for dtype in dict.fromkeys(dtypes):
         ceiling = timing.matrix_rate(dtype) / step_flops(world.memory)
-        rows.append(timing.row(f"matrix ceiling {dtype}", 0, ceiling, "steps/s", 1.0))
+        yield timing.row(f"matrix ceiling {dtype}", 0, ceiling, "steps/s", 1.0)
         for lanes in lane_counts:
             taken = alive_steps(world, lanes, steps, dtype)
             rate = lanes * steps / taken.run
-            rows += [
-                timing.row(f"dream alive {dtype}", lanes, rate, "steps/s", rate / ceiling),
-                timing.row(f"dream compile {dtype}", lanes, taken.compile, "s"),
-            ]
-    return rows
+            yield timing.row(f"dream alive {dtype}", lanes, rate, "steps/s", rate / ceiling)
+            yield timing.row(f"dream compile {dtype}", lanes, taken.compile, "s")
 
 
 if __name__ == "__main__":

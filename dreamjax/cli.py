@@ -1,6 +1,7 @@
 """The `dreamjax` command: one subcommand a phase, and `run` for all of them."""
 
 import dataclasses
+import importlib
 import json
 import shlex
 import signal
@@ -50,7 +51,7 @@ def _parse(argv: list[str]) -> Any:
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
     commands = [_phase_command(name, PRESETS[preset], preset) for name in ABOUT]
-    union = Info
+    union = Info | Bench
     for command in commands:
         union = union | command
     return tyro.cli(union, args=argv, prog="dreamjax", description=__doc__)
@@ -112,6 +113,29 @@ class Info:
             rows = values.items() if isinstance(values, dict) else enumerate(values)
             for key, value in rows:
                 print(f"  {key}: {value}")
+
+
+@dataclasses.dataclass
+class Bench:
+    """Measure this machine: dream steps/s, a generation, training, the real game, the rivals."""
+
+    quick: bool = False  # only what a minute allows
+    json: Path | None = None  # write the rows here
+    plot: Path | None = None  # draw steps/s against lanes here
+    world: Path | None = None  # run directory of a trained world; None is a stand-in
+    lanes: tuple[int, ...] = ()  # batch sizes; none is a range that fits
+
+    def __call__(self) -> None:
+        _benchmarks().run(self.quick, self.world, self.lanes, self.json, self.plot)
+
+
+def _benchmarks():
+    """The benchmark suite, which lies beside the package in a checkout and inside it in a wheel."""
+    root = Path(__file__).parent
+    if (root.parent / "benchmarks" / "suite.py").exists():
+        sys.path.insert(0, str(root.parent))
+        return importlib.import_module("benchmarks.suite")
+    return importlib.import_module("dreamjax.benchmarks.suite")
 
 
 def info() -> dict[str, Any]:

@@ -9,7 +9,7 @@ PRESETS = {
     # About two minutes on 2 cores: proves that every phase works, not that it learns.
     "smoke": RunConfig(
         collect=CollectConfig(episodes=16),
-        vision=VisionConfig(steps=40),
+        vision=VisionConfig(steps=40, learning_rate=1e-3),
         memory=MemoryConfig(steps=20, batch_size=16, sequence_length=64),
         evolve=EvolveConfig(
             generations=2, population=8, rollouts=4, eval_every=2, eval_rollouts=32
@@ -19,14 +19,14 @@ PRESETS = {
     # At most 20 minutes on 2 cores.
     "quick": RunConfig(
         collect=CollectConfig(episodes=400),
-        vision=VisionConfig(steps=1500),
-        memory=MemoryConfig(steps=1000, batch_size=64, sequence_length=128),
+        vision=VisionConfig(steps=1500, learning_rate=1e-3),
+        memory=MemoryConfig(steps=800, batch_size=64, sequence_length=128),
         evolve=EvolveConfig(generations=20, eval_every=5, eval_rollouts=256),
     ),
     # At most 3 hours on 2 cores.
     "cpu": RunConfig(
         collect=CollectConfig(episodes=2000),
-        vision=VisionConfig(steps=18_000),
+        vision=VisionConfig(steps=18_000, learning_rate=1e-3),
         memory=MemoryConfig(steps=3_000),
         evolve=EvolveConfig(generations=150, eval_rollouts=512),
     ),

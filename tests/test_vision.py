@@ -125,9 +125,10 @@ def test_bytes_and_floats_encode_alike():
 def still(first, bfloat16=False):
     """Two training steps from step `first` on with learning rate 0: `(state, metrics)`."""
     vae = blank()
-    state = vision._TrainState(vae, optax.adam(0.0).init(vae))
+    state = vision.State(vae, optax.adam(0.0).init(vae))
     batches = frames(8).reshape(2, 4, 64, 64, 3)
-    return vision._train(state, jax.random.key(0), first, batches, 0.0, bfloat16=bfloat16)
+    dtype = jnp.dtype(jnp.bfloat16 if bfloat16 else jnp.float32)
+    return vision.updates(state, jax.random.key(0), first, batches, 0.0, dtype=dtype)
 
 
 def test_bfloat16_products_give_nearly_the_same_loss_and_gradients():
