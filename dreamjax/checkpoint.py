@@ -100,11 +100,13 @@ class Store:
     def save(self, step: int, tree: Any, meta: Mapping[str, Any]) -> None:
         """Write checkpoint `step`, then drop all but the newest `keep`.
 
+        Of several processes the first alone writes.
+
         Raises:
           CheckpointError: the disk refused (full, read-only); what was there still is.
         """
-        import orbax.checkpoint as ocp
-
+        if jax.process_index() != 0:
+            return
         target = self.directory / f"{step:08d}"
         temporary = self.directory / f".{step:08d}.{os.getpid()}"
         arrays = flatten(tree)
@@ -112,7 +114,7 @@ class Store:
             writable(self.directory)
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-            ocp.PyTreeCheckpointer().save(temporary / "arrays", arrays)
+            _checkpointer().save(temporary / "arrays", arrays)
             document = {"format": FORMAT, "step": step, "versions": versions(), **meta}
             write_json(temporary / "meta.json", document)
             write_json(temporary / "manifest.json", _hashes(temporary))
@@ -143,10 +145,8 @@ class Store:
         Raises:
           CheckpointError: no sound checkpoint, or one made for something else.
         """
-        import orbax.checkpoint as ocp
-
         folder, meta = self._sound(None)
-        arrays = ocp.PyTreeCheckpointer().restore(folder / "arrays")
+        arrays = _checkpointer().restore(folder / "arrays")
         inside = {
             name.removeprefix(prefix): np.asarray(array)
             for name, array in arrays.items()
@@ -167,6 +167,19 @@ class Store:
             faults.append(fault)
         found = "; ".join(faults) or "nothing there"
         raise CheckpointError(f"no usable checkpoint in {self.directory} ({found}); train it first")
+
+
+def _checkpointer():
+    """Orbax for this process alone: its arrays are NumPy's, and it waits for no other process."""
+    import orbax.checkpoint as ocp
+
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=str(here)
+    )
+    return ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
+    )
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ from dreamjax.tasks import CAR_RACING, TAKE_COVER, TASKS
 
 PRESET_NAMES = ("smoke", "quick", "cpu", "paper")
 DEFAULT_PRESET = "quick"
+DEVICES = ("auto", "cpu", "gpu", "tpu")
 
 ABOUT = {
     "run": "Do every phase into one run directory, from wherever it stopped.",
@@ -78,6 +79,8 @@ def _phase_command(name: str, config: Any, preset: str) -> Any:
         config: Annotated[RunConfig, tyro.conf.arg(name="")]
         preset: Literal[PRESET_NAMES] = DEFAULT_PRESET
         seed: int = 0
+        device: Literal[DEVICES] = "auto"
+        distributed: bool = False  # join the other processes of a SLURM job or a TPU pod
 
         def __call__(self) -> None:
             _run(self, name)
@@ -88,12 +91,20 @@ def _phase_command(name: str, config: Any, preset: str) -> Any:
 
 
 def _run(command: Any, name: str) -> None:
+    from dreamjax import devices
     from dreamjax.files import writable
     from dreamjax.logbook import Logbook
     from dreamjax.pipeline import PHASES, Run, run_phases
 
+    if command.distributed and name != "evolve":
+        raise ValueError(
+            f"{name} runs on one host; only evolve takes --distributed: do the phases before it "
+            "on one host, in a directory that all hosts share"
+        )
+    devices.use(command.device, command.distributed)
     directory = writable(command.run_dir)
-    run = Run(directory, TASKS[command.task], command.seed, command.config, Logbook(directory))
+    log = Logbook(directory) if devices.is_first() else Logbook(quiet=True)
+    run = Run(directory, TASKS[command.task], command.seed, command.config, log)
     run_phases(run, tuple(PHASES) if name == "run" else (name,))
 
 
@@ -124,8 +135,12 @@ class Bench:
     plot: Path | None = None  # draw steps/s against lanes here
     world: Path | None = None  # run directory of a trained world; None is a stand-in
     lanes: tuple[int, ...] = ()  # batch sizes; none is a range that fits
+    device: Literal[DEVICES] = "auto"
 
     def __call__(self) -> None:
+        from dreamjax import devices
+
+        devices.use(self.device)
         _benchmarks().run(self.quick, self.world, self.lanes, self.json, self.plot)
 
 

@@ -33,3 +33,33 @@ def _cpu_flags() -> set[str]:
     lines = path.read_text().splitlines() if path.exists() else []
     named = (line for line in lines if line.startswith(("flags", "Features")))
     return set(next(named, "").split())
+
+
+def use(device: str, distributed: bool = False) -> None:
+    """Choose the device of everything that follows; call it before jax has looked for devices.
+
+    Args:
+      device: cpu, gpu, tpu, or auto for the best there is.
+      distributed: join the other processes of a cluster first; jax finds them by the scheduler's
+        environment (SLURM, Open MPI, TPU pods) or by `JAX_COORDINATOR_ADDRESS` and friends.
+
+    Raises:
+      ValueError: the device is not there. Nothing falls back in silence.
+    """
+    if device != "auto":
+        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
+    if distributed:
+        jax.distributed.initialize()
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"there is no {device} here ({reason}); use --device auto, or install dreamjax with "
+            "the extra cuda12, cuda13 or tpu"
+        ) from None
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and talks."""
+    return jax.process_index() == 0

@@ -21,7 +21,7 @@ import numpy as np
 from dreamjax import media
 from dreamjax.agent import evaluate, evaluation_seeds
 from dreamjax.checkpoint import CheckpointError, Store, digest, versions
-from dreamjax.devices import product_dtype
+from dreamjax.devices import is_first, product_dtype
 from dreamjax.dream import check_temperature
 from dreamjax.evolution import EvolveConfig, evolve
 from dreamjax.files import writable, write_json
@@ -288,7 +288,7 @@ def run_phases(run: Run, phases: tuple[str, ...] = tuple(PHASES)) -> None:
     directory = writable(run.directory)
     if "evolve" in phases:
         _must_dream(run.task)
-    with _locked(directory):
+    with _locked(directory) if is_first() else contextlib.nullcontext():
         write_json(
             directory / "config.json",
             {

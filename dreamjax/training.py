@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
+from jax.experimental import multihost_utils
+
 from dreamjax.checkpoint import Store
 from dreamjax.logbook import Logbook
 
@@ -47,10 +50,7 @@ def fit(
       FloatingPointError: a metric is not finite. The last checkpoint stays.
       KeyboardInterrupt: a first Ctrl-C or SIGTERM, once the state is saved.
     """
-    step = 0
-    if store is not None and store.steps():
-        state, found = store.load(state)
-        step = found["step"]
+    state, step = _resumed(state, store)
     saved = time.monotonic()
 
     def save():
@@ -79,6 +79,17 @@ def fit(
                 raise KeyboardInterrupt
     save()
     return state
+
+
+def _resumed(state: Any, store: Store | None) -> tuple[Any, int]:
+    """The newest checkpoint and its step; of several processes all get what the first found."""
+    step = 0
+    if store is not None and store.steps() and jax.process_index() == 0:
+        state, found = store.load(state)
+        step = found["step"]
+    if jax.process_count() > 1:
+        state, step = multihost_utils.broadcast_one_to_all((state, step))
+    return state, int(step)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,5 @@
 """Evolution finds what is known to be best, and its shortcuts change nothing."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,37 +94,6 @@ def test_members_meet_the_same_starts_and_noise(dream):
     score = play(jax.random.key(3), env, env_params, policy, twins, 16).score
     np.testing.assert_array_equal(score[0], score[1])
     assert len(np.unique(np.asarray(score[0]))) > 1
-
-
-SHARDED = """
-import sys
-sys.path.insert(0, "tests")
-import jax, jax.numpy as jnp
-from probes import CONTROLLER, Balance, ProbeParams
-from dreamjax.evolution import EvolveConfig, evolve
-params = ProbeParams(target=jnp.zeros(3), max_steps_in_episode=jnp.int32(30))
-config = EvolveConfig(generations=4, population=10, rollouts=3, eval_every=2, eval_rollouts=20)
-found = evolve(0, Balance(), params, CONTROLLER, 3, config)
-print(jax.device_count(), found.es.mean.tolist(), float(found.best_score))
-"""
-
-
-def test_one_device_and_eight_give_the_same_history():
-    """10 x 3 lanes do not divide by 8: the padding must not show."""
-    printed = []
-    for count in (1, 8):
-        flags = f"--xla_force_host_platform_device_count={count}"
-        done = subprocess.run(
-            [sys.executable, "-c", SHARDED],
-            env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": "."},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        printed.append(done.stdout.split(maxsplit=1))
-    (one, alone), (eight, together) = printed
-    assert (one, eight) == ("1", "8")
-    assert alone == together
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
