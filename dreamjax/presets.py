@@ -27,7 +27,7 @@ PRESETS = {
     "cpu": RunConfig(
         collect=CollectConfig(episodes=2000),
         vision=VisionConfig(steps=18_000, learning_rate=1e-3),
-        memory=MemoryConfig(steps=3_000),
+        memory=MemoryConfig(steps=2_000),
         evolve=EvolveConfig(generations=150, eval_rollouts=512),
     ),
     # The paper's scale: for an accelerator and many cores.
