@@ -1,7 +1,9 @@
 """The `dreamjax` command: one subcommand a phase, and `run` for all of them."""
 
+import contextlib
 import dataclasses
 import importlib
+import io
 import json
 import shlex
 import signal
@@ -11,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from dreamjax.settings import SettingError
 from dreamjax.tasks import CAR_RACING, TAKE_COVER, TASKS
 
 PRESET_NAMES = ("smoke", "quick", "cpu", "paper")
@@ -55,7 +58,23 @@ def _parse(argv: list[str]) -> Any:
     union = Info | Bench
     for command in commands:
         union = union | command
-    return tyro.cli(union, args=argv, prog="dreamjax", description=__doc__)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(union, args=argv, prog="dreamjax", description=__doc__)
+    except SystemExit as stop:
+        fault = _setting_error(stop)
+        if fault is not None:
+            raise fault from None
+        sys.stderr.write(said.getvalue())
+        raise
+
+
+def _setting_error(error: BaseException | None) -> SettingError | None:
+    """The refused setting behind an error, which tyro reports at greater length."""
+    while error is not None and not isinstance(error, SettingError):
+        error = error.__context__
+    return error
 
 
 def _preset(argv: list[str]) -> str:

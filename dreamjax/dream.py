@@ -15,6 +15,7 @@ from gymnax.environments import environment, spaces
 
 from dreamjax.controller import features
 from dreamjax.memory import MDNRNN
+from dreamjax.settings import SettingError
 from dreamjax.tasks import TAKE_COVER, Task
 
 OBSERVATION_BOUND = 50.0  # as the original declares; z, c and h stay well inside
@@ -66,10 +67,10 @@ def check_temperature(temperature: float) -> float:
     """`temperature` itself, as a float.
 
     Raises:
-      ValueError: it is not a positive finite number.
+      SettingError: it is not a positive finite number.
     """
     if not 0 < float(temperature) < float("inf"):
-        raise ValueError(f"temperature must be a positive number, got {temperature}; try 1.0")
+        raise SettingError(f"temperature must be a positive number, got {temperature}; try 1.0")
     return float(temperature)
 
 

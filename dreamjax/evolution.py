@@ -17,6 +17,7 @@ from flax import struct
 from dreamjax.checkpoint import Store
 from dreamjax.logbook import Logbook
 from dreamjax.population import Policy, all_devices, evaluate, lanes_that_fit
+from dreamjax.settings import SettingError, require_positive
 from dreamjax.strategies import make_strategy
 from dreamjax.training import fit
 
@@ -34,14 +35,12 @@ class EvolveConfig:
     eval_rollouts: int = 1024  # episodes of such an evaluation
 
     def __post_init__(self):
+        require_positive(self, "generations", "rollouts", "sigma", "eval_every", "eval_rollouts")
         if self.population < 4:
-            raise ValueError(
+            raise SettingError(
                 f"population must be at least 4 (CMA-ES needs parents), got {self.population}"
             )
         make_strategy(self.strategy, self.population, 2, self.sigma)
-        for name in ("generations", "rollouts", "sigma", "eval_every", "eval_rollouts"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
 
 @struct.dataclass

@@ -22,6 +22,7 @@ from dreamjax.devices import product_dtype
 from dreamjax.latents import LatentSequences
 from dreamjax.logbook import Logbook
 from dreamjax.memory import MDNRNN, Carry, cast, cell, gates_of, product, reset
+from dreamjax.settings import require_positive
 from dreamjax.tasks import Task
 from dreamjax.training import fit
 
@@ -188,6 +189,11 @@ class MemoryConfig:
     held_out: float = 0.1  # share of episodes kept from training
     steps_per_call: int = 4  # updates in one compiled call
 
+    def __post_init__(self):
+        require_positive(
+            self, "steps", "batch_size", "sequence_length", "learning_rate", "steps_per_call"
+        )
+
 
 @struct.dataclass
 class Frames:
@@ -306,9 +312,6 @@ def _check(task: Task, latents: LatentSequences, config: MemoryConfig) -> None:
             f"latents have z={sizes[0]} and {sizes[1]} actions, but {task.name} has "
             f"z={task.latent_size} and {task.action_size}; encode this task's recordings"
         )
-    for name in ("steps", "batch_size", "sequence_length", "steps_per_call"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"memory.{name} is {getattr(config, name)}; it must be at least 1")
 
 
 def on_device(latents: LatentSequences, dies: bool) -> Frames:

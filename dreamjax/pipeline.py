@@ -30,6 +30,7 @@ from dreamjax.logbook import Logbook
 from dreamjax.memory_metrics import memory_metrics
 from dreamjax.memory_training import MemoryConfig, train_memory
 from dreamjax.rollouts import collect
+from dreamjax.settings import require_positive
 from dreamjax.tasks import Score, Task
 from dreamjax.vision import VisionConfig, train_vision
 from dreamjax.workers import play
@@ -54,6 +55,9 @@ class CollectConfig:
     policy: str = "held"  # the paper's: a random action held for 1 to 10 tics
     min_steps: int = 0  # shorter episodes are dropped; the paper keeps more than 100 frames
 
+    def __post_init__(self):
+        require_positive(self, "episodes")
+
 
 @dataclasses.dataclass(frozen=True)
 class DreamConfig:
@@ -76,9 +80,7 @@ class EvaluateConfig:
     baseline_episodes: int = 100  # of the random and of the blind policy
 
     def __post_init__(self):
-        for name in ("episodes", "baseline_episodes"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        require_positive(self, "episodes", "baseline_episodes")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,8 @@ import optax
 from evosax.algorithms import CMA_ES, SNES, Open_ES, Sep_CMA_ES
 from evosax.algorithms.distribution_based.cma_es import eigen_decomposition
 
+from dreamjax.settings import SettingError
+
 
 def ordinal_weights(population: jax.Array, fitness: jax.Array, state: Any, params: Any):
     """CMA-ES recombination weights [P] by rank; ties by position, NaN last."""
@@ -52,7 +54,9 @@ def _distribution(algorithm: type, population: int, num_params: int, sigma: floa
 def _open_es(population: int, num_params: int, sigma: float):
     """OpenAI-ES: mirrored samples at a fixed `sigma`, Adam on the estimated gradient."""
     if population % 2:
-        raise ValueError(f"open-es mirrors its samples: population must be even, got {population}")
+        raise SettingError(
+            f"open-es mirrors its samples: population must be even, got {population}"
+        )
     strategy = Open_ES(
         population,
         jnp.zeros(num_params),
@@ -80,8 +84,8 @@ def make_strategy(name: str, population: int, num_params: int, sigma: float) -> 
       sigma: first standard deviation of the weights.
 
     Raises:
-      ValueError: unknown name, or a population the strategy cannot use.
+      SettingError: unknown name, or a population the strategy cannot use.
     """
     if name not in STRATEGIES:
-        raise ValueError(f"unknown strategy {name!r}; choose one of {', '.join(STRATEGIES)}")
+        raise SettingError(f"unknown strategy {name!r}; choose one of {', '.join(STRATEGIES)}")
     return STRATEGIES[name](population, num_params, sigma)

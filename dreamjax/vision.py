@@ -22,6 +22,7 @@ from dreamjax.convolution import Layer
 from dreamjax.devices import product_dtype
 from dreamjax.frames import FrameStream
 from dreamjax.logbook import Logbook
+from dreamjax.settings import require_positive
 from dreamjax.tasks import FRAME_SHAPE, Task
 from dreamjax.training import fit
 
@@ -137,9 +138,9 @@ class VisionConfig:
     memory_gb: float = 4.0  # frames held in memory; more of them are streamed from disk
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "learning_rate", "steps_per_call", "memory_gb"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
+        require_positive(
+            self, "steps", "batch_size", "learning_rate", "steps_per_call", "memory_gb"
+        )
 
 
 @struct.dataclass

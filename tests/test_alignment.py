@@ -15,6 +15,8 @@ from dreamjax.rollouts import collect, read, shard_paths
 from dreamjax.tasks import TAKE_COVER
 from dreamjax.vision import VAE
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):

@@ -22,6 +22,7 @@ def params(steps=20):
     return ProbeParams(target=TARGET, max_steps_in_episode=jnp.int32(steps))
 
 
+@pytest.mark.smoke
 def test_it_imitates_a_known_controller():
     config = EvolveConfig(
         generations=40, population=16, rollouts=8, eval_every=20, eval_rollouts=32

@@ -469,8 +469,8 @@ def test_padding_has_no_weight():
     ("task", "changes", "match"),
     [
         (TAKE_COVER, {}, "latents have z=6 and 1 actions, but take-cover has z=64"),
-        (small(TAKE_COVER), {"batch_size": 0}, "memory.batch_size is 0"),
-        (small(TAKE_COVER), {"steps": -1}, "memory.steps is -1"),
+        (small(TAKE_COVER), {"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        (small(TAKE_COVER), {"steps": -1}, "steps must be at least 1, got -1"),
     ],
 )
 def test_bad_input_is_one_line(task, changes, match):

@@ -35,11 +35,9 @@ def test_throughput_rows(world):
     assert rows[1]["share_of_ceiling"] == pytest.approx(rows[1]["value"] / rows[0]["value"])
 
 
-def test_the_torch_rival_computes_the_same_dream():
-    """Mixture, LSTM and sampler of the rival against the NumPy oracle."""
-    torch = pytest.importorskip("torch")
-    assert torch_dream.rows(64, 2)[0]["value"] > 0
-    assert torch is not None
+def test_the_torch_rival_runs_or_says_why_not(capsys):
+    rows = torch_dream.rows(64, 2)
+    assert len(rows) == 4 or "torch is not installed" in capsys.readouterr().out
 
 
 def test_bench_writes_the_agreed_rows(tmp_path, capsys, monkeypatch):

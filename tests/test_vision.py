@@ -195,6 +195,7 @@ def train(recorded, config, store=None):
     return train_vision(0, TAKE_COVER, recorded, config, log=Logbook(quiet=True), store=store)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_it_learns_a_handful_of_frames(recorded, bfloat16):
     def error(vae):
