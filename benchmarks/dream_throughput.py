@@ -30,7 +30,7 @@ def alive_steps(world: World, lanes: int, steps: int, dtype) -> timing.Timing:
             jax.random.key(3), env, params, controller, weights, lanes // members, sizes=(lanes,)
         )
 
-    return timing.timed(play, params, weights)
+    return timing.timed(play, params, weights, repeats=5)
 
 
 def measure(

@@ -73,6 +73,7 @@ def _all_rows(world: World, kind: str, lanes: tuple[int, ...]) -> Iterator[timin
     yield from dream_throughput.measure(world, lanes)
     yield from generation_time.measure(world, kind)
     yield from training_speed.original_rows()
+    yield from torch_dream.original_rows()
     ceiling = timing.matrix_rate("float32") / step_flops(world.memory)
     yield from torch_dream.rows(TORCH_LANES, 50, ceiling)
     yield from training_speed.gymnax_rows()

@@ -29,6 +29,46 @@ def rows(lanes: int, steps: int, ceiling: float | None = None) -> list[timing.Ro
     return found
 
 
+def original_rows(steps: int = 400) -> list[timing.Row]:
+    """The original's way: batch 1, and a Python loop over the latents that samples each."""
+    try:
+        import torch
+    except ImportError:
+        return []
+    Z, H, K = 64, 512, 5
+    lstm, head = 0.05 * torch.randn(Z + 2 + H, 4 * H), 0.05 * torch.randn(H, 3 * K * Z + 1)
+    weights = 0.1 * np.random.default_rng(0).standard_normal(Z + 2 * H).astype(np.float32)
+    z, c, h = np.zeros(Z, np.float32), torch.zeros(1, H), torch.zeros(1, H)
+    start = time.perf_counter()
+    with torch.no_grad():
+        for _ in range(steps):
+            read = np.concatenate([z, c[0].numpy(), h[0].numpy()])
+            action = np.tanh(weights @ read)
+            x = torch.cat([torch.from_numpy(np.append(z, [action, 0]))[None].float(), h], 1)
+            i, j, f, o = (x @ lstm).chunk(4, 1)
+            c = torch.sigmoid(f + 1) * c + torch.sigmoid(i) * torch.tanh(j)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            z = _sample_one_by_one((h @ head)[0, :-1].numpy().reshape(3, K, Z))
+    rate = steps / (time.perf_counter() - start)
+    return [timing.row("the original's way, torch", 1, rate, "steps/s")]
+
+
+def _sample_one_by_one(mixture: np.ndarray) -> np.ndarray:
+    """The next z [Z] of a mixture [3, K, Z], a latent at a time as `doomrnn.py` does."""
+    logits, mean, logstd = mixture
+    weights = np.exp(logits - logits.max(0))
+    weights /= weights.sum(0)
+    z = np.zeros(mixture.shape[-1], np.float32)
+    noise = np.random.randn(len(z))
+    for d in range(len(z)):
+        level, total, k = np.random.rand(), 0.0, -1
+        while total <= level and k + 1 < len(weights):
+            k += 1
+            total += weights[k, d]
+        z[d] = mean[k, d] + np.exp(logstd[k, d]) * noise[d]
+    return z
+
+
 def _rate(torch, dtype, compiled: bool, lanes: int, steps: int, repeats: int = 3) -> float:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     step = _make_step(torch, dtype, device)

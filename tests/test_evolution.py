@@ -120,7 +120,7 @@ def test_unknown_strategy_and_odd_open_es_are_named():
 
 def test_batch_sizes_shrink_on_a_cpu_only():
     sizes = batch_sizes(1024, "cpu")
-    assert sizes[0] == 1024 and sizes[-1] == 32 and list(sizes) == sorted(set(sizes), reverse=True)
+    assert sizes[0] == 1024 and sizes[-1] == 16 and list(sizes) == sorted(set(sizes), reverse=True)
     assert batch_sizes(1024, "gpu") == (1024,)
 
 
