@@ -9,7 +9,7 @@ from probes import CONTROLLER, Balance, Imitate, ProbeParams
 
 from dreamjax.checkpoint import Store
 from dreamjax.controller import LinearController
-from dreamjax.evolution import EvolveConfig, evolve
+from dreamjax.evolution import EvolveConfig, Generations, evolve
 from dreamjax.population import batch_sizes, evaluate
 from dreamjax.strategies import STRATEGIES, LazyCMAES, ordinal_weights
 
@@ -187,6 +187,16 @@ def test_a_resumed_evolution_repeats_an_unbroken_one(tmp_path):
     run(3, Store(tmp_path))
     resumed = run(6, Store(tmp_path))
     np.testing.assert_array_equal(resumed.es.mean, unbroken.es.mean)
+
+
+def test_several_generations_in_one_call_equal_single_ones(monkeypatch):
+    config = EvolveConfig(generations=6, population=8, rollouts=4, eval_every=6, eval_rollouts=8)
+    means = []
+    for per_call in (1, 3, 6):
+        monkeypatch.setattr(Generations, "per_call", per_call)
+        means.append(evolve(3, Imitate(), params(), CONTROLLER, 3, config).es.mean)
+    np.testing.assert_array_equal(means[0], means[1])
+    np.testing.assert_array_equal(means[0], means[2])
 
 
 @pytest.mark.parametrize("field, value", [("population", 3), ("rollouts", 0), ("sigma", -1.0)])

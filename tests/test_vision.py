@@ -169,7 +169,7 @@ def test_wrong_frames_are_refused_in_one_line():
         with pytest.raises(ValueError, match=r"frames must be uint8 .* got .*; pass") as error:
             model().encode(bad)
         assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="batch_size must be more than 0, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         VisionConfig(batch_size=0)
 
 
