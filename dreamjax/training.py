@@ -36,14 +36,13 @@ def fit(
     Args:
       phase: name in the progress, the metrics and the messages.
       state: pytree at step 0. It may be donated by `advance`.
-      advance: `(state, step) -> (state, steps done, metrics)`; what it draws depends on `step`
-        and `state` alone, so that a resumed run repeats an unbroken one.
+      advance: `(state, step) -> (state, steps done, metrics)`, a function of the two alone, so
+        that a resumed run repeats an unbroken one.
       total: step to stop at.
-      log: receives the metrics and shows the progress.
+      log: receives metrics and progress.
       store: where checkpoints go; None keeps none.
       meta: written into every checkpoint.
-      unit, units_per_step: what the progress counts.
-      show: the metric shown beside the bar.
+      unit, units_per_step, show: what the progress counts, and the metric beside it.
       save_seconds: time between checkpoints.
 
     Raises:

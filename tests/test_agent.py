@@ -60,12 +60,14 @@ def test_a_new_episode_forgets_the_old_one(world):
     sharp.logvar.bias[...] = sharp.logvar.bias[...] - 100.0  # V's sampling is then exact
     agent = Agent(world, weights(world), 2, jax.random.key(0))
     frame = np.full((2, 64, 64, 3), 90, np.uint8)
-    agent.act(frame, np.array([True, True]))
+    first = agent.act(frame, np.array([True, True]))
     once = np.asarray(agent._carry[1])
-    agent.act(frame, np.array([False, True]))
+    second = agent.act(frame, np.array([False, True]))
     twice = np.asarray(agent._carry[1])
     np.testing.assert_allclose(twice[1], once[1], atol=1e-6)
     assert np.abs(twice[0] - once[0]).max() > 1e-3
+    np.testing.assert_allclose(second[1], first[1], atol=1e-6)  # C read no old memory
+    assert np.abs(second[0] - first[0]).max() > 1e-4
 
 
 def test_no_episodes_is_named(world):
