@@ -12,6 +12,7 @@ from PIL import Image
 from dreamjax import cli
 from dreamjax.checkpoint import CheckpointError
 from dreamjax.worlds import load_controller, load_world
+from experiments import take_cover
 
 TINY = [  # smaller than the preset in all that takes time here
     "--vision.steps=4",
@@ -85,6 +86,13 @@ def test_running_again_trains_nothing(smoke):
     assert cli.main([*words.split(), str(directory)]) == 0
     added = (directory / "metrics.jsonl").read_text().removeprefix(before)
     assert [json.loads(line)["phase"] for line in added.splitlines()] == ["seconds"]
+
+
+def test_the_experiment_file_takes_the_same_path(smoke):
+    directory, _ = smoke
+    before = json.loads((directory / "results.json").read_text())
+    take_cover.main(take_cover.Config(run_dir=directory, preset="smoke"))
+    assert json.loads((directory / "results.json").read_text()) == before  # nothing trained anew
 
 
 def test_other_settings_in_the_same_directory_are_refused(smoke, capsys):
