@@ -1,7 +1,7 @@
 """Every benchmark in one run on one machine, as a table, as JSON and as a picture.
 
 dreamjax bench                       (minutes)
-dreamjax bench --quick --json FILE   (under a minute on 2 cores)
+dreamjax bench --quick --json FILE   (about a minute on 2 cores)
 """
 
 import json
@@ -31,7 +31,7 @@ def run(
     """Measure, print each row as it comes, and write them all.
 
     Args:
-      quick: only what a minute allows.
+      quick: only what fits in about a minute.
       world: run directory of a trained world; None measures in a stand-in of the same size.
       lanes: batch sizes; none takes the default ones that fit in memory.
       target: JSON file.

@@ -149,7 +149,7 @@ class Info:
 class Bench:
     """Measure this machine: dream steps/s, a generation, training, the real game, the rivals."""
 
-    quick: bool = False  # only what a minute allows
+    quick: bool = False  # only what fits in about a minute
     json: Path | None = None  # write the rows here
     plot: Path | None = None  # draw steps/s against lanes here
     world: Path | None = None  # run directory of a trained world; None is a stand-in
