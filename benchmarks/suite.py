@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 
+from dreamjax.files import writable
 from dreamjax.population import lanes_that_fit
 from dreamjax.worlds import World
 
@@ -38,8 +39,11 @@ def run(
       plot: PNG file.
 
     Raises:
-      ValueError: a number of lanes that is not positive or does not fit.
+      ValueError: a number of lanes that is not positive or does not fit, or a file that cannot be
+        written; before anything is measured.
     """
+    for file in filter(None, (target, plot)):
+        writable(file.parent)
     found, kind = find_world(world)
     lanes = _checked_lanes(found, lanes, QUICK_LANES if quick else LANES)
     rows = []

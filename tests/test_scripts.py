@@ -57,6 +57,12 @@ def _few_rows(world, lanes):
     yield from training_speed.original_rows(steps=3)
 
 
+def test_an_unwritable_target_is_named_before_measuring(capsys):
+    assert cli.main(["bench", "--quick", "--json", "/proc/none/rows.json"]) == 1
+    said = capsys.readouterr()
+    assert "cannot write to /proc/none" in said.err and not said.out
+
+
 @pytest.mark.parametrize("lanes", ["0", "-3", "1000000000"])
 def test_lanes_that_cannot_be_are_named(lanes, capsys):
     assert cli.main(["bench", "--quick", f"--lanes={lanes}"]) == 1
