@@ -26,12 +26,13 @@ EPISODE = 300
 def vision_rows(batch: int = 100, steps: int = 8) -> list[timing.Row]:
     """V's training and encoding rates on random frames."""
     frames = np.random.default_rng(0).integers(0, 255, (steps, batch, 64, 64, 3), np.uint8)
-    state = v.initial_state(TAKE_COVER.latent_size, jax.random.key(0), 1e-4)
+    state = v.initial_state(TAKE_COVER.latent_size, jax.random.key(0))
     dtype = product_dtype()
+    fixed = {"config": v.VisionConfig(), "task": TAKE_COVER, "dtype": dtype}
 
     def train():
         nonlocal state
-        state, metrics = v.updates(state, jax.random.key(1), 0, frames, 1e-4, dtype=dtype)
+        state, metrics = v.updates(state, jax.random.key(1), 0, frames, **fixed)
         return metrics
 
     jax.block_until_ready(train())

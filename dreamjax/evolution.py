@@ -129,9 +129,8 @@ class Generations:
         """The state before the first generation: mean zero."""
         mean = jnp.zeros(self.num_params)
         es = self.strategy.init(self.key, mean, self.strategy_params)
-        return jax.tree.map(
-            jnp.array, Evolution(es=es, best=mean, best_score=jnp.float32(-jnp.inf))
-        )
+        state = Evolution(es=es, best=mean, best_score=jnp.float32(-jnp.inf))
+        return jax.tree.map(_strong, state)
 
     def __call__(self, state: Evolution, step: int, env_params: Any):
         """One call's worth of generations; the `advance` of `training.fit`."""
@@ -191,3 +190,8 @@ class Generations:
         best = jnp.where(better, state.es.mean, state.best)
         best_score = jnp.maximum(score, state.best_score)
         return state.replace(best=best, best_score=best_score), score
+
+
+def _strong(leaf: jax.Array) -> jax.Array:
+    """A copy, free to donate, without evosax's weak types: they would compile every call twice."""
+    return jnp.array(leaf, leaf.dtype)

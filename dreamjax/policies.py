@@ -23,12 +23,36 @@ def uniform(space: gymnasium.spaces.Box, rng: np.random.Generator) -> Policy:
 
 def held(space: gymnasium.spaces.Box, rng: np.random.Generator) -> Policy:
     """A uniform action held for k steps, k uniform in 1..10, both redrawn each time."""
+    return _holding(lambda last: _draw(space, rng), lambda: int(rng.integers(1, 11)))
+
+
+def varied(space: gymnasium.spaces.Box, rng: np.random.Generator) -> Policy:
+    """Every place and age that a controller may reach: habits of the episode's own.
+
+    Half of the episodes hold uniform actions as `held` does; half swing between two opposite
+    corners of the action space, and so cross the room and live longer. Either way k is uniform in
+    L/2..L, with the episode's L log-uniform in 10..240.
+    """
+    longest = int(np.exp(rng.uniform(np.log(10.0), np.log(240.0))))
+    first = np.where(rng.random(space.shape) < 0.5, space.low, space.high)
+
+    def swing(last: np.ndarray | None) -> np.ndarray:
+        return first if last is None else space.low + space.high - last
+
+    choose = rng.choice([swing, lambda last: _draw(space, rng)])
+    return _holding(choose, lambda: int(rng.integers(longest // 2, longest + 1)))
+
+
+def _holding(
+    choose: Callable[[np.ndarray | None], np.ndarray], draw_hold: Callable[[], int]
+) -> Policy:
+    """Hold an action, choose the next from the last."""
     action, until = None, 0
 
     def policy(step: int) -> np.ndarray:
         nonlocal action, until
         if step >= until:
-            action, until = _draw(space, rng), step + int(rng.integers(1, 11))
+            action, until = choose(action), step + draw_hold()
         return action
 
     return policy
@@ -47,7 +71,7 @@ def blind(space: gymnasium.spaces.Box, rng: np.random.Generator) -> Policy:
     return lambda step: sides[step // BLIND_HOLD % 2]
 
 
-POLICIES = {"uniform": uniform, "held": held, "blind": blind}
+POLICIES = {"uniform": uniform, "held": held, "varied": varied, "blind": blind}
 
 
 def check(name: str) -> None:
@@ -87,3 +111,4 @@ def score(
 
 def _draw(space: gymnasium.spaces.Box, rng: np.random.Generator) -> np.ndarray:
     return rng.uniform(space.low, space.high).astype(np.float32)
+

@@ -36,6 +36,7 @@ class Task:
       temperature: tau of the dream that C is evolved in.
       solved_at: mean return over 100 episodes that counts as solved.
       paper: the paper's result for the full system.
+      salient_green: green value in [0, 1] above which a pixel is something to dodge; 1 is none.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Task:
     solved_at: float
     paper: Score
     num_mixtures: int = 5
+    salient_green: float = 1.0
 
     @property
     def feature_size(self) -> int:
@@ -73,6 +75,7 @@ TAKE_COVER = Task(
     temperature=1.15,  # the article's best; the released code says 1.25
     solved_at=750.0,
     paper=Score(1092.0, 556.0, 100),
+    salient_green=0.51,  # fireballs; walls stay below 0.5 and the red flash of pain below 0.2
 )
 
 # The same game as the vizdoom package registers it: no HUD, starts at tic 1.

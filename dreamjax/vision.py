@@ -102,28 +102,41 @@ def _images(frames: jax.Array) -> jax.Array:
     return images if is_float else images / 255
 
 
-def vae_loss(vae: VAE, key: jax.Array, frames: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+def vae_loss(
+    vae: VAE,
+    key: jax.Array,
+    frames: jax.Array,
+    *,
+    salient_green: float = 1.0,
+    salient_weight: float = 1.0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Squared error plus the KL divergence from N(0, 1), as doomrnn.py.
 
     reconstruction = mean over B of sum (x' - x)^2;
     kl = mean over B of max(sum over Z of -(1 + logvar - mu^2 - exp(logvar)) / 2, Z / 2).
+    Salient pixels, a few in a frame, may weigh more in the loss than the paper's 1.
 
     Args:
       vae: V.
       key: PRNG key; consumed.
       frames: [B, 64, 64, 3], uint8 or floats in [0, 1].
+      salient_green: pixels whose green is above it are salient.
+      salient_weight: what the squared error of a salient pixel counts in the loss.
 
     Returns:
-      `(loss, metrics)` with metrics `loss`, `reconstruction` and `kl`.
+      `(loss, metrics)` with metrics `loss`, `reconstruction` (every pixel counted once), `salient`
+      (the salient pixels' part of it) and `kl`.
     """
     images = _images(frames)
     mu, logvar = vae._posterior(images)
     z = mu + jnp.exp(logvar / 2) * jax.random.normal(key, mu.shape)
-    reconstruction = jnp.sum((vae._picture(z) - images) ** 2) / len(frames)
+    errors = (vae._picture(z) - images) ** 2
+    reconstruction = jnp.sum(errors) / len(frames)
+    salient = jnp.sum(jnp.where(images[1] > salient_green, errors, 0.0)) / len(frames)
     divergence = -0.5 * jnp.sum(1 + logvar - mu**2 - jnp.exp(logvar), axis=1)
     kl = jnp.mean(jnp.maximum(divergence, KL_FLOOR * mu.shape[1]))
-    loss = reconstruction + kl
-    return loss, {"loss": loss, "reconstruction": reconstruction, "kl": kl}
+    loss = reconstruction + (salient_weight - 1) * salient + kl
+    return loss, {"loss": loss, "reconstruction": reconstruction, "salient": salient, "kl": kl}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,15 +145,29 @@ class VisionConfig:
 
     steps: int = 308_000  # batches: 10 epochs of the paper's 3.08 million frames
     batch_size: int = 100  # frames
-    learning_rate: float = 1e-4  # of Adam
+    learning_rate: float = 1e-4  # of Adam, at the first step
+    final_learning_rate: float = 1e-4  # and at the last: a cosine between the two
+    salient_weight: float = 1.0  # what an error in a pixel worth dodging counts; the paper's is 1
     bfloat16: bool | None = None  # products in bfloat16; None where the device is faster so
     steps_per_call: int = 16  # steps between two rows of metrics
     memory_gb: float = 4.0  # frames held in memory; more of them are streamed from disk
 
     def __post_init__(self):
         require_positive(
-            self, "steps", "batch_size", "learning_rate", "steps_per_call", "memory_gb"
+            self,
+            "steps",
+            "batch_size",
+            "learning_rate",
+            "final_learning_rate",
+            "salient_weight",
+            "steps_per_call",
+            "memory_gb",
         )
+
+    def rate(self, step: jax.Array) -> jax.Array:
+        """The learning rate of a step."""
+        share = self.final_learning_rate / self.learning_rate
+        return optax.cosine_decay_schedule(self.learning_rate, self.steps, share)(step)
 
 
 @struct.dataclass
@@ -182,12 +209,14 @@ def train_vision(
     def advance(state, step):
         count = min(config.steps_per_call, config.steps - step)
         frames = stream.take(step, count)
-        state, metrics = updates(state, key_noise, step, frames, config.learning_rate, dtype=dtype)
+        state, metrics = updates(
+            state, key_noise, step, frames, config=config, task=task, dtype=dtype
+        )
         return state, count, {name: float(value) for name, value in metrics.items()}
 
     return fit(
         "vision",
-        initial_state(task.latent_size, key_model, config.learning_rate),
+        initial_state(task.latent_size, key_model),
         advance,
         config.steps,
         log=log,
@@ -198,10 +227,10 @@ def train_vision(
     ).model
 
 
-def initial_state(latent_size: int, key: jax.Array, learning_rate: float) -> State:
+def initial_state(latent_size: int, key: jax.Array) -> State:
     """The state before the first step."""
     model = _untrained(latent_size, key)
-    return State(model, optax.adam(learning_rate).init(model))
+    return State(model, optax.scale_by_adam().init(model))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -209,26 +238,29 @@ def _untrained(latent_size: int, key: jax.Array) -> VAE:
     return VAE(latent_size, rngs=nnx.Rngs(key))
 
 
-@partial(jax.jit, static_argnames="dtype", donate_argnames="state")
+@partial(jax.jit, static_argnames=("config", "task", "dtype"), donate_argnames="state")
 def updates(
     state: State,
     key: jax.Array,
     first: int,
     frames: jax.Array,
-    learning_rate: float,
+    *,
+    config: VisionConfig,
+    task: Task,
     dtype: jnp.dtype,
 ) -> tuple[State, dict[str, jax.Array]]:
     """One step for each batch of `frames`, uint8 [n, B, 64, 64, 3]; metrics are their means."""
-    optimizer = optax.adam(learning_rate)
+    salient = {"salient_green": task.salient_green, "salient_weight": config.salient_weight}
 
     def loss(model, key, batch):
-        return vae_loss(_cast(model, dtype), key, batch)
+        return vae_loss(_cast(model, dtype), key, batch, **salient)
 
     def step(state, inputs):
         number, batch = inputs
         key_step = jax.random.fold_in(key, number)
         gradients, metrics = jax.grad(loss, has_aux=True)(state.model, key_step, batch)
-        changes, moments = optimizer.update(gradients, state.optimizer)
+        changes, moments = optax.scale_by_adam().update(gradients, state.optimizer)
+        changes = jax.tree.map(lambda x: -config.rate(number) * x, changes)
         return State(optax.apply_updates(state.model, changes), moments), metrics
 
     state, metrics = lax.scan(step, state, (first + jnp.arange(len(frames)), frames))

@@ -45,6 +45,17 @@ def test_it_learns_to_balance():
     assert found.best[0] < -1  # pushes against x[0]
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_generations_compile_once(strategy):
+    config = EvolveConfig(generations=9, population=4, rollouts=2, strategy=strategy)
+    run = Generations(0, Balance(), params(), CONTROLLER, CONTROLLER.num_params, config)
+    state, step = run.initial(), 0
+    for _ in range(2):
+        state, done, _ = run(state, step, params())
+        step += done
+    assert run.generations._cache_size() == 1
+
+
 def plain_returns(key, env, env_params, policy, weights, rollouts, steps):
     """Every episode on its own, in a plain masked scan."""
     key_reset, key_noise = jax.random.split(key)

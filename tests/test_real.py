@@ -264,6 +264,19 @@ def test_held_actions_last_one_to_ten_steps_and_uniform_ones_one():
     assert actions.dtype == np.float32 and actions.min() < -0.99 and actions.max() > 0.99
 
 
+def test_varied_episodes_hold_or_swing_each_at_its_own_pace():
+    space, paces, swings = real.TakeCover.action_space, [], 0
+    for seed in range(200):
+        act = policies.varied(space, np.random.default_rng(seed))
+        actions = np.array([act(step)[0] for step in range(1000)])
+        runs = np.diff(np.flatnonzero(np.diff(actions, prepend=-2.0)))
+        paces.append(runs.max())
+        assert runs.min() >= runs.max() // 2
+        swings += set(actions) == {-1.0, 1.0}
+    assert 70 < swings < 130
+    assert min(paces) < 15 and max(paces) > 200
+
+
 def test_blind_goes_left_then_right():
     act = policies.blind(real.TakeCover.action_space, np.random.default_rng(0))
     signs = [int(act(step)[0]) for step in range(440)]

@@ -6,7 +6,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 from jax import lax
@@ -18,7 +17,14 @@ from dreamjax.vision import VAE, VisionConfig, train_vision, vae_loss
 
 Z = TAKE_COVER.latent_size
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-CONFIG = VisionConfig(steps=4, batch_size=4, learning_rate=1e-3, bfloat16=False, steps_per_call=2)
+CONFIG = VisionConfig(
+    steps=4,
+    batch_size=4,
+    learning_rate=1e-3,
+    final_learning_rate=1e-3,
+    bfloat16=False,
+    steps_per_call=2,
+)
 
 
 def blank():
@@ -123,18 +129,20 @@ def test_bytes_and_floats_encode_alike():
 
 
 def still(first, bfloat16=False):
-    """Two training steps from step `first` on with learning rate 0: `(state, metrics)`."""
-    vae = blank()
-    state = vision.State(vae, optax.adam(0.0).init(vae))
+    """Two training steps from step `first` on that move next to nothing: `(state, metrics)`."""
+    state = vision.initial_state(Z, jax.random.key(0))
     batches = frames(8).reshape(2, 4, 64, 64, 3)
     dtype = jnp.dtype(jnp.bfloat16 if bfloat16 else jnp.float32)
-    return vision.updates(state, jax.random.key(0), first, batches, 0.0, dtype=dtype)
+    config = VisionConfig(learning_rate=1e-20, final_learning_rate=1e-20)
+    return vision.updates(
+        state, jax.random.key(0), first, batches, config=config, task=TAKE_COVER, dtype=dtype
+    )
 
 
 def test_bfloat16_products_give_nearly_the_same_loss_and_gradients():
     (exact, exact_metrics), (half, half_metrics) = still(0), still(0, bfloat16=True)
     np.testing.assert_allclose(half_metrics["loss"], exact_metrics["loss"], rtol=5e-3)
-    means = (jax.tree.leaves(state.optimizer[0].mu) for state in (half, exact))
+    means = (jax.tree.leaves(state.optimizer.mu) for state in (half, exact))
     for a, b in zip(*means, strict=True):  # Adam's mean gradients
         a, b = (np.asarray(x, np.float64).ravel() for x in (a, b))
         assert a @ b > 0.98 * np.linalg.norm(a) * np.linalg.norm(b) > 0
@@ -162,6 +170,35 @@ def test_loss_equals_numpy():
         np.testing.assert_allclose([loss, metrics["loss"]], error + kl, rtol=1e-5)
         floored.append(int((divergence < Z / 2).sum()))
     assert floored == [3, 2], "the floor holds for each frame, not for their mean"
+
+
+def test_salient_pixels_weigh_more():
+    bright = frames().copy()
+    bright[:, 10:13, 20, 1] = 255
+    dim = np.where(bright == 255, 0, bright // 2).astype(np.uint8)
+
+    def loss(x, weight):
+        limits = {"salient_green": 0.9, "salient_weight": weight}
+        return vae_loss(model(), jax.random.key(0), x, **limits)
+
+    def salient_error(x):
+        mu, logvar = plain_encode(model(), x / np.float32(255))
+        z = mu + jnp.exp(logvar / 2) * jax.random.normal(jax.random.key(0), mu.shape)
+        error = (plain_decode(model(), z) - x / np.float32(255)) ** 2
+        return error[x[..., 1] > 0.9 * 255].sum() / len(x)
+
+    (plain, metrics), (weighted, same) = loss(bright, 1.0), loss(bright, 5.0)
+    np.testing.assert_allclose(metrics["salient"], salient_error(bright), rtol=1e-4)
+    np.testing.assert_allclose(weighted - plain, 4 * metrics["salient"], rtol=1e-3)
+    assert metrics["reconstruction"] == same["reconstruction"] > metrics["salient"] > 0
+    assert loss(dim, 5.0)[1]["salient"] == 0
+
+
+def test_learning_rate_falls_along_a_cosine():
+    config = VisionConfig(steps=100, learning_rate=1e-3, final_learning_rate=1e-5)
+    rates = [float(config.rate(step)) for step in (0, 50, 100)]
+    np.testing.assert_allclose(rates, [1e-3, (1e-3 + 1e-5) / 2, 1e-5], rtol=1e-4)
+    assert float(VisionConfig().rate(1000)) == np.float32(1e-4), "the paper's is constant"
 
 
 def test_wrong_frames_are_refused_in_one_line():
