@@ -53,6 +53,7 @@ def measure(
             rate = lanes * steps / taken.run
             yield timing.row(f"dream alive {dtype}", lanes, rate, "steps/s", rate / ceiling)
             yield timing.row(f"dream compile {dtype}", lanes, taken.compile, "s")
+            yield timing.row(f"dream memory {dtype}", lanes, taken.memory / 1e6, "MB")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,12 @@ def measure(world: World, kind: str, generations: int = 3) -> list[timing.Row]:
         timing.row(f"generation, {kind}, compile and first", lanes, compile_and_first, "s"),
         timing.row(f"generation, {kind}, steps an episode", lanes, valid / done / lanes, "steps"),
         timing.row(f"generation, {kind}, valid steps", lanes, rate, "steps/s", rate / ceiling),
+        timing.row(
+            f"generation, {kind}, nominal steps",
+            lanes,
+            lanes * world.task.max_steps * done / taken,
+            "steps/s",
+        ),
         timing.row(f"200 generations at this rate, {kind}", lanes, 200 * taken / done, "s"),
         _strategy_row(runner, state, lanes),
     ]

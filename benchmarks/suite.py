@@ -14,7 +14,15 @@ from dreamjax.files import writable
 from dreamjax.population import lanes_that_fit
 from dreamjax.worlds import World
 
-from . import dream_throughput, generation_time, real_game, timing, torch_dream, training_speed
+from . import (
+    dream_throughput,
+    generation_time,
+    real_game,
+    step_split,
+    timing,
+    torch_dream,
+    training_speed,
+)
 from .world import find_world, step_flops
 
 QUICK_LANES = (64, 1024)
@@ -75,6 +83,7 @@ def _quick_rows(world: World, kind: str, lanes: tuple[int, ...]) -> Iterator[tim
 
 def _all_rows(world: World, kind: str, lanes: tuple[int, ...]) -> Iterator[timing.Row]:
     yield from dream_throughput.measure(world, lanes)
+    yield from step_split.measure(world)
     yield from generation_time.measure(world, kind)
     yield from training_speed.original_rows()
     yield from torch_dream.original_rows()

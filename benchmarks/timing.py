@@ -16,10 +16,11 @@ _ACCELERATOR_SHAPES = ((8192, 8192, 8192), (65_536, 578, 2048), (65_536, 512, 96
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds to compile, and median seconds of a run."""
+    """Seconds to compile, median seconds of a run, and bytes it needs at its peak."""
 
     compile: float
     run: float
+    memory: int
 
 
 def timed(function: Callable, *args: Any, repeats: int = 3) -> Timing:
@@ -28,7 +29,14 @@ def timed(function: Callable, *args: Any, repeats: int = 3) -> Timing:
     compiled = jax.jit(function).lower(*args).compile()
     compile_seconds = time.perf_counter() - start
     jax.block_until_ready(compiled(*args))
-    return Timing(compile_seconds, seconds(lambda: compiled(*args), repeats))
+    return Timing(compile_seconds, seconds(lambda: compiled(*args), repeats), _peak(compiled))
+
+
+def _peak(compiled: Any) -> int:
+    """Bytes of a program's arguments, results and everything between, as compiled."""
+    sizes = compiled.memory_analysis()
+    held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+    return held + sizes.temp_size_in_bytes
 
 
 def seconds(run: Callable[[], Any], repeats: int = 3) -> float:
