@@ -17,9 +17,7 @@ from . import timing
 from .world import find_world
 
 SEEDS = (0, 1, 2)
-CONFIG = EvolveConfig(
-    generations=20, population=32, rollouts=8, eval_every=20, eval_rollouts=256
-)
+CONFIG = EvolveConfig(generations=20, population=32, rollouts=8, eval_every=20, eval_rollouts=256)
 
 
 def measure(

@@ -28,6 +28,7 @@ ABOUT = {
     "train-memory": "Train M, the MDN-RNN, on the latents.",
     "evolve": "Evolve C in M's dream.",
     "evaluate": "Play the real game awake; save the score table, the curves and the film.",
+    "fidelity": "Compare the dream with the real game: survival, predictions, ranks.",
 }
 
 
@@ -55,7 +56,7 @@ def _parse(argv: list[str]) -> Any:
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
     commands = [_phase_command(name, PRESETS[preset], preset) for name in ABOUT]
-    union = Info | Bench
+    union = Info | Bench | Export
     for command in commands:
         union = union | command
     said = io.StringIO()
@@ -97,6 +98,7 @@ def _phase_command(name: str, config: Any, preset: str) -> Any:
         run_dir: Path  # everything is written here
         config: Annotated[RunConfig, tyro.conf.arg(name="")]
         preset: Literal[PRESET_NAMES] = DEFAULT_PRESET
+        world: str | None = None  # a shipped world's name, or a folder: dream it, train no other
         seed: int = 0
         device: Literal[DEVICES] = "auto"
         distributed: bool = False  # join the other processes of a SLURM job or a TPU pod
@@ -113,7 +115,8 @@ def _run(command: Any, name: str) -> None:
     from dreamjax import devices
     from dreamjax.files import writable
     from dreamjax.logbook import Logbook
-    from dreamjax.pipeline import PHASES, Run, run_phases
+    from dreamjax.pipeline import AWAKE, PHASES, Run, run_phases
+    from dreamjax.worlds import adopt_world
 
     if command.distributed and name != "evolve":
         raise ValueError(
@@ -124,7 +127,13 @@ def _run(command: Any, name: str) -> None:
     directory = writable(command.run_dir)
     log = Logbook(directory) if devices.is_first() else Logbook(quiet=True)
     run = Run(directory, TASKS[command.task], command.seed, command.config, log)
-    run_phases(run, tuple(PHASES) if name == "run" else (name,))
+    phases = tuple(PHASES) if name == "run" else (name,)
+    if command.world is not None:
+        if not set(phases) & set(AWAKE):
+            raise ValueError(f"{name} comes before the world; leave out --world {command.world}")
+        adopt_world(directory, command.world, run.task)
+        phases = tuple(phase for phase in phases if phase in AWAKE)
+    run_phases(run, phases)
 
 
 @dataclasses.dataclass
@@ -143,6 +152,19 @@ class Info:
             rows = values.items() if isinstance(values, dict) else enumerate(values)
             for key, value in rows:
                 print(f"  {key}: {value}")
+
+
+@dataclasses.dataclass
+class Export:
+    """Write a run's world, and its C, as a folder to hand on, in half precision."""
+
+    run_dir: Path  # the run
+    target: Path  # the folder
+
+    def __call__(self) -> None:
+        from dreamjax.pipeline import export
+
+        export(self.run_dir, self.target)
 
 
 @dataclasses.dataclass

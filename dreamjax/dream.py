@@ -44,6 +44,9 @@ class EnvParams(environment.EnvParams):
       initial_mu, initial_logvar: [N, Z] posteriors of first frames of real episodes.
       temperature: tau > 0; flattens the mixture (logits / tau) and widens it (sigma * sqrt(tau)).
       death_threshold: the dream ends where M's death logit is above it; 0 is probability 1/2.
+      death_noise: scale of logistic noise added to the logit first. 0 is the paper's; at 1 a dream
+        ends with probability sigmoid(logit - threshold), so risks that stay below the threshold
+        add up as they do in the game.
       max_steps_in_episode: steps after which a dream is truncated.
     """
 
@@ -52,15 +55,23 @@ class EnvParams(environment.EnvParams):
     initial_logvar: jax.Array
     temperature: float = 1.15
     death_threshold: float = 0.0
+    death_noise: float = 0.0
     max_steps_in_episode: int = 2100
 
 
 @struct.dataclass
 class Noise:
-    """All randomness of one step: [Z] uniforms pick components, [Z] normals spread them."""
+    """All randomness of one step.
+
+    Attributes:
+      uniform: [Z], picks components.
+      normal: [Z], spreads them.
+      logistic: [], goes to the death logit.
+    """
 
     uniform: jax.Array
     normal: jax.Array
+    logistic: jax.Array
 
 
 def check_temperature(temperature: float) -> float:
@@ -82,6 +93,7 @@ def env_params(
     *,
     temperature: float | None = None,
     death_threshold: float = 0.0,
+    death_noise: float = 0.0,
 ) -> EnvParams:
     """Checked `EnvParams` for a task; `temperature` defaults to the task's.
 
@@ -89,6 +101,10 @@ def env_params(
       ValueError: temperature not positive, or start states that do not fit the task.
     """
     tau = check_temperature(task.temperature if temperature is None else temperature)
+    if not 0 <= death_noise < float("inf"):
+        raise SettingError(
+            f"death_noise must be at least 0, got {death_noise}; the paper's is 0, 1 samples deaths"
+        )
     for name, array in (("initial_mu", initial_mu), ("initial_logvar", initial_logvar)):
         if array.ndim != 2 or not len(array) or array.shape[1] != task.latent_size:
             raise ValueError(
@@ -106,6 +122,7 @@ def env_params(
         initial_logvar=jnp.asarray(initial_logvar, jnp.float32),
         temperature=jnp.float32(tau),
         death_threshold=jnp.float32(death_threshold),
+        death_noise=jnp.float32(death_noise),
         max_steps_in_episode=jnp.int32(task.max_steps),
     )
 
@@ -117,7 +134,8 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
     - observation: float32 [F], what C reads: (z, c, h) for Take Cover.
     - action: float32 [A] in [-1, 1], clipped to it.
     - reward: float32 [], 1 a step survived, the dying one included.
-    - terminated: bool [], M's death logit is above `params.death_threshold`.
+    - terminated: bool [], M's death logit, `params.death_noise` added, is above
+      `params.death_threshold`.
     - truncated: bool [], `params.max_steps_in_episode` steps were dreamt.
     """
 
@@ -148,11 +166,12 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
 
     def draw_noise(self, key: jax.Array) -> Noise:
         """The randomness of one step, apart from it, so that many dreams can share it."""
-        key_uniform, key_normal = jax.random.split(key)
+        key_uniform, key_normal, key_logistic = jax.random.split(key, 3)
         shape = (self.task.latent_size,)
         return Noise(
             uniform=jax.random.uniform(key_uniform, shape),
             normal=jax.random.normal(key_normal, shape),
+            logistic=jax.random.logistic(key_logistic),
         )
 
     def transition(
@@ -164,7 +183,8 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         z = mixture.sample_from(noise.uniform, noise.normal, params.temperature)
         state = EnvState(time=state.time + 1, z=z, carry=carry)
         obs = self.observe(None, state, action, params)
-        return obs, state, jnp.float32(1.0), death_logit > params.death_threshold, {}
+        risk = death_logit + params.death_noise * noise.logistic
+        return obs, state, jnp.float32(1.0), risk > params.death_threshold, {}
 
     def observe(
         self, key: jax.Array | None, state: EnvState, action: jax.Array | None, params: EnvParams

@@ -6,7 +6,7 @@ Legend: D weights of a controller, P members, R rollouts a member.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -69,6 +69,7 @@ def evolve(
     log: Logbook | None = None,
     store: Store | None = None,
     meta: Mapping[str, Any] | None = None,
+    watch: Callable[[jax.Array, float], Mapping[str, float]] | None = None,
 ) -> Evolution:
     """Evolve a policy's weights in any gymnax environment.
 
@@ -79,16 +80,24 @@ def evolve(
       num_params: D.
       config: sizes and lengths.
       log, store, meta: see `training.fit`; the same call resumes.
+      watch: called after each evaluation with the mean's weights [D] and its return; what it
+        returns is logged.
 
     Returns:
       The final `Evolution`; `best` is the controller to use.
     """
-    advance = Generations(seed, env, env_params, policy, num_params, config)
-    state = advance.initial()
+    generations = Generations(seed, env, env_params, policy, num_params, config)
+
+    def advance(state, step):
+        state, count, metrics = generations(state, step, env_params)
+        if watch is not None and "eval" in metrics:
+            metrics |= watch(state.es.mean, metrics["eval"])
+        return state, count, metrics
+
     return fit(
         "evolve",
-        state,
-        lambda state, step: advance(state, step, env_params),
+        generations.initial(),
+        advance,
         config.generations,
         log=log or Logbook(quiet=True),
         store=store,

@@ -7,6 +7,7 @@ import heapq
 
 import jax
 import numpy as np
+from scipy import optimize, special
 
 from dreamjax.latents import LatentSequences
 from dreamjax.memory import MDNRNN
@@ -60,6 +61,27 @@ def memory_metrics(
         "death_loss": _ratio((entropy * frames.judged).sum(), frames.judged.sum()),
         **_death_metrics(logit > threshold, frames, latents.lengths),
     }
+
+
+def calibrated_threshold(memory: MDNRNN, latents: LatentSequences, *, seed: int = 0) -> float:
+    """The threshold at which `death_noise` 1 kills as often as the game did.
+
+    M's death logit overstates the risk, because deaths weigh more in its loss. This is the number
+    to take off it so that, over whole episodes, the expected deaths are those that happened.
+
+    Args:
+      memory: M.
+      latents: episodes it was not trained on; with none that ended in death, 0 is returned.
+      seed: of z's noise.
+    """
+    _, logit = _teacher_forced(memory, latents, seed)
+    frames = on_device(latents, memory.dies)
+    judged = np.asarray(frames.judged) > 0
+    logit, deaths = logit[judged].astype(float), float(np.asarray(frames.death)[judged].sum())
+    if not deaths:
+        return 0.0
+    excess = lambda threshold: special.expit(logit - threshold).sum() - deaths  # noqa: E731
+    return float(optimize.brentq(excess, -50.0, 50.0))
 
 
 def _teacher_forced(memory, latents, seed, lanes=100, length=200):

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dreamjax import media
+from dreamjax import fidelity, media
 from dreamjax.agent import evaluate, evaluation_seeds
 from dreamjax.checkpoint import CheckpointError, Store, digest, versions
 from dreamjax.devices import is_first, product_dtype
@@ -27,7 +27,7 @@ from dreamjax.evolution import EvolveConfig, evolve
 from dreamjax.files import writable, write_json
 from dreamjax.latents import encode_rollouts, read_latents
 from dreamjax.logbook import Logbook
-from dreamjax.memory_metrics import memory_metrics
+from dreamjax.memory_metrics import calibrated_threshold, memory_metrics
 from dreamjax.memory_training import MemoryConfig, train_memory
 from dreamjax.rollouts import collect
 from dreamjax.settings import require_positive
@@ -37,6 +37,7 @@ from dreamjax.workers import play
 from dreamjax.worlds import (
     World,
     blank_models,
+    export_world,
     load_controller,
     load_world,
     save_controller,
@@ -44,7 +45,9 @@ from dreamjax.worlds import (
 )
 
 NUM_STARTS = 1000  # start states kept in a world, as the original's initial_z.json
+WATCH_SEED = 1000  # added to a run's seed, so that the games watched are never those of its score
 BASELINES = ("uniform", "blind")
+SIDES = ("dream", "real")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +67,8 @@ class DreamConfig:
     """The dream that C is evolved in."""
 
     temperature: float | None = None  # tau; None is the task's
-    death_threshold: float = 0.0  # M's logit above which a dream ends; 0 is probability 1/2
+    death_threshold: float | None = None  # of M's logit; the paper's is 0, None is as calibrated
+    death_noise: float | None = None  # the paper's is 0; 1, and None, sample deaths
     bfloat16: bool | None = None  # products in bfloat16; None where the device is faster so
 
     def __post_init__(self):
@@ -78,9 +82,24 @@ class EvaluateConfig:
 
     episodes: int = 100
     baseline_episodes: int = 100  # of the random and of the blind policy
+    watch_episodes: int = 0  # real ones at each of evolve's evaluations, to warn of exploits
 
     def __post_init__(self):
         require_positive(self, "episodes", "baseline_episodes")
+
+
+@dataclasses.dataclass(frozen=True)
+class FidelityConfig:
+    """How a dream is compared with the game."""
+
+    episodes: int = 512  # dreams of each policy that never looks
+    real_episodes: int = 200  # real ones
+    controllers: int = 30  # of every quality
+    controller_episodes: int = 16  # real ones of each; its dreams are 16 times as many
+    horizon: int = 60  # steps dreamt on from the middle of real episodes
+
+    def __post_init__(self):
+        require_positive(self, *(field.name for field in dataclasses.fields(self)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +112,7 @@ class RunConfig:
     dream: DreamConfig = DreamConfig()
     evolve: EvolveConfig = EvolveConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    fidelity: FidelityConfig = FidelityConfig()
     workers: int | None = None  # processes that play the game; None is one a core
 
 
@@ -207,9 +227,11 @@ def memory_phase(run: Run) -> None:
         run.seed, run.task, latents, run.config.memory, log=run.log, store=store, meta=meta
     )
     mu, logvar = latents.starts(NUM_STARTS)
-    world = World(run.task, vision, memory, jax.numpy.asarray(mu), jax.numpy.asarray(logvar))
     _, held = latents.split(run.config.memory.held_out, run.seed)
-    metrics = memory_metrics(memory, held)
+    threshold = calibrated_threshold(memory, held)
+    starts = jax.numpy.asarray(mu), jax.numpy.asarray(logvar)
+    world = World(run.task, vision, memory, *starts, death_threshold=threshold, death_noise=1.0)
+    metrics = memory_metrics(memory, held) | {"death_threshold": threshold}
     run.log.log("held-out", store.steps()[-1], metrics)
     run.log.say("M on held-out episodes: " + _listed(metrics))
     save_world(run.directory, world, run.meta("memory"))
@@ -221,10 +243,11 @@ def evolve_phase(run: Run) -> None:
     world = load_world(run.directory)
     dream, controller = run.config.dream, world.controller()
     dtype = product_dtype(dream.bfloat16)
-    params = world.params(dream.temperature, dream.death_threshold, dtype)
+    params = world.params(dream.temperature, dream.death_threshold, dtype, dream.death_noise)
     store = run.store("evolve")
-    settings = {"temperature": float(params.temperature), "products": str(dtype)}
-    settings["death_threshold"] = dream.death_threshold
+    settings = {"products": str(dtype)}
+    for name in ("temperature", "death_threshold", "death_noise"):
+        settings[name] = float(getattr(params, name))
     meta = run.meta("evolve", world=world.digest(), **settings)
     check_resumable(store, meta)
     found = evolve(
@@ -237,8 +260,17 @@ def evolve_phase(run: Run) -> None:
         log=run.log,
         store=store,
         meta=meta,
+        watch=_alarm(run, world),
     )
     save_controller(run.directory, world, found.best, {**meta, "dream": float(found.best_score)})
+
+
+def _alarm(run: Run, world: World) -> fidelity.ExploitAlarm | None:
+    episodes = run.config.evaluate.watch_episodes
+    if not episodes:
+        return None
+    seed = run.seed + WATCH_SEED
+    return fidelity.ExploitAlarm(world, episodes, seed, run.log, run.config.workers)
 
 
 def evaluate_phase(run: Run) -> None:
@@ -271,6 +303,62 @@ def evaluate_phase(run: Run) -> None:
     print_results(results, run.log)
 
 
+def fidelity_phase(run: Run) -> None:
+    """Compare the dream with the game; write fidelity.json."""
+    world, config = load_world(run.directory), run.config.fidelity
+    found = {"policies": {}}
+    for name in fidelity.BLINDFOLDED:
+        seeds = evaluation_seeds(run.seed + WATCH_SEED, config.real_episodes)
+        played = play(run.task, name, seeds, workers=run.config.workers, log=run.log, phase=name)
+        dreamt = fidelity.dreamt_lengths(world, name, config.episodes, run.seed)
+        found["policies"][name] = _compared(dreamt, played.returns)
+    if run.latents.exists():
+        _, held = read_latents(run.latents).split(run.config.memory.held_out, run.seed)
+        found["deaths"] = memory_metrics(world.memory, held)
+        found["open_loop"] = fidelity.open_loop(world, held, horizon=config.horizon, seed=run.seed)
+    found["controllers"] = _ranked(run, world)
+    write_json(run.directory / "fidelity.json", found)
+    print_fidelity(found, run.log)
+
+
+def _compared(dreamt: np.ndarray, real: np.ndarray) -> dict[str, Any]:
+    ratio = float(dreamt.mean() / real.mean())
+    return {"dream": score(dreamt), "real": score(real), "ratio": round(ratio, 3)}
+
+
+def _ranked(run: Run, world: World) -> dict[str, Any]:
+    """Scores of controllers of every quality, in the dream and in the game, and how they agree."""
+    config = run.config.fidelity
+    best = load_controller(run.directory, world)
+    weights = fidelity.controllers_between(best, config.controllers, run.seed)
+    rollouts = 16 * config.controller_episodes
+    dreamt = fidelity.dreamt_scores(world, weights, rollouts, run.seed)
+    real = []
+    with run.log.progress("controllers", len(weights), "controllers") as bar:
+        for one in weights:
+            episodes, seed = config.controller_episodes, run.seed + WATCH_SEED
+            played = evaluate(world, one, episodes, seed, workers=run.config.workers)
+            real.append(float(played.returns.mean()))
+            bar.advance(1, f"real {real[-1]:.0f}")
+    agreed = fidelity.rank_correlation(dreamt, real)
+    return {"dream": [float(x) for x in dreamt], "real": real, **agreed}
+
+
+def print_fidelity(found: dict[str, Any], log: Logbook) -> None:
+    """The dream beside the game."""
+    log.say(f"{'survival':<10}{'dream':>12}{'game':>14}{'ratio':>8}")
+    for name, row in found["policies"].items():
+        dream, real = (f"{row[side]['mean']:.0f} ± {row[side]['std']:.0f}" for side in SIDES)
+        log.say(f"{name:<10}{dream:>12}{real:>14}{row['ratio']:>8.2f}")
+    ranked = found["controllers"]
+    log.say(f"rank correlation over {ranked['n']} controllers: {ranked['rho']:.2f}")
+    if "open_loop" in found:
+        nll, drift = found["open_loop"]["nll"], found["open_loop"]["drift"]
+        log.say(f"nats a dimension, open loop: {nll[0]:.2f} at once, {nll[-1]:.2f} at the end")
+        log.say(f"drift of the latents: {drift[0]:.2f} at once, {drift[-1]:.2f} at the end")
+        log.say("deaths: " + _listed(found["deaths"]))
+
+
 PHASES: dict[str, Callable[[Run], None]] = {
     "collect": collect_phase,
     "train-vision": vision_phase,
@@ -279,6 +367,8 @@ PHASES: dict[str, Callable[[Run], None]] = {
     "evolve": evolve_phase,
     "evaluate": evaluate_phase,
 }
+ASIDE = {"fidelity": fidelity_phase}  # phases that no run needs
+AWAKE = ("evolve", "evaluate", "fidelity")  # phases that need no more than a world
 
 
 def run_phases(run: Run, phases: tuple[str, ...] = tuple(PHASES)) -> None:
@@ -303,8 +393,28 @@ def run_phases(run: Run, phases: tuple[str, ...] = tuple(PHASES)) -> None:
         )
         for name in phases:
             start = time.monotonic()
-            PHASES[name](run)
+            (PHASES | ASIDE)[name](run)
             run.log.log("seconds", 0, {name: time.monotonic() - start})
+
+
+def export(directory: Path, target: Path) -> None:
+    """Write a run's world, its C and what is known of both as a folder to hand on.
+
+    Raises:
+      CheckpointError: the run has no world.
+    """
+    world, controller = load_world(directory), Store(directory / "controller")
+    facts = {name: _document(directory / f"{name}.json") for name in ("results", "fidelity")}
+    facts["world"] = Store(directory / "world").meta()
+    weights = None
+    if controller.steps():
+        weights = load_controller(directory, world)
+        facts |= {"controller": controller.meta(), "dream": controller.meta()["dream"]}
+    export_world(target, world, weights, facts)
+
+
+def _document(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def _must_dream(task: Task) -> None:

@@ -111,4 +111,3 @@ def score(
 
 def _draw(space: gymnasium.spaces.Box, rng: np.random.Generator) -> np.ndarray:
     return rng.uniform(space.low, space.high).astype(np.float32)
-

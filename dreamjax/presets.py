@@ -2,7 +2,7 @@
 
 from dreamjax.evolution import EvolveConfig
 from dreamjax.memory_training import MemoryConfig
-from dreamjax.pipeline import CollectConfig, EvaluateConfig, RunConfig
+from dreamjax.pipeline import CollectConfig, DreamConfig, EvaluateConfig, RunConfig
 from dreamjax.vision import VisionConfig
 
 PRESETS = {
@@ -35,6 +35,7 @@ PRESETS = {
         collect=CollectConfig(episodes=10_000, min_steps=101),
         vision=VisionConfig(steps=308_000),
         memory=MemoryConfig(steps=24_400),
+        dream=DreamConfig(death_threshold=0.0, death_noise=0.0),
         evolve=EvolveConfig(generations=200),
     ),
 }

@@ -136,6 +136,23 @@ def test_death_is_terminated_and_the_cap_is_truncated(dream):
     assert (bool(terminated), bool(truncated), float(reward)) == (True, False, 1.0)
 
 
+def test_death_noise_is_added_to_the_logit(dream):
+    env, params = dream
+    noise = env.draw_noise(jax.random.key(0))
+    _, state = env.reset(jax.random.key(1), params)
+
+    def dies(logistic, **changes):
+        changed = noise.replace(logistic=jnp.float32(logistic))
+        return bool(env.transition(changed, state, actions(1)[0], params.replace(**changes))[3])
+
+    low = {"death_threshold": jnp.float32(100.0)}
+    assert not dies(1e6, **low), "the paper's dream has no noise"
+    assert dies(1e6, **low, death_noise=jnp.float32(1.0))
+    assert not dies(1e6, **low, death_noise=jnp.float32(1e-6))
+    drawn = jax.vmap(env.draw_noise)(keys(4000)).logistic
+    np.testing.assert_allclose([drawn.mean(), drawn.std()], [0, np.pi / 3**0.5], atol=0.1)
+
+
 def test_a_dream_starts_at_a_real_first_frame(dream):
     env, params = dream
     sharp = params.replace(initial_logvar=jnp.full_like(params.initial_logvar, -60.0))

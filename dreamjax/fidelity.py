@@ -1,0 +1,229 @@
+"""How true a dream is: measured against the real game, before anything is evolved in it.
+
+Legend: C controllers, D weights, E episodes, K steps ahead, L lanes, T steps of a plan, Z latent.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from dreamjax import agent, policies
+from dreamjax.dream import DreamEnv
+from dreamjax.latents import LatentSequences
+from dreamjax.logbook import Logbook
+from dreamjax.population import Returns, evaluate
+from dreamjax.worlds import World
+
+SHARED_STARTS = 32  # dreams of each plan of a random policy
+BLINDFOLDED = ("uniform", "held", "blind")  # policies that need no eyes, so they dream as they play
+
+
+@dataclasses.dataclass(frozen=True)
+class Blindfold(DreamEnv):
+    """The dream for players who only count steps: the observation is the time, int32 []."""
+
+    def observe(self, key, state, action, params):
+        """Steps since the dream began."""
+        del key, action, params
+        return state.time
+
+
+def _planned(plan: jax.Array, time: jax.Array) -> jax.Array:
+    return plan[time]
+
+
+def dreamt_lengths(
+    world: World, policy: str, episodes: int, seed: int, temperature: float = 1.0
+) -> np.ndarray:
+    """Steps that a policy which never looks survives in the dream.
+
+    Args:
+      world: the world.
+      policy: a name in `policies.POLICIES`.
+      episodes: about how many dreams; a random policy's plans are dreamt `SHARED_STARTS` times.
+      seed: of plans and dreams.
+      temperature: tau; at 1 the dream is M's plain belief.
+
+    Returns:
+      int [E].
+    """
+    plans = _plans(world, policy, episodes, seed)
+    rollouts = -(-episodes // len(plans))
+    params = world.params(temperature)
+    played = _play_plans(Blindfold(world.task), rollouts, jax.random.key(seed), params, plans)
+    return np.asarray(played.steps).ravel()
+
+
+def _plans(world: World, policy: str, episodes: int, seed: int) -> np.ndarray:
+    """Actions by step, [P, T, A]; one plan is enough where every episode's is the same."""
+    space = gymnasium.spaces.Box(-1, 1, (world.task.action_size,), np.float32)
+    steps = range(world.task.max_steps)
+    count = 1 if policy == "blind" else -(-episodes // SHARED_STARTS)
+    acts = (
+        policies.POLICIES[policy](space, np.random.default_rng([seed, number]))
+        for number in range(count)
+    )
+    return np.stack([np.stack([act(step) for step in steps]) for act in acts])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _play_plans(env: Blindfold, rollouts: int, key, params, plans) -> Returns:
+    return evaluate(key, env, params, _planned, plans, rollouts)
+
+
+def controllers_between(best: jax.Array, count: int, seed: int) -> np.ndarray:
+    """Controllers of every quality, [C, D]: mixtures of `best` and of chance, and chance alone.
+
+    A third are random with standard deviation 0.1; the others go from mostly random to `best`.
+    """
+    rng, best = np.random.default_rng(seed), np.asarray(best)
+    chance = rng.normal(0, 1, (count, len(best)))
+    size = np.where(np.arange(count) < count // 3, 0.1 / best.std(), 1.0)[:, None]
+    share = np.concatenate([np.zeros(count // 3), np.linspace(0.05, 1, count - count // 3)])
+    share = share[:, None]
+    mixed = share * best + np.sqrt(1 - share**2) * best.std() * size * chance
+    return mixed.astype(np.float32)
+
+
+def dreamt_scores(
+    world: World, weights: np.ndarray, rollouts: int, seed: int, temperature: float | None = None
+) -> np.ndarray:
+    """Mean return in the dream of each controller, [C]."""
+    played = _play_controllers(
+        world.env(),
+        world.controller(),
+        rollouts,
+        jax.random.key(seed),
+        world.params(temperature),
+        jnp.asarray(weights),
+    )
+    return np.asarray(played.score).mean(axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _play_controllers(env, controller, rollouts, key, params, weights) -> Returns:
+    return evaluate(key, env, params, controller, weights, rollouts)
+
+
+class ExploitAlarm:
+    """Real games while C evolves: warns when it gets better at the dream and worse at the game.
+
+    It only watches; no real score ever chooses a controller.
+
+    Args:
+      world: the world that C is evolved in.
+      episodes: real games a check.
+      seed: of those games.
+      log: receives the warnings.
+      workers: processes that play.
+    """
+
+    def __init__(
+        self, world: World, episodes: int, seed: int, log: Logbook, workers: int | None = None
+    ):
+        self._play = functools.partial(
+            agent.evaluate, world, episodes=episodes, seed=seed, workers=workers
+        )
+        self._log, self._best = log, None
+
+    def __call__(self, weights: jax.Array, dreamt: float) -> dict[str, float]:
+        """Play with the weights [D] whose return in the dream is `dreamt`; metric `real`."""
+        returns = self._play(weights).returns
+        real, error = returns.mean(), returns.std() / np.sqrt(len(returns))
+        if self._best is None or real > self._best[1]:
+            self._best = dreamt, real, error
+        elif dreamt > self._best[0] and real < self._best[1] - 2 * np.hypot(error, self._best[2]):
+            self._log.say(
+                f"the dream is being exploited: return {self._best[0]:.0f} to {dreamt:.0f} in the "
+                f"dream but {self._best[1]:.0f} to {real:.0f} in the game; raise "
+                "--dream.temperature or train M on more episodes"
+            )
+        return {"real": float(real)}
+
+
+def rank_correlation(dreamt: Sequence[float], real: Sequence[float]) -> dict[str, float]:
+    """Spearman's rho of two scores of the same controllers, and its p value."""
+    found = stats.spearmanr(dreamt, real)
+    return {"rho": float(found.statistic), "p": float(found.pvalue), "n": len(dreamt)}
+
+
+def open_loop(
+    world: World,
+    latents: LatentSequences,
+    *,
+    warm_up: int = 40,
+    horizon: int = 60,
+    episodes: int = 256,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """How a dream that starts in the middle of real episodes leaves them, step by step.
+
+    M reads `warm_up` real steps, then dreams on with the recorded actions at tau = 1.
+
+    Args:
+      world: the world.
+      latents: episodes that M was not trained on; those shorter than both lengths are left out.
+      warm_up: real steps read first.
+      horizon: K, steps dreamt.
+      episodes: how many at most.
+      seed: of all noise.
+
+    Returns:
+      for each of K steps `nll`, nats per dimension of the real z under the dream's next mixture,
+      and `drift`, how far the dreamt z's mean lies from the real one's in real standard
+      deviations, root mean square over Z.
+
+    Raises:
+      ValueError: no episode is long enough.
+    """
+    z, actions = _windows(latents, warm_up + horizon + 1, episodes, seed)
+    nll, dreamt = _dream_on(world.memory, jax.random.key(seed), z, actions, warm_up)
+    real = z[warm_up + 1 :]
+    gap = (np.asarray(dreamt).mean(axis=1) - real.mean(axis=1)) / real.std(axis=1)
+    return {
+        "nll": [float(x) for x in nll],
+        "drift": [float(x) for x in np.sqrt((gap**2).mean(axis=1))],
+    }
+
+
+def _windows(latents: LatentSequences, length: int, episodes: int, seed: int):
+    """The first `length` steps of episodes: z [T, L, Z] sampled, actions [T, L, A]."""
+    starts = np.cumsum(latents.lengths) - latents.lengths
+    starts = starts[latents.lengths >= length][:episodes]
+    if not len(starts):
+        raise ValueError(
+            f"no episode has {length} steps, the longest has {latents.lengths.max()}; "
+            "shorten the horizon"
+        )
+    index = starts + np.arange(length)[:, None]
+    mu, logvar = (x[index].astype(np.float32) for x in (latents.mu, latents.logvar))
+    noise = np.random.default_rng(seed).standard_normal(mu.shape, np.float32)
+    return mu + np.exp(logvar / 2) * noise, latents.actions[index]
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _dream_on(memory, key, z, actions, warm_up):
+    lanes = z.shape[1]
+
+    def read(carry, now):
+        carry, _, _ = memory(carry, now[0], now[1], now[2])
+        return carry, None
+
+    def dream(loop, now):
+        carry, imagined = loop
+        action, real, key = now
+        carry, mixture, _ = memory(carry, imagined, action, jnp.zeros(lanes))
+        imagined = mixture.sample(key, 1.0)
+        return (carry, imagined), (-mixture.log_prob(real).mean(), imagined)
+
+    first = jnp.zeros((warm_up, lanes)).at[0].set(1.0)
+    carry = memory.initial_carry((lanes,))
+    carry, _ = jax.lax.scan(read, carry, (z[:warm_up], actions[:warm_up], first))
+    future = actions[warm_up:-1], z[warm_up + 1 :], jax.random.split(key, len(z) - warm_up - 1)
+    return jax.lax.scan(dream, (carry, z[warm_up]), future)[1]

@@ -1,0 +1,144 @@
+"""The instruments that compare a dream with the game are themselves compared with known truths."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_memory
+from flax import nnx
+
+from dreamjax import fidelity
+from dreamjax.latents import LatentSequences
+from dreamjax.logbook import Logbook
+from dreamjax.memory import MDNRNN
+from dreamjax.memory_metrics import calibrated_threshold
+from dreamjax.worlds import World
+
+
+def world_of(task, memory):
+    start = jnp.zeros((3, task.latent_size))
+    return World(task, None, memory, start, start - 2)
+
+
+@pytest.fixture
+def world(small_task):
+    return world_of(small_task, random_memory(small_task, death_bias=-0.8))
+
+
+def constant_hazard(task, logit):
+    """An M whose death logit is always `logit`."""
+    memory = MDNRNN(task, rngs=nnx.Rngs(0))
+    memory.head_kernel[...] = memory.head_kernel[...].at[:, -1].set(0.0)
+    memory.head_bias[...] = memory.head_bias[...].at[-1].set(logit)
+    return memory
+
+
+@pytest.mark.parametrize("policy", ["uniform", "blind"])
+def test_sampled_deaths_come_at_the_rate_that_the_logit_says(small_task, policy):
+    task = dataclasses.replace(small_task, max_steps=1000)
+    logit = 1.0
+    world = world_of(task, constant_hazard(task, logit))
+    world = dataclasses.replace(world, death_noise=1.0, death_threshold=4.0)
+    lengths = fidelity.dreamt_lengths(world, policy, 512, 0)
+    hazard = 1 / (1 + np.exp(4.0 - logit))
+    error = lengths.std() / np.sqrt(len(lengths))
+    assert abs(lengths.mean() - 1 / hazard) < 4 * error
+    certain = dataclasses.replace(world, death_noise=0.0)
+    assert (fidelity.dreamt_lengths(certain, policy, 8, 0) == task.max_steps).all()
+
+
+def test_plans_are_the_policies_actions(world):
+    plans = fidelity._plans(world, "blind", 100, 0)
+    assert plans.shape == (1, 60, 1) and (plans == -1).all()
+    plans = fidelity._plans(world, "held", 100, 0)
+    assert plans.shape == (4, 60, 1) and len(np.unique(plans[:, 0])) == 4
+
+
+def test_a_plan_is_followed_step_by_step(world):
+    env, plan = fidelity.Blindfold(world.task), jnp.linspace(-1, 1, 60)[:, None]
+    obs, state = env.reset_env(jax.random.key(0), world.params())
+    for step in range(3):
+        action = fidelity._planned(plan, obs)
+        np.testing.assert_array_equal(action, plan[step])
+        obs, state, *_ = env.step_env(jax.random.key(1), state, action, world.params())
+
+
+def test_controllers_go_from_chance_to_the_best():
+    best = np.random.default_rng(0).normal(0.2, 1, 500)
+    found = fidelity.controllers_between(best, 30, 1)
+    likeness = [np.corrcoef(best, one)[0, 1] for one in found]
+    np.testing.assert_allclose(found[-1], best, rtol=1e-6)
+    assert max(np.abs(likeness[:10])) < 0.2 and likeness[11] < 0.3
+    assert np.all(np.diff(likeness[10:]) > -0.1)
+    np.testing.assert_allclose(found[:10].std(), 0.1, rtol=0.05)
+
+
+def test_rank_correlation_sees_order_alone():
+    assert fidelity.rank_correlation([1, 2, 3, 4], [1, 10, 11, 99])["rho"] == pytest.approx(1)
+    assert fidelity.rank_correlation([1, 2, 3, 4], [9, 3, 2, 0])["rho"] == pytest.approx(-1)
+
+
+def sequences(task, lengths, seed=0):
+    rng, frames = np.random.default_rng(seed), sum(lengths)
+    return LatentSequences(
+        mu=rng.normal(size=(frames, task.latent_size)).astype(np.float16),
+        logvar=np.full((frames, task.latent_size), -20, np.float16),
+        actions=rng.uniform(-1, 1, (frames, 1)).astype(np.float32),
+        rewards=np.ones(frames, np.float32),
+        lengths=np.array(lengths, np.int32),
+        terminated=np.ones(len(lengths), bool),
+        vision="v",
+        profile=task.profile,
+    )
+
+
+def test_open_loop_begins_as_one_teacher_forced_step(world):
+    """The first dreamt step's mixture is M's own after the warm-up; later ones know less."""
+    latents = sequences(world.task, [9, 3, 12])
+    found = fidelity.open_loop(world, latents, warm_up=4, horizon=3)
+    nll = []
+    for start in (0, 12):
+        carry = world.memory.initial_carry()
+        for t in range(5):
+            z, action = jnp.float32(latents.mu[start + t]), latents.actions[start + t]
+            carry, mixture, _ = world.memory(carry, z, action, jnp.float32(t == 0))
+        nll.append(-mixture.log_prob(jnp.float32(latents.mu[start + 5])).mean())
+    np.testing.assert_allclose(found["nll"][0], np.mean(nll), rtol=1e-3)
+    assert len(found["nll"]) == len(found["drift"]) == 3
+    with pytest.raises(ValueError, match="no episode has 50 steps, the longest has 12"):
+        fidelity.open_loop(world, latents, warm_up=9, horizon=40)
+
+
+def test_calibration_expects_the_deaths_that_happened(small_task):
+    latents = sequences(small_task, [20, 30, 50])
+    threshold = calibrated_threshold(constant_hazard(small_task, 2.0), latents)
+    assert 1 / (1 + np.exp(threshold - 2.0)) == pytest.approx(3 / 100, rel=1e-3)
+    alive = dataclasses.replace(latents, terminated=np.zeros(3, bool))
+    assert calibrated_threshold(constant_hazard(small_task, 2.0), alive) == 0
+
+
+class Said(Logbook):
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def test_the_alarm_rings_when_dream_and_game_part(world, monkeypatch):
+    real, log = iter([100.0, 300.0, 310.0, 90.0]), Said()
+
+    def play(world, weights, episodes, seed, workers):
+        returns = next(real) + np.linspace(-10, 10, episodes)
+        return fidelity.agent.Played(returns, returns)
+
+    monkeypatch.setattr(fidelity.agent, "evaluate", play)
+    alarm = fidelity.ExploitAlarm(world, 16, 0, log)
+    for dreamt in (200.0, 400.0, 500.0):
+        assert alarm(jnp.zeros(3), dreamt)["real"] > 0 and not log.lines
+    assert alarm(jnp.zeros(3), 900.0)["real"] == 90
+    (line,) = log.lines
+    assert "500 to 900 in the dream but 310 to 90 in the game" in line and "\n" not in line
