@@ -85,6 +85,14 @@ def check_temperature(temperature: float) -> float:
     return float(temperature)
 
 
+def check_death_noise(death_noise: float) -> None:
+    """Raise SettingError unless `death_noise` is a number of at least 0."""
+    if not 0 <= death_noise < float("inf"):
+        raise SettingError(
+            f"death_noise must be at least 0, got {death_noise}; the paper's is 0, 1 samples deaths"
+        )
+
+
 def env_params(
     task: Task,
     memory: MDNRNN,
@@ -101,10 +109,7 @@ def env_params(
       ValueError: temperature not positive, or start states that do not fit the task.
     """
     tau = check_temperature(task.temperature if temperature is None else temperature)
-    if not 0 <= death_noise < float("inf"):
-        raise SettingError(
-            f"death_noise must be at least 0, got {death_noise}; the paper's is 0, 1 samples deaths"
-        )
+    check_death_noise(death_noise)
     for name, array in (("initial_mu", initial_mu), ("initial_logvar", initial_logvar)):
         if array.ndim != 2 or not len(array) or array.shape[1] != task.latent_size:
             raise ValueError(

@@ -148,7 +148,9 @@ class ExploitAlarm:
 
 
 def rank_correlation(dreamt: Sequence[float], real: Sequence[float]) -> dict[str, float]:
-    """Spearman's rho of two scores of the same controllers, and its p value."""
+    """Spearman's rho of two scores of the same controllers, and its p value; 0 without an order."""
+    if min(np.ptp(dreamt), np.ptp(real)) == 0:
+        return {"rho": 0.0, "p": 1.0, "n": len(dreamt)}
     found = stats.spearmanr(dreamt, real)
     return {"rho": float(found.statistic), "p": float(found.pvalue), "n": len(dreamt)}
 

@@ -22,7 +22,7 @@ from dreamjax import fidelity, media
 from dreamjax.agent import evaluate, evaluation_seeds
 from dreamjax.checkpoint import CheckpointError, Store, digest, versions
 from dreamjax.devices import is_first, product_dtype
-from dreamjax.dream import check_temperature
+from dreamjax.dream import check_death_noise, check_temperature
 from dreamjax.evolution import EvolveConfig, evolve
 from dreamjax.files import writable, write_json
 from dreamjax.latents import encode_rollouts, read_latents
@@ -74,6 +74,8 @@ class DreamConfig:
     def __post_init__(self):
         if self.temperature is not None:
             check_temperature(self.temperature)
+        if self.death_noise is not None:
+            check_death_noise(self.death_noise)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,9 +25,11 @@ PRESETS = {
     ),
     # At most 3 hours on 2 cores.
     "cpu": RunConfig(
-        collect=CollectConfig(episodes=2000),
-        vision=VisionConfig(steps=18_000, learning_rate=1e-3),
-        memory=MemoryConfig(steps=2_000),
+        collect=CollectConfig(episodes=1600, policy="varied"),
+        vision=VisionConfig(
+            steps=19_000, learning_rate=1e-3, final_learning_rate=2e-5, salient_weight=10.0
+        ),
+        memory=MemoryConfig(steps=3_000, batch_size=64, sequence_length=64, decay=0.999),
         evolve=EvolveConfig(generations=150, eval_rollouts=512),
     ),
     # The paper's scale: for an accelerator and many cores.

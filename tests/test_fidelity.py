@@ -78,6 +78,7 @@ def test_controllers_go_from_chance_to_the_best():
 def test_rank_correlation_sees_order_alone():
     assert fidelity.rank_correlation([1, 2, 3, 4], [1, 10, 11, 99])["rho"] == pytest.approx(1)
     assert fidelity.rank_correlation([1, 2, 3, 4], [9, 3, 2, 0])["rho"] == pytest.approx(-1)
+    assert fidelity.rank_correlation([5, 5, 5], [1, 2, 3])["rho"] == 0
 
 
 def sequences(task, lengths, seed=0):

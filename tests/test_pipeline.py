@@ -12,7 +12,7 @@ from PIL import Image
 from dreamjax import cli
 from dreamjax.checkpoint import CheckpointError
 from dreamjax.worlds import load_controller, load_world
-from experiments import take_cover
+from experiments import take_cover, temperature
 
 TINY = [  # smaller than the preset in all that takes time here
     "--vision.steps=4",
@@ -66,6 +66,38 @@ def test_smoke_leaves_metrics_and_pictures(smoke):
     assert Image.open(directory / "curves.png").size[0] > 1000
     film = Image.open(directory / "dream.gif")
     assert film.size == (3 * 192, 206) and film.n_frames > 5
+
+
+def test_fidelity_and_temperature_run_on_a_world_that_is_handed_on(smoke, tmp_path, capsys):
+    directory, _ = smoke
+    words = ["--target", str(tmp_path / "world")]
+    assert cli.main(["export", "--run-dir", str(directory), *words]) == 0
+    small = ["real-episodes=4", "episodes=8", "controllers=6", "controller-episodes=1"]
+    words = ["--run-dir", str(tmp_path / "run"), "--world", str(tmp_path / "world")]
+    words += [f"--fidelity.{word}" for word in small]
+    assert cli.main(["fidelity", "take-cover", *words]) == 0
+    found = json.loads((tmp_path / "run" / "fidelity.json").read_text())
+    assert set(found["policies"]) == {"uniform", "held", "blind"}
+    assert found["policies"]["blind"]["dream"]["n"] >= 8
+    assert len(found["controllers"]["real"]) == 6 and "open_loop" not in found
+    assert "rank correlation over 6 controllers" in capsys.readouterr().out
+    settings = temperature.Config(
+        tmp_path / "tau", str(tmp_path / "world"), (0.5, 1.3), (0,), 2, 8, 1, 4, 1
+    )
+    rows = temperature.main(settings)
+    assert [row["tau"] for row in rows] == [0.5, 1.3] and len(rows[0]["real"]) == 2
+    assert temperature.main(settings) == rows, "known results are not measured again"
+    assert (tmp_path / "tau" / "temperature.png").stat().st_size > 1000
+
+
+def test_fidelity_on_the_run_itself_looks_at_predictions_too(smoke, capsys):
+    directory, _ = smoke
+    words = ["real-episodes=2", "episodes=4", "controllers=3", "controller-episodes=1", "horizon=5"]
+    words = [f"--fidelity.{word}" for word in words]
+    assert cli.main(["fidelity", "take-cover", "--run-dir", str(directory), *words]) == 0
+    found = json.loads((directory / "fidelity.json").read_text())
+    assert len(found["open_loop"]["nll"]) == 5 and found["deaths"]["deaths"] > 0
+    assert "open loop" in capsys.readouterr().out
 
 
 def test_every_artefact_says_how_it_was_made(smoke):
@@ -133,7 +165,13 @@ def test_two_runs_cannot_share_a_directory(smoke, capsys):
     [
         ("train-vision take-cover --preset smoke --run-dir DIR", "rollouts"),
         ("train-memory take-cover --preset smoke --run-dir DIR", "no usable checkpoint"),
-        ("evolve take-cover --preset smoke --run-dir DIR", "no usable checkpoint"),
+        ("evolve take-cover --preset smoke --run-dir DIR", "no world in"),
+        ("evolve take-cover --run-dir DIR --world take-clover", "a shipped one"),
+        ("collect take-cover --run-dir DIR --world x", "collect comes before the world"),
+        (
+            "evolve take-cover --run-dir DIR --dream.death-noise -1",
+            "death_noise must be at least 0",
+        ),
         ("evolve car-racing --preset smoke --run-dir DIR", "no reward yet"),
         ("run take-cover --preset huge --run-dir DIR", "unknown preset 'huge'"),
         ("evolve take-cover --run-dir DIR --dream.temperature 0", "temperature must be"),

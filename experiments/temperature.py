@@ -1,0 +1,126 @@
+"""How the dream's temperature decides what C learns there (the paper's second table).
+
+    python experiments/temperature.py --world take-cover --out runs/temperature
+
+For every tau and seed: evolve C in the dream at that tau, score it there and in the real game.
+Each result is written when it is known, so the same command goes on after a stop.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from dreamjax.agent import evaluate
+from dreamjax.devices import product_dtype
+from dreamjax.evolution import EvolveConfig, evolve
+from dreamjax.fidelity import dreamt_scores
+from dreamjax.files import writable, write_json
+from dreamjax.logbook import Logbook
+from dreamjax.pipeline import score
+from dreamjax.worlds import World, load_world
+
+# tau: (score in the dream, score in the game), mean and standard deviation of 100 episodes
+PAPER = {
+    0.10: ((2086, 140), (193, 58)),
+    0.50: ((2060, 277), (196, 50)),
+    1.00: ((1145, 690), (868, 511)),
+    1.15: ((918, 546), (1092, 556)),
+    1.30: ((732, 269), (753, 139)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of the experiment."""
+
+    out: Path  # results.json and temperature.png are written here
+    world: str = "take-cover"  # a shipped world or a run directory
+    temperatures: tuple[float, ...] = tuple(PAPER)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    episodes: int = 100  # real ones of each controller
+    dreams: int = 1024
+    generations: int = 30
+    population: int = 64
+    rollouts: int = 16
+    workers: int | None = None
+
+
+def main(config: Config) -> list[dict[str, Any]]:
+    """Train, score, print and draw."""
+    out, world = writable(config.out), load_world(config.world)
+    log, path = Logbook(out), out / "results.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    for tau in config.temperatures:
+        for seed in config.seeds:
+            if not any((row["tau"], row["seed"]) == (tau, seed) for row in rows):
+                rows.append(measure(world, tau, seed, config, log))
+                write_json(path, rows)
+    print_table(rows, log)
+    draw(rows, out / "temperature.png")
+    return rows
+
+
+def measure(world: World, tau: float, seed: int, config: Config, log: Logbook) -> dict[str, Any]:
+    """C evolved at one tau, awake and dreaming."""
+    controller = world.controller()
+    settings = EvolveConfig(
+        generations=config.generations,
+        population=config.population,
+        rollouts=config.rollouts,
+        eval_every=min(5, config.generations),
+        eval_rollouts=256,
+    )
+    params = world.params(tau, dtype=product_dtype())
+    found = evolve(seed, world.env(), params, controller, controller.num_params, settings, log=log)
+    dreamt = dreamt_scores(world, jnp.array(found.best)[None], config.dreams, seed, tau)
+    real = evaluate(world, found.best, config.episodes, seed, log=log, workers=config.workers)
+    return {
+        "tau": tau,
+        "seed": seed,
+        "dream": float(dreamt[0]),
+        "real": [float(x) for x in real.returns],
+    }
+
+
+def print_table(rows: list[dict[str, Any]], log: Logbook) -> None:
+    """One line a tau: all seeds' episodes together, and each seed's mean."""
+    log.say("tau   dream  real: mean ± std, n, 95 % interval, each seed | paper: dream, real")
+    for tau in sorted({row["tau"] for row in rows}):
+        mine = [row for row in rows if row["tau"] == tau]
+        real = score(np.concatenate([row["real"] for row in mine]))
+        seeds = ", ".join(f"{np.mean(row['real']):.0f}" for row in mine)
+        dream = np.mean([row["dream"] for row in mine])
+        theirs = " ".join(f"{mean}±{std}" for mean, std in PAPER.get(tau, ()))
+        log.say(
+            f"{tau:<5} {dream:>5.0f}  {real['mean']:.0f} ± {real['std']:.0f}, {real['n']}, "
+            f"{real['ci95'][0]:.0f} to {real['ci95'][1]:.0f}, {seeds} | {theirs}"
+        )
+
+
+def draw(rows: list[dict[str, Any]], target: Path) -> None:
+    """Scores against tau, dream and game, ours and the paper's."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(5, 3.5))
+    for place, colour in (("dream", "tab:purple"), ("real", "tab:green")):
+        points = [(row["tau"], np.mean(row[place])) for row in rows]
+        axis.plot(*zip(*points, strict=True), "o", color=colour, label=f"ours, {place}")
+        theirs = [pair[place == "real"][0] for pair in PAPER.values()]
+        axis.plot(list(PAPER), theirs, "--", color=colour, label=f"paper, {place}")
+    axis.set(xlabel="temperature of the dream", ylabel="steps survived")
+    axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(target, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
