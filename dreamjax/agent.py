@@ -6,17 +6,21 @@ Legend: A action numbers, D weights of C, G games played at once, H LSTM units.
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dreamjax import rollouts
 from dreamjax.controller import controller_for, features
+from dreamjax.files import writable
 from dreamjax.logbook import Logbook
 from dreamjax.tasks import Task
 from dreamjax.workers import VectorGame
 from dreamjax.worlds import World
 
+FIRST_PLAYED = 10_000  # number of the first shard that an agent recorded
 GAMES = 32  # games at once: enough to fill a matrix product, few enough to wait for
 
 
@@ -103,10 +107,88 @@ def evaluate(
         VectorGame(world.task, num_games, workers) as game,
         log.progress("evaluate", episodes, "episodes") as bar,
     ):
-        return _play_all(agent, game, evaluation_seeds(seed, episodes), bar)
+        return _play_all(agent, game, evaluation_seeds(seed, episodes), bar, Tape())
 
 
-def _play_all(agent: Agent, game: VectorGame, seeds: list[int], bar) -> Played:
+def record(
+    world: World,
+    weights: jax.Array,
+    directory: Path | str,
+    episodes: int,
+    seed: int,
+    *,
+    log: Logbook | None = None,
+    workers: int | None = None,
+) -> None:
+    """Record real episodes of V, M and C, as `rollouts.collect` does those of blind policies.
+
+    Shards are numbered from `FIRST_PLAYED` on, so that they encode beside collected ones. One
+    that is there already is not played again.
+
+    Args:
+      world, weights: the agent.
+      directory: receives the shards.
+      episodes: how many; rounded up to whole shards.
+      seed: chooses the games, which are none of any evaluation's.
+      log: shows progress.
+      workers: processes; the number of cores by default.
+    """
+    directory, log = writable(directory), log or Logbook(quiet=True)
+    shards = -(-episodes // GAMES)
+    with (
+        VectorGame(world.task, GAMES, workers) as game,
+        log.progress("record", shards * GAMES, "episodes") as bar,
+    ):
+        for shard in range(shards):
+            path = directory / f"shard-{FIRST_PLAYED + shard:05d}.npz"
+            if path.exists():
+                bar.advance(GAMES)
+                continue
+            seeds = [odd - 1 for odd in evaluation_seeds(seed, shards * GAMES)]
+            seeds, tape = seeds[shard * GAMES :][:GAMES], Tape(keep=True)
+            agent = Agent(world, weights, GAMES, jax.random.key(seeds[0]))
+            _play_all(agent, game, seeds, bar, tape)
+            rollouts.write(path, tape.rollouts(seeds, world.task))
+
+
+class Tape:
+    """What happened in each episode; records nothing unless told to keep it."""
+
+    def __init__(self, keep: bool = False):
+        self._keep, self._steps, self._died = keep, {}, {}
+
+    def add(self, episodes, frames, actions, rewards, terminated) -> None:
+        """One step of each of `episodes`."""
+        if self._keep:
+            for episode, *step, died in zip(
+                episodes, frames, actions, rewards, terminated, strict=True
+            ):
+                self._steps.setdefault(episode, []).append(step)
+                self._died[episode] = died
+
+    def drop(self, episode: int) -> None:
+        """Forget an episode whose game crashed; it is played again."""
+        self._steps.pop(episode, None)
+
+    def rollouts(self, seeds: list[int], task: Task) -> rollouts.Rollouts:
+        """All episodes, in order."""
+        episodes = [self._steps[number] for number in range(len(seeds))]
+        frames, actions, rewards = (
+            np.stack(column)
+            for column in zip(*(step for episode in episodes for step in episode), strict=True)
+        )
+        return rollouts.Rollouts(
+            frames=frames,
+            actions=actions,
+            rewards=rewards.astype(np.float32),
+            lengths=np.array([len(episode) for episode in episodes], np.int32),
+            terminated=np.array([self._died[number] for number in range(len(seeds))], bool),
+            seeds=np.array(seeds),
+            profile=task.profile,
+        )
+
+
+def _play_all(agent: Agent, game: VectorGame, seeds: list[int], bar, tape: Tape) -> Played:
     """Play each seed once; a slot takes the next seed when its episode ends."""
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), int)
     slots = np.arange(game.num_games)
@@ -117,12 +199,14 @@ def _play_all(agent: Agent, game: VectorGame, seeds: list[int], bar) -> Played:
     while len(active := np.flatnonzero(episode >= 0)):
         action = agent.act(frames, restart)
         now, reward, terminated, truncated, lost = game.step(active, action[active])
+        tape.add(episode[active], frames[active], action[active], reward, terminated)
         restart[:] = False
         frames[active] = now
         lengths[episode[active]] += 1
         returns[episode[active]] += reward
         for slot in active[lost]:
             returns[episode[slot]] = lengths[episode[slot]] = 0
+            tape.drop(episode[slot])
         ended = active[(terminated | truncated) & ~lost]
         for slot in ended:
             finished.append(returns[episode[slot]])

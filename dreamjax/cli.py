@@ -28,6 +28,7 @@ ABOUT = {
     "train-memory": "Train M, the MDN-RNN, on the latents.",
     "evolve": "Evolve C in M's dream.",
     "evaluate": "Play the real game awake; save the score table, the curves and the film.",
+    "record": "Record the evolved agent at play; encode and train-memory then learn from it too.",
     "fidelity": "Compare the dream with the real game: survival, predictions, ranks.",
 }
 

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from dreamjax import fidelity, media
-from dreamjax.agent import evaluate, evaluation_seeds
+from dreamjax.agent import evaluate, evaluation_seeds, record
 from dreamjax.checkpoint import CheckpointError, Store, digest, versions
 from dreamjax.devices import is_first, product_dtype
 from dreamjax.dream import check_death_noise, check_temperature
@@ -134,6 +134,11 @@ class Run:
         return self.directory / "rollouts"
 
     @property
+    def played(self) -> Path:
+        """Folder of the episodes that the evolved agent recorded."""
+        return self.directory / "played"
+
+    @property
     def latents(self) -> Path:
         """Folder of the encoded episodes."""
         return self.directory / "latents"
@@ -212,7 +217,10 @@ def load_vision(run: Run):
 
 def encode_phase(run: Run) -> None:
     """Encode the recorded frames with V."""
-    encode_rollouts(load_vision(run), run.rollouts, run.latents, log=run.log)
+    vision = load_vision(run)
+    encode_rollouts(vision, run.rollouts, run.latents, log=run.log)
+    if run.played.exists():
+        encode_rollouts(vision, run.played, run.latents, log=run.log)
 
 
 def memory_phase(run: Run) -> None:
@@ -305,6 +313,14 @@ def evaluate_phase(run: Run) -> None:
     print_results(results, run.log)
 
 
+def record_phase(run: Run) -> None:
+    """Record the evolved agent at play, for M to learn from (the paper's iterative procedure)."""
+    world = load_world(run.directory)
+    weights, seed = load_controller(run.directory, world), run.seed + WATCH_SEED
+    episodes, workers = run.config.collect.episodes, run.config.workers
+    record(world, weights, run.played, episodes, seed, log=run.log, workers=workers)
+
+
 def fidelity_phase(run: Run) -> None:
     """Compare the dream with the game; write fidelity.json."""
     world, config = load_world(run.directory), run.config.fidelity
@@ -369,8 +385,8 @@ PHASES: dict[str, Callable[[Run], None]] = {
     "evolve": evolve_phase,
     "evaluate": evaluate_phase,
 }
-ASIDE = {"fidelity": fidelity_phase}  # phases that no run needs
-AWAKE = ("evolve", "evaluate", "fidelity")  # phases that need no more than a world
+ASIDE = {"record": record_phase, "fidelity": fidelity_phase}  # phases that no run needs
+AWAKE = ("evolve", "evaluate", "record", "fidelity")  # phases that need no more than a world
 
 
 def run_phases(run: Run, phases: tuple[str, ...] = tuple(PHASES)) -> None:

@@ -9,8 +9,8 @@ import pytest
 from conftest import random_memory
 from flax import nnx
 
-from dreamjax import real
-from dreamjax.agent import Agent, evaluate, evaluation_seeds
+from dreamjax import real, rollouts
+from dreamjax.agent import Agent, evaluate, evaluation_seeds, record
 from dreamjax.dream import EnvState
 from dreamjax.vision import VAE
 from dreamjax.worlds import World
@@ -73,3 +73,19 @@ def test_a_new_episode_forgets_the_old_one(world):
 def test_no_episodes_is_named(world):
     with pytest.raises(ValueError, match="episodes must be at least 1, got 0"):
         evaluate(world, weights(world), 0, seed=0)
+
+
+def test_recorded_episodes_are_those_played(world, tmp_path):
+    record(world, weights(world), tmp_path, 33, seed=3, workers=2)
+    paths = rollouts.shard_paths(tmp_path)
+    assert [path.name for path in paths] == ["shard-10000.npz", "shard-10001.npz"]
+    seeds = []
+    for shard in rollouts.stream(paths, strict=True):
+        np.testing.assert_array_equal(shard.lengths, 3 + shard.seeds // 2 % 7)
+        assert (shard.seeds % 2 == 0).all() and shard.rewards.sum() == shard.lengths.sum()
+        assert shard.terminated.all() and np.abs(shard.actions).max() > 0.1
+        seeds += list(shard.seeds)
+    assert len(set(seeds)) == 64
+    before = [path.stat().st_mtime_ns for path in paths]
+    record(world, weights(world), tmp_path, 33, seed=3, workers=2)
+    assert [path.stat().st_mtime_ns for path in paths] == before
