@@ -5,11 +5,15 @@ The path of data, one module a step:
 `real` (the game) -> `rollouts` (collect) -> `vision` (V) -> `latents` (encode) -> `memory` (M)
 -> `dream` (M as a gymnax environment) -> `evolution` (C) -> `agent` (the real game again).
 
-Names load on first use, so that the processes that only play a game start without jax.
+Names load on first use, so that the processes that only play a game start without jax. For the
+same reason gymnax learns of the dreams only if it is imported already, or with `dreamjax.envs`.
 """
 
 import importlib
+import sys
 from typing import Any
+
+import gymnasium
 
 __version__ = "0.1.0"
 
@@ -42,6 +46,8 @@ _HOMES = {
     "World": "worlds",
     "load_controller": "worlds",
     "load_world": "worlds",
+    "make": "envs",
+    "DreamProblem": "problem",
     "Agent": "agent",
     "evaluate": "agent",
 }
@@ -57,3 +63,13 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+gymnasium.register(
+    "dreamjax/TakeCover-v1",
+    entry_point="dreamjax.gym_envs:Dream",
+    vector_entry_point="dreamjax.gym_envs:VectorDream",
+    kwargs={"env_id": "DreamTakeCover-v1"},
+)
+if "gymnax" in sys.modules:
+    importlib.import_module("dreamjax.envs")
