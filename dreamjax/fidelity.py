@@ -155,6 +155,34 @@ def rank_correlation(dreamt: Sequence[float], real: Sequence[float]) -> dict[str
     return {"rho": float(found.statistic), "p": float(found.pvalue), "n": len(dreamt)}
 
 
+def reconstruction(world: World, frames: np.ndarray, batch: int = 128) -> dict[str, float]:
+    """How well V gives frames back, and those few pixels of them that matter most.
+
+    Args:
+      world: V, and the green value above which a pixel is salient.
+      frames: uint8 [N, 64, 64, 3], frames that V was not trained on.
+      batch: frames at once.
+
+    Returns:
+      `error`, squared error a frame as in V's loss, of the posterior's mean; `salient`, the
+      salient pixels' part of it; `salient_variance`, that part for a V that always answers with
+      the mean frame.
+    """
+    images = frames.astype(np.float32) / 255
+    decoded = np.concatenate(
+        [_decoded(world.vision, frames[i : i + batch]) for i in range(0, len(frames), batch)]
+    )
+    salient = images[..., 1:2] > world.task.salient_green
+    error, spread = (decoded - images) ** 2, (images.mean(axis=0) - images) ** 2
+    parts = {"error": error, "salient": error * salient, "salient_variance": spread * salient}
+    return {name: float(part.sum(axis=(1, 2, 3)).mean()) for name, part in parts.items()}
+
+
+@jax.jit
+def _decoded(vision, frames):
+    return vision.decode(vision.encode(frames)[0])
+
+
 def open_loop(
     world: World,
     latents: LatentSequences,

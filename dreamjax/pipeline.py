@@ -29,6 +29,8 @@ from dreamjax.latents import encode_rollouts, read_latents
 from dreamjax.logbook import Logbook
 from dreamjax.memory_metrics import calibrated_threshold, memory_metrics
 from dreamjax.memory_training import MemoryConfig, train_memory
+from dreamjax.policies import play_steps
+from dreamjax.real import make_env
 from dreamjax.rollouts import collect
 from dreamjax.settings import require_positive
 from dreamjax.tasks import Score, Task
@@ -98,6 +100,7 @@ class FidelityConfig:
     real_episodes: int = 200  # real ones
     controllers: int = 30  # of every quality
     controller_episodes: int = 16  # real ones of each; its dreams are 16 times as many
+    seen: int = 10  # real episodes whose frames V gives back
     horizon: int = 60  # steps dreamt on from the middle of real episodes
 
     def __post_init__(self):
@@ -330,6 +333,7 @@ def fidelity_phase(run: Run) -> None:
         played = play(run.task, name, seeds, workers=run.config.workers, log=run.log, phase=name)
         dreamt = fidelity.dreamt_lengths(world, name, config.episodes, run.seed)
         found["policies"][name] = _compared(dreamt, played.returns)
+    found["vision"] = fidelity.reconstruction(world, _unseen_frames(run))
     if run.latents.exists():
         _, held = read_latents(run.latents).split(run.config.memory.held_out, run.seed)
         found["deaths"] = memory_metrics(world.memory, held)
@@ -337,6 +341,21 @@ def fidelity_phase(run: Run) -> None:
     found["controllers"] = _ranked(run, world)
     write_json(run.directory / "fidelity.json", found)
     print_fidelity(found, run.log)
+
+
+def _unseen_frames(run: Run) -> np.ndarray:
+    """Frames of games that are never recorded."""
+    env = make_env(run.task)
+    try:
+        return np.stack(
+            [
+                step[0]
+                for seed in evaluation_seeds(run.seed + WATCH_SEED, run.config.fidelity.seen)
+                for step in play_steps(env, "held", seed)
+            ]
+        )
+    finally:
+        env.close()
 
 
 def _compared(dreamt: np.ndarray, real: np.ndarray) -> dict[str, Any]:
@@ -368,6 +387,7 @@ def print_fidelity(found: dict[str, Any], log: Logbook) -> None:
     for name, row in found["policies"].items():
         dream, real = (f"{row[side]['mean']:.0f} ± {row[side]['std']:.0f}" for side in SIDES)
         log.say(f"{name:<10}{dream:>12}{real:>14}{row['ratio']:>8.2f}")
+    log.say("V on unseen frames: " + _listed(found["vision"]))
     ranked = found["controllers"]
     log.say(f"rank correlation over {ranked['n']} controllers: {ranked['rho']:.2f}")
     if "open_loop" in found:

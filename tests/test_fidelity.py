@@ -81,6 +81,24 @@ def test_rank_correlation_sees_order_alone():
     assert fidelity.rank_correlation([5, 5, 5], [1, 2, 3])["rho"] == 0
 
 
+def test_reconstruction_counts_salient_pixels_apart(world):
+    class Grey:  # answers every frame with grey
+        def encode(self, frames):
+            return jnp.zeros((len(frames), 1)), None
+
+        def decode(self, z):
+            return jnp.full((len(z), 64, 64, 3), 0.5)
+
+    jax.tree_util.register_static(Grey)
+    frames = np.zeros((5, 64, 64, 3), np.uint8)
+    frames[:, :2, 0, 1] = 255
+    frames[0, 0, 0, 0] = 255
+    found = fidelity.reconstruction(dataclasses.replace(world, vision=Grey()), frames, batch=2)
+    assert found["error"] == pytest.approx(64 * 64 * 3 / 4)
+    assert found["salient"] == pytest.approx(2 * 3 / 4)
+    assert found["salient_variance"] == pytest.approx(0.2 * 0.8, rel=1e-5)
+
+
 def sequences(task, lengths, seed=0):
     rng, frames = np.random.default_rng(seed), sum(lengths)
     return LatentSequences(
