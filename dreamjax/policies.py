@@ -31,16 +31,16 @@ def varied(space: gymnasium.spaces.Box, rng: np.random.Generator) -> Policy:
 
     Half of the episodes hold uniform actions as `held` does; half swing between two opposite
     corners of the action space, and so cross the room and live longer. Either way k is uniform in
-    L/2..L, with the episode's L log-uniform in 10..240.
+    L/2..L, with the episode's L log-uniform in 1..240.
     """
-    longest = int(np.exp(rng.uniform(np.log(10.0), np.log(240.0))))
+    longest = int(np.exp(rng.uniform(0.0, np.log(240.0))))
     first = np.where(rng.random(space.shape) < 0.5, space.low, space.high)
 
     def swing(last: np.ndarray | None) -> np.ndarray:
         return first if last is None else space.low + space.high - last
 
     choose = rng.choice([swing, lambda last: _draw(space, rng)])
-    return _holding(choose, lambda: int(rng.integers(longest // 2, longest + 1)))
+    return _holding(choose, lambda: int(rng.integers((longest + 1) // 2, longest + 1)))
 
 
 def _holding(

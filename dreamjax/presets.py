@@ -25,12 +25,12 @@ PRESETS = {
     ),
     # At most 3 hours on 2 cores.
     "cpu": RunConfig(
-        collect=CollectConfig(episodes=1600, policy="varied"),
+        collect=CollectConfig(episodes=2600, policy="varied"),
         vision=VisionConfig(
-            steps=19_000, learning_rate=1e-3, final_learning_rate=2e-5, salient_weight=10.0
+            steps=13_000, learning_rate=1e-3, final_learning_rate=2e-5, salient_weight=10.0
         ),
-        memory=MemoryConfig(steps=3_000, batch_size=64, sequence_length=64, decay=0.999),
-        evolve=EvolveConfig(generations=150, eval_rollouts=512),
+        memory=MemoryConfig(steps=1600, batch_size=64, sequence_length=128, decay=0.998),
+        evolve=EvolveConfig(generations=60, eval_every=10, eval_rollouts=256),
     ),
     # The paper's scale: for an accelerator and many cores.
     "paper": RunConfig(
