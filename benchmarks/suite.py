@@ -41,7 +41,7 @@ def run(
 
     Args:
       quick: only what fits in about a minute.
-      world: run directory of a trained world; None measures in a stand-in of the same size.
+      world: run directory of a trained world; None is the shipped one.
       lanes: batch sizes; none takes the default ones that fit in memory.
       target: JSON file.
       plot: PNG file.

@@ -1,4 +1,4 @@
-"""A world to measure in: a trained one, or a stand-in of the paper's size, about as deadly."""
+"""A world to measure in: the shipped one, or an untrained one of its size, about as deadly."""
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,11 @@ def step_flops(memory: MDNRNN) -> int:
     return 2 * (memory.lstm_kernel.size + memory.head_kernel.size)
 
 
-def find_world(directory: str | None) -> tuple[World, str]:
-    """The world of a run directory, or the stand-in, and a word for it."""
-    if directory is not None:
-        return load_world(directory), "trained world"
-    return stand_in(), "stand-in world"
+def find_world(source: str | None) -> tuple[World, str]:
+    """The world of a run directory, by default the shipped one, and a word for it."""
+    if source is not None:
+        return load_world(source), "trained world"
+    return load_world(TAKE_COVER.name), "shipped world"
 
 
 def stand_in() -> World:

@@ -175,7 +175,7 @@ class Bench:
     quick: bool = False  # only what fits in about a minute
     json: Path | None = None  # write the rows here
     plot: Path | None = None  # draw steps/s against lanes here
-    world: Path | None = None  # run directory of a trained world; None is a stand-in
+    world: str | None = None  # run directory of a trained world; None is the shipped one
     lanes: tuple[int, ...] = ()  # batch sizes; none is a range that fits
     device: Literal[DEVICES] = "auto"
 

@@ -29,4 +29,6 @@ def test_shipped_worlds_are_whole_small_and_described(name):
     assert sum(file.stat().st_size for file in (SHIPPED / name).iterdir()) < 15e6
     card = (SHIPPED / name / "README.md").read_text()
     for scored in ("random", "blind", "ours"):
-        assert f"{meta['results'][scored]['mean']:.0f}" in card, "the card tells the scores measured"
+        assert f"{meta['results'][scored]['mean']:.0f}" in card, (
+            "the card tells the scores measured"
+        )

@@ -3,11 +3,23 @@
 import json
 
 import pytest
+from PIL import Image
 
-from benchmarks import dream_throughput, suite, torch_dream, training_speed
+from benchmarks import (
+    dream_throughput,
+    lazy_update,
+    precision,
+    step_split,
+    suite,
+    torch_dream,
+    training_speed,
+)
 from benchmarks.world import DEATHS_PER_STEP, stand_in
 from dreamjax import cli
+from dreamjax.evolution import EvolveConfig
 from dreamjax.population import evaluate
+from dreamjax.strategies import STRATEGIES
+from experiments import mosaic, strategies
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +42,41 @@ def test_the_stand_in_is_about_as_deadly_as_it_says(world):
 
 def test_throughput_rows(world):
     rows = list(dream_throughput.measure(world, (8,), steps=3, both=False))
-    assert [row["unit"] for row in rows] == ["steps/s", "steps/s", "s"]
+    assert [row["unit"] for row in rows] == ["steps/s", "steps/s", "s", "MB"]
     assert rows[1]["lanes"] == 8 and rows[1]["value"] > 0
+    assert rows[3]["value"] > 6  # M alone
     assert rows[1]["share_of_ceiling"] == pytest.approx(rows[1]["value"] / rows[0]["value"])
+
+
+def test_step_parts_are_rows(world):
+    rows = list(step_split.measure(world, lanes=16))
+    assert [row["unit"] for row in rows] == ["ms"] * 9 and all(row["value"] > 0 for row in rows)
+
+
+def test_precision_rows(world, monkeypatch):
+    monkeypatch.setattr(precision, "TEMPERATURES", (1.0,))
+    exact, half, again = precision.measure(world, members=2, rollouts=2)
+    assert exact["value"] > 0 and "bfloat16 - float32" in half["name"] and "±" in again["name"]
+
+
+def test_lazy_update_rows(world):
+    config = EvolveConfig(generations=2, population=4, rollouts=1, eval_every=2, eval_rollouts=2)
+    rows = list(lazy_update.measure(world, config, seeds=(0,)))
+    assert [row["unit"] for row in rows] == ["steps", "s"] * 2 and rows[0]["value"] > 0
+
+
+def test_strategies_are_compared_at_equal_steps(capsys):
+    settings = strategies.Config(steps=1, seeds=(0,), population=4, rollouts=1, dreams=2)
+    found = strategies.main(settings)
+    assert set(found) == set(STRATEGIES) and all(score[0] > 0 for score in found.values())
+    assert "open-es" in capsys.readouterr().out
+
+
+def test_the_mosaic_is_drawn(tmp_path):
+    target = tmp_path / "mosaic.gif"
+    mosaic.main(mosaic.Config(target, side=3, frames=2, skip=1))
+    picture = Image.open(target)
+    assert picture.size == (48, 48) and picture.n_frames == 2
 
 
 def test_the_torch_rival_runs_or_says_why_not(capsys):
