@@ -7,6 +7,7 @@ Legend: A action numbers, D weights of C, G games played at once, H LSTM units.
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from dreamjax import rollouts
 from dreamjax.controller import controller_for, features
 from dreamjax.files import writable
 from dreamjax.logbook import Logbook
+from dreamjax.population import Policy
 from dreamjax.tasks import Task
 from dreamjax.workers import VectorGame
 from dreamjax.worlds import World
@@ -37,15 +39,24 @@ class Agent:
 
     Args:
       world: V and M.
-      weights: [D] C's weights.
+      weights: C's weights, [D] or whatever `policy` takes.
       num_games: G.
       key: PRNG key of V's sampling.
+      policy: `(weights, features [F]) -> action [A]`; None is the task's linear controller.
     """
 
-    def __init__(self, world: World, weights: jax.Array, num_games: int, key: jax.Array):
+    def __init__(
+        self,
+        world: World,
+        weights: Any,
+        num_games: int,
+        key: jax.Array,
+        policy: Policy | None = None,
+    ):
         self._world, self._weights, self._key = world, weights, key
         self._carry = world.memory.initial_carry((num_games,))
-        self._act = jax.jit(functools.partial(_act, world.task))
+        policy = policy or controller_for(world.task)
+        self._act = jax.jit(functools.partial(_act, world.task, policy))
 
     def act(self, frames: np.ndarray, restart: np.ndarray) -> np.ndarray:
         """Actions [G, A] for frames uint8 [G, 64, 64, 3]; `restart` [G] marks first frames."""
@@ -57,13 +68,13 @@ class Agent:
         return np.asarray(action)
 
 
-def _act(task: Task, key, models, weights, carry, frames, restart):
+def _act(task: Task, policy: Policy, key, models, weights, carry, frames, restart):
     """Encode, act, remember: C reads (z, carry) before M consumes z and the action."""
     vision, memory = models
     mu, logvar = vision.encode(frames)
     z = mu + jnp.exp(logvar / 2) * jax.random.normal(key, mu.shape)
     carry = jax.tree.map(lambda x: jnp.where(restart[:, None], 0.0, x), carry)
-    action = controller_for(task)(weights, features(task, z, carry))
+    action = jax.vmap(policy, (None, 0))(weights, features(task, z, carry))
     carry, _, _ = memory(carry, z, action, restart)
     return carry, action, z
 
@@ -75,17 +86,18 @@ def evaluation_seeds(seed: int, episodes: int) -> list[int]:
 
 def evaluate(
     world: World,
-    weights: jax.Array,
+    weights: Any,
     episodes: int,
     seed: int,
     *,
+    policy: Policy | None = None,
     log: Logbook | None = None,
     workers: int | None = None,
 ) -> Played:
     """Play the real game with V, M and C.
 
     Args:
-      world, weights: the agent.
+      world, weights, policy: see `Agent`.
       episodes: how many.
       seed: chooses the games (see `evaluation_seeds`) and V's sampling.
       log: shows progress.
@@ -101,7 +113,7 @@ def evaluate(
     if episodes <= 0:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     num_games = min(GAMES, episodes)
-    agent = Agent(world, weights, num_games, jax.random.key(seed))
+    agent = Agent(world, weights, num_games, jax.random.key(seed), policy)
     log = log or Logbook(quiet=True)
     with (
         VectorGame(world.task, num_games, workers) as game,

@@ -2,6 +2,9 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -16,10 +19,12 @@ from benchmarks import (
 )
 from benchmarks.world import DEATHS_PER_STEP, stand_in
 from dreamjax import cli
+from dreamjax.envs import NamedDream
 from dreamjax.evolution import EvolveConfig
+from dreamjax.memory import Mixture
 from dreamjax.population import evaluate
 from dreamjax.strategies import STRATEGIES
-from experiments import mosaic, strategies
+from experiments import gradient, mosaic, ppo, strategies
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +33,6 @@ def world():
 
 
 def test_the_stand_in_is_about_as_deadly_as_it_says(world):
-    import jax
-
     controller = world.controller()
     weights = 0.1 * jax.random.normal(jax.random.key(0), (8, controller.num_params))
     played = jax.jit(
@@ -111,3 +114,35 @@ def test_an_unwritable_target_is_named_before_measuring(capsys):
 def test_lanes_that_cannot_be_are_named(lanes, capsys):
     assert cli.main(["bench", "--quick", f"--lanes={lanes}"]) == 1
     assert f"got {lanes}" in capsys.readouterr().err
+
+
+def test_gradient_and_evolution_both_run(capsys):
+    settings = gradient.Config(steps=1, lanes=2, horizon=3, population=4, rollouts=1, dreams=2)
+    assert set(gradient.main(settings)) == {"nothing", "gradient", "evolution"}
+
+
+def test_straight_through_draws_as_the_dream_does():
+    keys = jax.random.split(jax.random.key(0), 3)
+    mixture = Mixture(*(jax.random.normal(key, (5, 4)) for key in keys))
+    uniform, normal = jnp.linspace(0.1, 0.9, 4), jnp.linspace(-1, 1, 4)
+    drawn = gradient.straight_through(mixture, uniform, normal, 1.15)
+    np.testing.assert_allclose(drawn, mixture.sample_from(uniform, normal, 1.15), atol=1e-6)
+    slope = jax.grad(lambda m: gradient.straight_through(m, uniform, normal, 1.15).sum())(mixture)
+    np.testing.assert_allclose(slope.mean.sum(0), 1, rtol=1e-5)
+    assert (jnp.abs(slope.logits).max(0) > 0).all()
+
+
+def test_ppo_learns_to_turn_the_right_way():
+    """On a probe whose reward is going left, PPO goes left."""
+
+    class Left(NamedDream):
+        def step_env(self, key, state, action, params):
+            obs, state, _, terminated, info = super().step_env(key, state, action, params)
+            return obs, state, jnp.float32(action == 0), terminated, info
+
+    world = stand_in()
+    env = Left(world.task, "discrete", "z")
+    settings = ppo.Config(steps=8192, envs=32, length=16, learning_rate=3e-3)
+    network, _ = ppo.train(settings, env, world.params())
+    choices = jnp.exp(ppo.apply(network, world.initial_mu)[0]).mean(axis=0)
+    assert choices[0] > 0.6

@@ -1,0 +1,185 @@
+"""PPO on the dream, in one file, and its player in real Doom.
+
+    python experiments/ppo.py --steps 500000
+
+The manner of PureJaxRL: environments, network and updates in one compiled program. The policy reads
+what the paper's C reads and chooses left, stay or right; awake it takes its likeliest choice.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+import tyro
+
+import dreamjax
+from dreamjax.agent import evaluate
+from dreamjax.envs import SIDES
+from dreamjax.logbook import Logbook
+from dreamjax.pipeline import score
+from dreamjax.worlds import load_world
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of the experiment."""
+
+    world: str = "take-cover"
+    steps: int = 500_000  # dream steps in all
+    seed: int = 0
+    envs: int = 128
+    length: int = 64  # steps between updates
+    epochs: int = 3
+    batches: int = 4
+    hidden: int = 64
+    learning_rate: float = 5e-4
+    discount: float = 0.99
+    trace: float = 0.95  # lambda of the advantage estimate
+    clip: float = 0.2
+    entropy: float = 0.01
+    episodes: int = 100  # real ones
+
+
+class Transition(NamedTuple):
+    """One step of every environment."""
+
+    obs: jax.Array
+    action: jax.Array
+    log_prob: jax.Array
+    value: jax.Array
+    reward: jax.Array
+    done: jax.Array
+
+
+def initial_network(key: jax.Array, features: int, hidden: int) -> dict[str, jax.Array]:
+    """A tanh layer with two heads: scores of the choices, and the value."""
+    orthogonal = jax.nn.initializers.orthogonal
+    keys = jax.random.split(key, 3)
+    return {
+        "body": orthogonal(1.0)(keys[0], (features, hidden)),
+        "body_bias": jnp.zeros(hidden),
+        "choice": orthogonal(0.01)(keys[1], (hidden, len(SIDES))),
+        "value": orthogonal(1.0)(keys[2], (hidden, 1)),
+    }
+
+
+def apply(network: dict[str, jax.Array], obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log probabilities of the choices [..., 3] and the value [...]."""
+    h = jnp.tanh(obs @ network["body"] + network["body_bias"])
+    return jax.nn.log_softmax(h @ network["choice"]), (h @ network["value"])[..., 0]
+
+
+def awake(network: dict[str, jax.Array], obs: jax.Array) -> jax.Array:
+    """The likeliest choice as the real game's action [1]."""
+    return jnp.asarray(SIDES)[jnp.argmax(apply(network, obs)[0])][None]
+
+
+def advantages(batch: Transition, last_value: jax.Array, config: Config) -> jax.Array:
+    """Generalised advantage estimates [T, E]; an ended dream is worth nothing more."""
+
+    def step(loop, now):
+        advantage, next_value = loop
+        going = 1.0 - now.done
+        error = now.reward + config.discount * next_value * going - now.value
+        advantage = error + config.discount * config.trace * going * advantage
+        return (advantage, now.value), advantage
+
+    start = jnp.zeros_like(last_value), last_value
+    return jax.lax.scan(step, start, batch, reverse=True)[1]
+
+
+def loss(network, batch: Transition, advantage, config: Config) -> jax.Array:
+    """PPO's clipped objective, value error and entropy."""
+    log_probs, value = apply(network, batch.obs)
+    chosen = jnp.take_along_axis(log_probs, batch.action[:, None], axis=1)[:, 0]
+    ratio = jnp.exp(chosen - batch.log_prob)
+    scaled = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
+    gain = jnp.minimum(ratio * scaled, clipped * scaled).mean()
+    error = ((value - (advantage + batch.value)) ** 2).mean()
+    entropy = -(jnp.exp(log_probs) * log_probs).sum(axis=1).mean()
+    return 0.5 * error - gain - config.entropy * entropy
+
+
+def train(config: Config, env: Any, params: Any) -> tuple[dict[str, jax.Array], jax.Array]:
+    """The trained network, and per update the share of steps that ended a dream."""
+    rounds = max(1, config.steps // (config.envs * config.length))
+    optimiser = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(config.learning_rate))
+    key, key_network, key_reset = jax.random.split(jax.random.key(config.seed), 3)
+    features = env.observation_space(params).shape[0]
+    network = initial_network(key_network, features, config.hidden)
+    step_all = jax.vmap(env.step, (0, 0, 0, None))
+
+    def play(loop, key, network, params):
+        obs, state = loop
+        key_action, key_step = jax.random.split(key)
+        log_probs, value = apply(network, obs)
+        action = jax.random.categorical(key_action, log_probs)
+        log_prob = jnp.take_along_axis(log_probs, action[:, None], axis=1)[:, 0]
+        keys = jax.random.split(key_step, config.envs)
+        next_obs, state, reward, terminated, truncated, _ = step_all(keys, state, action, params)
+        done = (terminated | truncated).astype(jnp.float32)
+        reward = reward * (1 - config.discount)  # so that values stay near 1
+        return (next_obs, state), Transition(obs, action, log_prob, value, reward, done)
+
+    def learn(carry, key, batch, advantage):
+        def step(carry, rows):
+            network, state = carry
+            mine = jax.tree.map(lambda x: x[rows], (batch, advantage))
+            gradient = jax.grad(loss)(network, *mine, config)
+            changes, state = optimiser.update(gradient, state)
+            return (optax.apply_updates(network, changes), state), None
+
+        rows = jax.random.permutation(key, len(advantage)).reshape(config.batches, -1)
+        return jax.lax.scan(step, carry, rows)[0], None
+
+    @jax.jit
+    def run(network, params, key):
+        def update(carry, key):
+            loop, network, state = carry
+            key_play, key_learn = jax.random.split(key)
+            keys = jax.random.split(key_play, config.length)
+            loop, batch = jax.lax.scan(lambda x, k: play(x, k, network, params), loop, keys)
+            advantage = advantages(batch, apply(network, loop[0])[1], config)
+            flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (batch, advantage))
+            keys = jax.random.split(key_learn, config.epochs)
+            (network, state), _ = jax.lax.scan(
+                lambda x, k: learn(x, k, *flat), (network, state), keys
+            )
+            return (loop, network, state), batch.done.mean()
+
+        keys = jax.random.split(key_reset, config.envs)
+        loop = jax.vmap(env.reset, (0, None))(keys, params)
+        start = loop, network, optimiser.init(network)
+        (_, network, _), deaths = jax.lax.scan(update, start, jax.random.split(key, rounds))
+        return network, deaths
+
+    return run(network, params, key)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train in the dream, play the real game, print."""
+    env, params = dreamjax.make("DreamTakeCover-v1", actions="discrete", world=config.world)
+    network, deaths = train(config, env, params)
+    tenth = max(1, len(deaths) // 10)
+    print(
+        f"steps to a death in the dream: {1 / deaths[:tenth].mean():.0f} at first, "
+        f"{1 / deaths[-tenth:].mean():.0f} at last",
+        flush=True,
+    )
+    world = load_world(config.world)
+    played = evaluate(
+        world, network, config.episodes, config.seed, policy=awake, log=Logbook(quiet=True)
+    )
+    found = score(played.returns)
+    print(
+        f"in the real game: {found['mean']:.0f} ± {found['std']:.0f}, n {found['n']}, 95 % "
+        f"interval {found['ci95'][0]:.0f} to {found['ci95'][1]:.0f}"
+    )
+    return found
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
