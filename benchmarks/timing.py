@@ -1,6 +1,7 @@
 """Timing that means something: compile apart, wait for the device, median of repeats."""
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -49,8 +50,12 @@ def seconds(run: Callable[[], Any], repeats: int = 3) -> float:
     return statistics.median(taken)
 
 
+@functools.cache
 def matrix_rate(dtype: jnp.dtype, budget: float = 0.5) -> float:
-    """Best FLOP/s of a product of two `dtype` matrices with a float32 result, over some shapes."""
+    """Best FLOP/s of a product of two `dtype` matrices with a float32 result, over some shapes.
+
+    Measured once a process: every share of one run is of the same ceiling.
+    """
     on_cpu = jax.default_backend() == "cpu"
     return max(
         _rate(shape, dtype, budget) for shape in (_SHAPES if on_cpu else _ACCELERATOR_SHAPES)

@@ -229,7 +229,7 @@ def adopt_world(directory: Path | str, source: Path | str, task: Task) -> None:
                 f"{directory} already has another world than {source}; use another run directory"
             )
         return
-    save_world(directory, world, {"source": str(source)})
+    save_world(directory, world, {"source": Path(source).name})
     folder = _folder(source)
     if (folder / "world.json").exists():
         _, weights, meta = _load_exported(folder)
