@@ -47,7 +47,7 @@ def test_throughput_rows(world):
     rows = list(dream_throughput.measure(world, (8,), steps=3, both=False))
     assert [row["unit"] for row in rows] == ["steps/s", "steps/s", "s", "MB"]
     assert rows[1]["lanes"] == 8 and rows[1]["value"] > 0
-    assert rows[3]["value"] > 6  # M alone
+    assert rows[3]["value"] > 3  # M alone, in bfloat16
     assert rows[1]["share_of_ceiling"] == pytest.approx(rows[1]["value"] / rows[0]["value"])
 
 
@@ -142,7 +142,7 @@ def test_ppo_learns_to_turn_the_right_way():
 
     world = stand_in()
     env = Left(world.task, "discrete", "z")
-    settings = ppo.Config(steps=8192, envs=32, length=16, learning_rate=3e-3)
+    settings = ppo.Config(steps=32_768, envs=32, length=16, learning_rate=3e-3, discount=0.5)
     network, _ = ppo.train(settings, env, world.params())
     choices = jnp.exp(ppo.apply(network, world.initial_mu)[0]).mean(axis=0)
     assert choices[0] > 0.6
