@@ -282,7 +282,7 @@ def test_min_steps_that_nothing_reaches_is_an_error(tmp_path, monkeypatch):
     [
         ({"episodes": 0}, "episodes must be at least 1, got 0"),
         ({"shard_episodes": 0}, "shard_episodes must be at least 1, got 0"),
-        ({"policy": "clever"}, "choose one of uniform, held, blind"),
+        ({"policy": "clever"}, "choose one of uniform, held, varied, blind"),
         ({"min_steps": 61}, "min_steps must be from 0 to the 60 steps"),
         ({"min_steps": -1}, "min_steps"),
         ({"directory": "/proc/nowhere"}, "cannot write to /proc/nowhere"),
