@@ -41,7 +41,7 @@ def test_sampled_deaths_come_at_the_rate_that_the_logit_says(small_task, policy)
     logit = 1.0
     world = world_of(task, constant_hazard(task, logit))
     world = dataclasses.replace(world, death_noise=1.0, death_threshold=4.0)
-    lengths = fidelity.dreamt_lengths(world, policy, 512, 0)
+    lengths = fidelity.dreamt_lengths(world, policy, 128, 0)
     hazard = 1 / (1 + np.exp(4.0 - logit))
     error = lengths.std() / np.sqrt(len(lengths))
     assert abs(lengths.mean() - 1 / hazard) < 4 * error

@@ -156,7 +156,7 @@ def test_baselines_match_the_paper_and_the_measured_blind_one():
 
 
 def test_bad_requests_are_refused():
-    with pytest.raises(ValueError, match="uniform, held, blind"):
+    with pytest.raises(ValueError, match="uniform, held, varied, blind"):
         play(TAKE_COVER, "clever", [1])
     with pytest.raises(ValueError, match="seeds is empty"):
         play(TAKE_COVER, "held", [])
