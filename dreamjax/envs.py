@@ -74,7 +74,7 @@ class NamedDream(DreamEnv):
         Raises:
           ValueError: an action of the wrong shape, or one that is not finite.
         """
-        self._check(action)
+        self.check_action(action)
         return super().step(key, state, action, params)
 
     def transition(self, noise, state: EnvState, action: jax.Array, params: EnvParams):
@@ -115,7 +115,8 @@ class NamedDream(DreamEnv):
         length = sum(sizes[name] for name in PARTS[self.observation])
         return spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, (length,), jnp.float32)
 
-    def _check(self, action: Any) -> None:
+    def check_action(self, action: Any) -> None:
+        """Raise ValueError unless `action` has this variant's shape and, if known, is finite."""
         shape = () if self.actions == "discrete" else (self.task.action_size,)
         if np.shape(action) != shape:
             raise ValueError(

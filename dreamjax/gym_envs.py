@@ -13,6 +13,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from dreamjax.envs import NamedDream, make
+from dreamjax.vision import VAE
+from dreamjax.worlds import load_world
 
 FRAMES_PER_SECOND = 35  # a tic of Doom's clock
 
@@ -72,7 +74,7 @@ class Dream(gymnasium.Env):
         """
         if self._state is None:
             raise RuntimeError("no dream is running; call reset() before step()")
-        self._env._check(action)
+        self._env.check_action(action)
         self._key, key = jax.random.split(self._key)
         obs, self._state, reward, terminated, truncated = _step_one(
             self._env, key, self._state, np.asarray(action), self._params
@@ -148,9 +150,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
         return tuple(_drawn(self._vision, self._state.z))
 
 
-def _vision(env: NamedDream):
-    from dreamjax.worlds import load_world
-
+def _vision(env: NamedDream) -> VAE:
     return load_world(env.world).vision
 
 

@@ -327,18 +327,19 @@ def record_phase(run: Run) -> None:
 def fidelity_phase(run: Run) -> None:
     """Compare the dream with the game; write fidelity.json."""
     world, config = load_world(run.directory), run.config.fidelity
+    best = load_controller(run.directory, world)
     found = {"policies": {}}
+    if run.latents.exists():
+        _, held = read_latents(run.latents).split(run.config.memory.held_out, run.seed)
+        found["deaths"] = memory_metrics(world.memory, held)
+        found["open_loop"] = fidelity.open_loop(world, held, horizon=config.horizon, seed=run.seed)
     for name in fidelity.BLINDFOLDED:
         seeds = evaluation_seeds(run.seed + WATCH_SEED, config.real_episodes)
         played = play(run.task, name, seeds, workers=run.config.workers, log=run.log, phase=name)
         dreamt = fidelity.dreamt_lengths(world, name, config.episodes, run.seed)
         found["policies"][name] = _compared(dreamt, played.returns)
     found["vision"] = fidelity.reconstruction(world, _unseen_frames(run))
-    if run.latents.exists():
-        _, held = read_latents(run.latents).split(run.config.memory.held_out, run.seed)
-        found["deaths"] = memory_metrics(world.memory, held)
-        found["open_loop"] = fidelity.open_loop(world, held, horizon=config.horizon, seed=run.seed)
-    found["controllers"] = _ranked(run, world)
+    found["controllers"] = _ranked(run, world, best)
     write_json(run.directory / "fidelity.json", found)
     print_fidelity(found, run.log)
 
@@ -363,10 +364,9 @@ def _compared(dreamt: np.ndarray, real: np.ndarray) -> dict[str, Any]:
     return {"dream": score(dreamt), "real": score(real), "ratio": round(ratio, 3)}
 
 
-def _ranked(run: Run, world: World) -> dict[str, Any]:
+def _ranked(run: Run, world: World, best: jax.Array) -> dict[str, Any]:
     """Scores of controllers of every quality, in the dream and in the game, and how they agree."""
     config = run.config.fidelity
-    best = load_controller(run.directory, world)
     weights = fidelity.controllers_between(best, config.controllers, run.seed)
     rollouts = 16 * config.controller_episodes
     dreamt = fidelity.dreamt_scores(world, weights, rollouts, run.seed)
