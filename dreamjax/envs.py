@@ -16,6 +16,7 @@ import numpy as np
 from flax import struct
 from gymnax.environments import spaces
 
+from dreamjax.devices import product_dtype
 from dreamjax.dream import OBSERVATION_BOUND, DreamEnv, EnvParams, EnvState
 from dreamjax.settings import SettingError
 from dreamjax.tasks import FRAME_SHAPE, TASKS
@@ -127,6 +128,27 @@ class NamedDream(DreamEnv):
             raise ValueError(f"the action is {action}; it must be finite")
 
 
+@dataclasses.dataclass(frozen=True)
+class LegacyDream(NamedDream):
+    """A dream for clients of gymnax before 1.0: `step` ends in `(..., reward, done, info)`.
+
+    gymnax's own `LegacyStepAPIWrapper` does the same but cannot be copied, and some clients copy.
+    A single number of a continuous action may come without its axis, as some clients send it.
+    """
+
+    def step(self, key, state, action, params=None):
+        """Five values; `done` is terminated or truncated."""
+        if np.shape(action) == () and self.actions == "continuous":
+            action = jnp.reshape(action, 1)
+        *start, terminated, truncated, info = super().step(key, state, action, params)
+        return *start, terminated | truncated, info
+
+
+def legacy(env: NamedDream) -> LegacyDream:
+    """`env` with gymnax 0.0's `step`, for PureJaxRL, rejax, Stoix and others."""
+    return LegacyDream(**{f.name: getattr(env, f.name) for f in dataclasses.fields(env)})
+
+
 @functools.lru_cache(maxsize=8)
 def _params(env: NamedDream) -> EnvParams:
     with jax.ensure_compile_time_eval():
@@ -136,7 +158,7 @@ def _params(env: NamedDream) -> EnvParams:
                 f"{env.world} is a world of {world.task.name}, but {env.name} dreams "
                 f"{env.task.name}; pass one of that game"
             )
-        params = world.params(env.temperature)
+        params = world.params(env.temperature, dtype=product_dtype())
         if env.observation != "pixels":
             return params
         fields = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}

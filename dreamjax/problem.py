@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from evosax.problems.problem import Problem, State
 
+from dreamjax.devices import product_dtype
 from dreamjax.dream import EnvParams
 from dreamjax.population import evaluate
 from dreamjax.worlds import World
@@ -29,7 +30,7 @@ class DreamProblem(Problem):
 
     def __init__(self, world: World, num_rollouts: int = 16, temperature: float | None = None):
         self.env, self.controller = world.env(), world.controller()
-        self.params = world.params(temperature)
+        self.params = world.params(temperature, dtype=product_dtype())
         self.num_rollouts = num_rollouts
 
     def eval(self, key: jax.Array, solutions: jax.Array, state: State):

@@ -247,18 +247,33 @@ def save_controller(
     store.save(max(store.steps(), default=-1) + 1, {"weights": weights}, meta)
 
 
-def load_controller(directory: Path | str, world: World) -> jax.Array:
+def load_controller(source: Path | str, world: World) -> jax.Array:
     """C's weights [D], if they were evolved in `world`.
+
+    Args:
+      source: as for `load_world`.
+      world: the world.
 
     Raises:
       CheckpointError: none there, damaged, or evolved in another world.
     """
-    store = Store(Path(directory) / "controller")
+    folder = _folder(source)
+    if (folder / "world.json").exists():
+        origin, weights, _ = _load_exported(folder)
+        _check_bound(folder, origin.digest(), world)
+        if weights is None:
+            raise CheckpointError(f"{folder} has a world but no C; evolve one in it")
+        return weights
+    store = Store(folder / "controller")
     meta = store.meta()
-    if meta["world"] != world.digest():
-        raise CheckpointError(
-            f"{store.directory} was evolved in world {meta['world'][:12]}, but this is world "
-            f"{world.digest()[:12]}; V, M and C must come from one run: evolve again"
-        )
+    _check_bound(store.directory, meta["world"], world)
     template = {"weights": jax.ShapeDtypeStruct((meta["size"],), jnp.float32)}
     return store.load(template)[0]["weights"]
+
+
+def _check_bound(origin: Path, evolved_in: str, world: World) -> None:
+    if evolved_in != world.digest():
+        raise CheckpointError(
+            f"{origin} was evolved in world {evolved_in[:12]}, but this is world "
+            f"{world.digest()[:12]}; V, M and C must come from one run: evolve again"
+        )

@@ -16,7 +16,7 @@ from gymnax.experimental import RolloutWrapper
 from gymnax.wrappers import FlattenObservationWrapper, LegacyStepAPIWrapper, LogWrapper
 
 import dreamjax
-import dreamjax.envs  # noqa: F401  (registers with gymnax)
+from dreamjax.envs import legacy
 from dreamjax.problem import DreamProblem
 from dreamjax.settings import SettingError
 from dreamjax.tasks import TAKE_COVER
@@ -113,10 +113,11 @@ def test_gymnax_wrappers_and_the_five_value_api(world):
     logged = LogWrapper(env)
     obs, state = logged.reset(jax.random.key(0), params)
     assert len(logged.step(jax.random.key(0), state, jnp.int32(1), params)) == 6
-    old = LegacyStepAPIWrapper(env)
-    obs, state = old.reset(jax.random.key(0), params)
-    obs, state, reward, done, info = old.step(jax.random.key(0), state, jnp.int32(1), params)
-    assert obs.shape == (1088,) and done.dtype == bool
+    for old in (LegacyStepAPIWrapper(env), copy.deepcopy(legacy(env))):
+        obs, state = old.reset(jax.random.key(0), params)
+        obs, state, reward, done, info = old.step(jax.random.key(0), state, jnp.int32(1), params)
+        assert obs.shape == (1088,) and done.dtype == bool
+    assert legacy(env) == legacy(env)
 
 
 def test_gymnax_rollouts(world):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from benchmarks import (
     dream_throughput,
+    drop_in,
     lazy_update,
     precision,
     step_split,
@@ -19,12 +20,14 @@ from benchmarks import (
 )
 from benchmarks.world import DEATHS_PER_STEP, stand_in
 from dreamjax import cli
+from dreamjax.devices import product_dtype
 from dreamjax.envs import NamedDream
 from dreamjax.evolution import EvolveConfig
 from dreamjax.memory import Mixture
 from dreamjax.population import evaluate
 from dreamjax.strategies import STRATEGIES
-from experiments import gradient, mosaic, ppo, strategies
+from dreamjax.worlds import export_world, load_world
+from experiments import ensemble, gradient, mosaic, ppo, strategies
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,24 @@ def test_an_unwritable_target_is_named_before_measuring(capsys):
 def test_lanes_that_cannot_be_are_named(lanes, capsys):
     assert cli.main(["bench", "--quick", f"--lanes={lanes}"]) == 1
     assert f"got {lanes}" in capsys.readouterr().err
+
+
+def test_a_watched_dream_is_the_plain_one_where_one_world_dreams_and_watches(world, tmp_path):
+    controller = world.controller()
+    weights = 0.1 * jax.random.normal(jax.random.key(0), (controller.num_params,))
+    export_world(tmp_path, world, weights, {})
+    settings = ensemble.Config((str(tmp_path),), copies=1, jitter=0.2, dreams=8)
+    alone, shaken = ensemble.main(settings).values()
+    params = load_world(tmp_path).params(settings.temperature, dtype=product_dtype())
+    plain = evaluate(jax.random.key(0), world.env(), params, controller, weights[None], 8).score[0]
+    assert np.mean(alone == plain) > 0.5 and (alone != shaken).any()
+
+
+def test_drop_in_rows(world):
+    imported, whole = drop_in.start_up(first_steps=2048)
+    assert 0 < imported["value"] < whole["value"]
+    plain, engine, ratio = drop_in.measure(world, lanes=8, steps=2)
+    assert ratio["value"] == plain["value"] / engine["value"]
 
 
 def test_gradient_and_evolution_both_run(capsys):

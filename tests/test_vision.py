@@ -189,6 +189,7 @@ def test_salient_pixels_weigh_more():
 
     (plain, metrics), (weighted, same) = loss(bright, 1.0), loss(bright, 5.0)
     np.testing.assert_allclose(metrics["salient"], salient_error(bright), rtol=1e-4)
+    np.testing.assert_allclose(plain, metrics["reconstruction"] + metrics["kl"], rtol=1e-5)
     np.testing.assert_allclose(weighted - plain, 4 * metrics["salient"], rtol=1e-3)
     assert metrics["reconstruction"] == same["reconstruction"] > metrics["salient"] > 0
     assert loss(dim, 5.0)[1]["salient"] == 0

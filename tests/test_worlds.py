@@ -47,6 +47,11 @@ def test_an_exported_world_is_the_same_but_for_rounding(world, folder):
     assert sum(file.stat().st_size for file in folder.iterdir()) < 15e6
     export_world(folder / "again", loaded, None, {})
     assert load_world(folder / "again").digest() == loaded.digest(), "rounded once, not twice"
+    np.testing.assert_array_equal(load_controller(folder, loaded), WEIGHTS)
+    with pytest.raises(CheckpointError, match="was evolved in world .*: evolve again"):
+        load_controller(folder, dataclasses.replace(loaded, initial_mu=loaded.initial_mu + 1))
+    with pytest.raises(CheckpointError, match="has a world but no C; evolve one in it"):
+        load_controller(folder / "again", loaded)
 
 
 def test_a_run_adopts_a_world_and_its_controller_once(world, folder, tmp_path):

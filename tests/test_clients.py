@@ -1,0 +1,113 @@
+"""Other people's agents, unpatched, learn in a dream; each runs where it is installed.
+
+`pip install -e '.[test,clients]'` installs all of them.
+"""
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from evosax.problems.rl.gymnax import GymnaxProblem
+from flax import linen as nn
+from flax import nnx
+
+import dreamjax
+from dreamjax.envs import legacy
+from dreamjax.memory import MDNRNN
+from dreamjax.tasks import TAKE_COVER
+from dreamjax.vision import VAE
+from dreamjax.worlds import World, export_world
+
+ID = "DreamTakeCover-v1"
+RIGHT = 2  # the discrete action that kills in the probe
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory):
+    """A world in which going right kills soon, staying later and going left hardly ever."""
+    memory, H = MDNRNN(TAKE_COVER, rngs=nnx.Rngs(0)), TAKE_COVER.hidden_size
+    action, unit = TAKE_COVER.latent_size, 0
+    memory.lstm_kernel[...] = memory.lstm_kernel[...].at[:, unit::H].set(0.0)
+    memory.lstm_kernel[...] = memory.lstm_kernel[...].at[action, H + unit].set(5.0)
+    memory.lstm_bias[...] = memory.lstm_bias[...].at[unit::H].set(jnp.array([9.0, 0.0, -9.0, 9.0]))
+    death = jnp.zeros(H).at[unit].set(8.0)
+    memory.head_kernel[...] = memory.head_kernel[...].at[:, -1].set(death)
+    mu = jax.random.normal(jax.random.key(0), (5, TAKE_COVER.latent_size))
+    deaths = {"death_threshold": 3.0, "death_noise": 1.0}
+    world = World(TAKE_COVER, VAE(64, rngs=nnx.Rngs(1)), memory, mu, mu, **deaths)
+    folder = tmp_path_factory.mktemp("probe")
+    export_world(folder, world, None, {})
+    return str(folder)
+
+
+def test_the_probe_kills_to_the_right(probe):
+    env, params = dreamjax.make(ID, world=probe, actions="discrete")
+    steps = 60
+
+    def lived(action):
+        def step(loop, key):
+            state, alive = loop
+            _, state, _, dead, _ = env.step_env(key, state, action, params)
+            return (state, alive & ~dead), alive
+
+        _, state = env.reset(jax.random.key(0), params)
+        keys = jax.random.split(jax.random.key(1), steps)
+        return jax.lax.scan(step, (state, jnp.bool_(True)), keys)[1].sum()
+
+    left, stay, right = (int(lived(jnp.int32(action))) for action in range(3))
+    assert right < 5 < left == steps and stay < steps
+
+
+def test_evosax_plays_the_dream_by_its_own_gymnax_problem(probe):
+    class Policy(nn.Module):
+        @nn.compact
+        def __call__(self, obs, key):
+            return jnp.tanh(self.param("lean", nn.initializers.normal(), (1,)))
+
+    problem = GymnaxProblem(
+        ID, Policy(), episode_length=16, num_rollouts=8, env_kwargs={"world": probe}
+    )
+    state = problem.init(jax.random.key(0))
+    leans = {"params": {"lean": jnp.array([[-2.0], [0.0], [2.0]])}}
+    fitness, _, _ = problem.eval(jax.random.key(1), leans, state)
+    assert fitness[0] == 16 > fitness[1] > fitness[2]
+
+
+@pytest.mark.parametrize("actions", ["discrete", "continuous"])
+def test_rejax_learns_through_the_five_value_api(probe, actions):
+    rejax = pytest.importorskip("rejax")
+    env, params = dreamjax.make(ID, world=probe, actions=actions, observation="z")
+    agent = rejax.get_algo("ppo").create(
+        env=legacy(env),
+        env_params=params,
+        total_timesteps=16_384,
+        eval_freq=16_384,
+        num_envs=32,
+        num_steps=32,
+        num_minibatches=4,
+        num_epochs=4,
+        learning_rate=3e-3,
+        gamma=0.6,
+        skip_initial_evaluation=True,
+    )
+    trained, _ = jax.jit(agent.train)(jax.random.PRNGKey(0))
+    act, obs = agent.make_act(trained), jnp.zeros((64, 64))
+    chosen = jax.vmap(act)(obs, jax.random.split(jax.random.key(1), 64))
+    deadly = chosen == RIGHT if actions == "discrete" else chosen > 0
+    assert deadly.mean() < 0.2
+
+
+def test_stable_baselines_checks_and_learns(probe):
+    pytest.importorskip("stable_baselines3")
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_checker import check_env
+
+    env = gymnasium.make("dreamjax/TakeCover-v1", world=probe, actions="discrete", observation="z")
+    check_env(env.unwrapped)
+    sizes = {"n_steps": 128, "batch_size": 64}
+    agent = PPO("MlpPolicy", env, learning_rate=3e-3, gamma=0.6, seed=0, **sizes)
+    agent.learn(2048)
+    obs = np.zeros((64, 64), np.float32)
+    chosen, _ = agent.predict(obs)
+    assert np.mean(chosen == RIGHT) < 0.15
