@@ -229,12 +229,15 @@ def adopt_world(directory: Path | str, source: Path | str, task: Task) -> None:
                 f"{directory} already has another world than {source}; use another run directory"
             )
         return
-    save_world(directory, world, {"source": Path(source).name})
-    folder = _folder(source)
+    folder, weights = _folder(source), None
     if (folder / "world.json").exists():
         _, weights, meta = _load_exported(folder)
-        if weights is not None:
-            save_controller(directory, world, weights, {"dream": meta["dream"]})
+        made = meta.get("world")
+    else:
+        made = Store(folder / "world").meta()
+    save_world(directory, world, {"source": Path(source).name, "made": made})
+    if weights is not None:
+        save_controller(directory, world, weights, {"dream": meta["dream"]})
 
 
 def save_controller(

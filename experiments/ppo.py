@@ -41,6 +41,13 @@ class Config:
     entropy: float = 0.01
     episodes: int = 100  # real ones
 
+    def __post_init__(self):
+        if self.envs * self.length % self.batches:
+            raise ValueError(
+                f"envs x length = {self.envs * self.length} steps cannot be shared by "
+                f"batches={self.batches}; choose a divisor of it"
+            )
+
 
 class Transition(NamedTuple):
     """One step of every environment."""

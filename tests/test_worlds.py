@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dreamjax.checkpoint import CheckpointError
+from dreamjax.checkpoint import CheckpointError, Store
 from dreamjax.memory import MDNRNN
 from dreamjax.tasks import CAR_RACING, TAKE_COVER
 from dreamjax.vision import VAE
@@ -34,7 +34,7 @@ def world():
 
 @pytest.fixture
 def folder(world, tmp_path):
-    export_world(tmp_path / "to hand on", world, WEIGHTS, {"dream": 321.0})
+    export_world(tmp_path / "to hand on", world, WEIGHTS, {"dream": 321.0, "world": {"steps": 12}})
     return tmp_path / "to hand on"
 
 
@@ -59,6 +59,7 @@ def test_a_run_adopts_a_world_and_its_controller_once(world, folder, tmp_path):
     adopt_world(run, folder, TAKE_COVER)
     adopt_world(run, folder, TAKE_COVER)
     adopted = load_world(run)
+    assert Store(run / "world").meta()["made"] == {"steps": 12}, "how it was made is handed on"
     assert adopted.digest() == load_world(folder).digest()
     assert (adopted.death_threshold, adopted.death_noise) == (1.5, 1.0)
     np.testing.assert_array_equal(load_controller(run, adopted), WEIGHTS)
