@@ -188,6 +188,7 @@ class MemoryConfig:
     bfloat16: bool | None = None  # products in bfloat16; None where the device is faster so
     held_out: float = 0.1  # share of episodes kept from training
     steps_per_call: int = 4  # updates in one compiled call
+    start_from: str | None = None  # run directory whose M is trained on; None starts from chance
 
     def __post_init__(self):
         require_positive(
@@ -236,6 +237,7 @@ def train_memory(
     log: Logbook,
     store: Store | None = None,
     meta: Mapping[str, Any] | None = None,
+    memory: MDNRNN | None = None,
 ) -> MDNRNN:
     """Train M as rnn_train.py does, on all but the held-out episodes.
 
@@ -251,6 +253,7 @@ def train_memory(
       log: receives `loss`, `nll` and `death_loss`.
       store: where checkpoints go; an unfinished run there is resumed.
       meta: written into every checkpoint.
+      memory: M to train on, its optimiser new; None starts from chance.
 
     Returns:
       M, its weights float32.
@@ -261,7 +264,7 @@ def train_memory(
     trainer = Trainer(seed, task, latents, config)
     state = fit(
         "memory",
-        trainer.initial(),
+        trainer.initial(memory),
         trainer,
         config.steps,
         log=log,
@@ -293,9 +296,10 @@ class Trainer:
 
         self._epoch_plan = epoch_plan
 
-    def initial(self) -> State:
-        """The state before the first update."""
-        return initial_state(self._key_init, self.task, self.layout.lanes, self.config)
+    def initial(self, memory: MDNRNN | None = None) -> State:
+        """The state before the first update, of an untrained M unless one is given."""
+        memory = memory or MDNRNN(self.task, rngs=nnx.Rngs(params=self._key_init))
+        return initial_state(memory, self.layout.lanes, self.config)
 
     def __call__(self, state: State, step: int) -> tuple[State, int, dict[str, float]]:
         """Up to `steps_per_call` updates from `step` on; `state` is donated."""
@@ -327,8 +331,8 @@ def on_device(latents: LatentSequences, dies: bool) -> Frames:
     return Frames(*map(jnp.asarray, arrays))
 
 
-def initial_state(key: jax.Array, task: Task, lanes: int, config: MemoryConfig) -> State:
-    memory = MDNRNN(task, rngs=nnx.Rngs(params=key))
+def initial_state(memory: MDNRNN, lanes: int, config: MemoryConfig) -> State:
+    """M, an optimiser that has seen nothing, and an empty carry."""
     return State(memory, _optimiser(config).init(memory), memory.initial_carry((lanes,)))
 
 

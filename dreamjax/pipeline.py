@@ -27,6 +27,7 @@ from dreamjax.evolution import EvolveConfig, evolve
 from dreamjax.files import writable, write_json
 from dreamjax.latents import encode_rollouts, read_latents
 from dreamjax.logbook import Logbook
+from dreamjax.memory import MDNRNN
 from dreamjax.memory_metrics import calibrated_threshold, memory_metrics
 from dreamjax.memory_training import MemoryConfig, train_memory
 from dreamjax.policies import play_steps
@@ -237,7 +238,14 @@ def memory_phase(run: Run) -> None:
     store, meta = run.store("memory"), run.meta("memory", vision=digest(vision))
     check_resumable(store, meta)
     memory = train_memory(
-        run.seed, run.task, latents, run.config.memory, log=run.log, store=store, meta=meta
+        run.seed,
+        run.task,
+        latents,
+        run.config.memory,
+        log=run.log,
+        store=store,
+        meta=meta,
+        memory=_memory_to_train_on(run),
     )
     mu, logvar = latents.starts(NUM_STARTS)
     _, held = latents.split(run.config.memory.held_out, run.seed)
@@ -248,6 +256,21 @@ def memory_phase(run: Run) -> None:
     run.log.log("held-out", store.steps()[-1], metrics)
     run.log.say("M on held-out episodes: " + _listed(metrics))
     save_world(run.directory, world, run.meta("memory"))
+
+
+def _memory_to_train_on(run: Run) -> MDNRNN | None:
+    """The M of the run that `start_from` names, where this run has none yet."""
+    source = run.config.memory.start_from
+    if source is None or run.store("memory").steps():
+        return None
+    store, ours = Store(Path(source) / "memory"), digest(load_vision(run))
+    theirs = store.meta()["vision"]
+    if theirs != ours:
+        raise CheckpointError(
+            f"{store.directory} was trained on V {theirs[:12]}, but this run's V is {ours[:12]}; "
+            "start from an M of the same V, or from nothing"
+        )
+    return store.load(blank_models(run.task)[1], prefix=".memory")[0]
 
 
 def evolve_phase(run: Run) -> None:

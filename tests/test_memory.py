@@ -406,7 +406,7 @@ def test_an_update_takes_the_carry_passes_it_on_and_draws_its_own_noise():
     )
     frames = training_module.on_device(latents, True)
     config = MemoryConfig(batch_size=1, sequence_length=20, bfloat16=False)
-    state = training_module.initial_state(jax.random.key(0), task, 1, config)
+    state = training_module.initial_state(MDNRNN(task, rngs=nnx.Rngs(0)), 1, config)
     zero, ones = state.memory.initial_carry((1,)), (jnp.ones((1, 12)), jnp.ones((1, 12)))
     index = np.arange(20, 41, dtype=np.int32)[:, None]  # no frame of it restarts
     update = jax.jit(lambda *args: training_module._update(*args, jax.random.key(1), config))
