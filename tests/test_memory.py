@@ -399,6 +399,16 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, resumed, unbroken)
 
 
+def test_training_goes_on_from_an_m_that_is_given():
+    latents = countdown()
+    trained = train_memory(0, COUNTDOWN, latents, TOY, log=QUIET)
+    before = jax.tree.map(np.array, trained)
+    little = dataclasses.replace(TOY, steps=1, learning_rate=1e-6, sequence_length=12)
+    further = train_memory(1, COUNTDOWN, latents, little, log=QUIET, memory=trained)
+    for a, b in zip(*map(jax.tree.leaves, (further, before)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_an_update_takes_the_carry_passes_it_on_and_draws_its_own_noise():
     task = small(TAKE_COVER)
     latents = dataclasses.replace(

@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from dreamjax import cli
-from dreamjax.checkpoint import CheckpointError
+from dreamjax.checkpoint import CheckpointError, Store
 from dreamjax.worlds import load_controller, load_world
 from experiments import take_cover, temperature
 
@@ -147,6 +148,23 @@ def test_a_mixed_up_trio_is_refused(smoke, tmp_path):
     shutil.rmtree(theirs / "vision")
     shutil.copytree(ours / "vision", theirs / "vision")
     assert cli.main(["train-memory", *words]) == 1
+
+
+def test_m_is_trained_on_where_v_is_the_same(smoke, tmp_path, capsys):
+    run = tmp_path / "run"
+    for part in ("rollouts", "latents", "vision"):
+        shutil.copytree(smoke[0] / part, run / part)
+    words = ["train-memory", "take-cover", "--preset", "smoke", *TINY, "--run-dir", str(run)]
+    words += ["--memory.start-from", str(smoke[0]), "--memory.learning-rate", "1e-9"]
+    assert cli.main(words) == 0
+    ours, theirs = (load_world(directory).memory.head_kernel[...] for directory in (run, smoke[0]))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    shutil.rmtree(run / "memory")
+    other = tmp_path / "other"
+    Store(other / "memory").save(0, {"any": np.zeros(1)}, {"vision": "another"})
+    words[words.index(str(smoke[0]))] = str(other)
+    assert cli.main(words) == 1
+    assert "start from an M of the same V, or from nothing" in capsys.readouterr().err
 
 
 def test_two_runs_cannot_share_a_directory(smoke, capsys):
