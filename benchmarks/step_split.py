@@ -38,7 +38,7 @@ def measure(world: World, lanes: int = 1024) -> Iterator[timing.Row]:
 
     def draw(step, mixture, z):
         noise = jnp.abs(jnp.sin(z))
-        return mixture.sample_from(noise, noise, 1.15)
+        return mixture.sample_from(noise, noise, 1.15, noise[:, 0])
 
     def control(step, weights, obs):
         return obs + jax.vmap(controller)(weights, obs)

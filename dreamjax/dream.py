@@ -67,11 +67,13 @@ class Noise:
       uniform: [Z], picks components.
       normal: [Z], spreads them.
       logistic: [], goes to the death logit.
+      event: [], picks an event of an M that has them.
     """
 
     uniform: jax.Array
     normal: jax.Array
     logistic: jax.Array
+    event: jax.Array
 
 
 def check_temperature(temperature: float) -> float:
@@ -171,12 +173,13 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
 
     def draw_noise(self, key: jax.Array) -> Noise:
         """The randomness of one step, apart from it, so that many dreams can share it."""
-        key_uniform, key_normal, key_logistic = jax.random.split(key, 3)
+        key_uniform, key_normal, key_logistic, key_event = jax.random.split(key, 4)
         shape = (self.task.latent_size,)
         return Noise(
             uniform=jax.random.uniform(key_uniform, shape),
             normal=jax.random.normal(key_normal, shape),
             logistic=jax.random.logistic(key_logistic),
+            event=jax.random.uniform(key_event),
         )
 
     def transition(
@@ -185,7 +188,7 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         """The dream step proper, a deterministic function of its noise."""
         action = jnp.clip(action, -1.0, 1.0)
         carry, mixture, death_logit = params.memory(state.carry, state.z, action, state.time == 0)
-        z = mixture.sample_from(noise.uniform, noise.normal, params.temperature)
+        z = mixture.sample_from(noise.uniform, noise.normal, params.temperature, noise.event)
         state = EnvState(time=state.time + 1, z=z, carry=carry)
         obs = self.observe(None, state, action, params)
         risk = death_logit + params.death_noise * noise.logistic

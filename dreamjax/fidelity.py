@@ -250,7 +250,7 @@ def _dream_on(memory, key, z, actions, warm_up):
         action, real, key = now
         carry, mixture, _ = memory(carry, imagined, action, jnp.zeros(lanes))
         imagined = mixture.sample(key, 1.0)
-        return (carry, imagined), (-mixture.log_prob(real).mean(), imagined)
+        return (carry, imagined), (mixture.nats(real).mean(), imagined)
 
     first = jnp.zeros((warm_up, lanes)).at[0].set(1.0)
     carry = memory.initial_carry((lanes,))

@@ -50,6 +50,10 @@ class Mixture:
         normaliser = _logsumexp(self.logits) + 0.5 * math.log(2 * math.pi)
         return _logsumexp(joint) - normaliser
 
+    def nats(self, z: jax.Array) -> jax.Array:
+        """Negative log density of z [..., Z] per dimension, float32 [...]."""
+        return -self.log_prob(z).mean(axis=-1)
+
     def sample(self, key: jax.Array, temperature: jax.Array | float) -> jax.Array:
         """Draw z at temperature tau.
 
@@ -60,13 +64,22 @@ class Mixture:
         Returns:
           float32 [..., Z].
         """
-        key_component, key_value = jax.random.split(key)
+        key_component, key_value, key_event = jax.random.split(key, 3)
         shape = (*self.mean.shape[:-2], self.mean.shape[-1])
-        uniform = jax.random.uniform(key_component, shape)
-        return self.sample_from(uniform, jax.random.normal(key_value, shape), temperature)
+        uniform, normal = (
+            jax.random.uniform(key_component, shape),
+            jax.random.normal(key_value, shape),
+        )
+        return self.sample_from(
+            uniform, normal, temperature, jax.random.uniform(key_event, shape[:-1])
+        )
 
     def sample_from(
-        self, uniform: jax.Array, normal: jax.Array, temperature: jax.Array | float
+        self,
+        uniform: jax.Array,
+        normal: jax.Array,
+        temperature: jax.Array | float,
+        event: jax.Array | None = None,
     ) -> jax.Array:
         """`sample` as a pure function of its noise, for common random numbers.
 
@@ -77,10 +90,12 @@ class Mixture:
           uniform: float32 [..., Z] in [0, 1).
           normal: float32 [..., Z], standard normal.
           temperature: tau > 0, scalar.
+          event: float32 [...] in [0, 1); unused here, `EventMixture` chooses with it.
 
         Returns:
           float32 [..., Z]; NaN where the logits are.
         """
+        del event
         top = self.logits.max(axis=-2, keepdims=True)
         weights = jnp.exp((self.logits - top) / temperature)
         level = uniform * weights.sum(axis=-2)
@@ -94,26 +109,70 @@ class Mixture:
         return mean + jnp.exp(logstd) * jnp.sqrt(temperature) * normal
 
 
+@struct.dataclass
+class EventMixture(Mixture):
+    """A `Mixture`, or instead of it an event: one of J Gaussians over all latents at once.
+
+    A factored mixture draws each latent for itself. What changes them together, such as the red
+    flash of a hit, it dreams in some latents and not in others, and M, which never saw half a
+    flash, takes it for nothing: its dreams hardly hurt. Not in the paper; J = 0 is the paper's.
+
+    Attributes:
+      weights: float32 [..., 1 + J], unnormalised log weights: no event, then each event.
+      event_mean: float32 [..., J, Z].
+      event_logstd: float32 [..., J, Z].
+    """
+
+    weights: jax.Array
+    event_mean: jax.Array
+    event_logstd: jax.Array
+
+    def nats(self, z: jax.Array) -> jax.Array:
+        """Negative log density of z [..., Z] per dimension, float32 [...]."""
+        deviation = (z[..., None, :] - self.event_mean) * jnp.exp(-self.event_logstd)
+        density = -self.event_logstd - 0.5 * deviation**2 - 0.5 * math.log(2 * math.pi)
+        usual = self.log_prob(z).sum(axis=-1, keepdims=True)
+        each = jnp.concatenate((usual, density.sum(axis=-1)), axis=-1)
+        total = jax.nn.logsumexp(jax.nn.log_softmax(self.weights) + each, axis=-1)
+        return -total / z.shape[-1]
+
+    def sample_from(self, uniform, normal, temperature, event=None) -> jax.Array:
+        """As `Mixture.sample_from`; `event` decides by inverse CDF from softmax(weights / tau)."""
+        z = super().sample_from(uniform, normal, temperature)
+        share = jax.nn.softmax(self.weights / temperature)
+        passed = jnp.zeros_like(share[..., 0])
+        for j in range(self.event_mean.shape[-2]):
+            passed = passed + share[..., j]
+            spread = jnp.exp(self.event_logstd[..., j, :]) * jnp.sqrt(temperature)
+            happened = self.event_mean[..., j, :] + spread * normal
+            z = jnp.where((event >= passed)[..., None], happened, z)
+        return z
+
+
 class MDNRNN(nnx.Module):
     """One LSTM layer and a mixture density head; a pytree of four arrays.
 
     lstm_kernel [I + H, 4H] multiplies [input, h]; its columns are TF1's gates i, j (candidate),
     f, o. The input is [z, action] and, in a game with death, the restart flag.
     head_kernel [H, 3KZ + 1] gives logits [K, Z], mean [K, Z], logstd [K, Z] one after another,
-    then the death logit in the last column (absent in a game without death).
+    then the death logit in the last column (absent in a game without death). With J > 0 events
+    the columns before the last are their mean [J, Z], logstd [J, Z] and the weights [1 + J].
 
     Args:
       task: the game; sizes come from it.
       rngs: its `params` stream initialises the kernels (Glorot uniform); biases are zero.
+      num_events: J, see `EventMixture`; 0 is the paper's.
     """
 
-    def __init__(self, task: Task, *, rngs: nnx.Rngs):
+    def __init__(self, task: Task, *, rngs: nnx.Rngs, num_events: int = 0):
         self.latent_size = task.latent_size
         self.hidden_size = task.hidden_size
         self.num_mixtures = task.num_mixtures
+        self.num_events = num_events
         self.dies = task.dies
         inputs = task.latent_size + task.action_size + task.dies
         outputs = 3 * task.num_mixtures * task.latent_size + task.dies
+        outputs += num_events and 2 * num_events * task.latent_size + num_events + 1
         glorot = nnx.initializers.glorot_uniform()
         H = task.hidden_size
         self.lstm_kernel = nnx.Param(glorot(rngs.params(), (inputs + H, 4 * H)))
@@ -154,12 +213,39 @@ class MDNRNN(nnx.Module):
             out[..., n * K * Z : (n + 1) * K * Z].reshape(*out.shape[:-1], K, Z) for n in range(3)
         )
         death = out[..., -1] if self.dies else jnp.full(out.shape[:-1], NEVER)
-        return Mixture(logits, mean, jnp.maximum(logstd, MIN_LOGSTD)), death
+        usual = logits, mean, jnp.maximum(logstd, MIN_LOGSTD)
+        if not self.num_events:
+            return Mixture(*usual), death
+        return EventMixture(*usual, *self._events(out[..., 3 * K * Z :])), death
+
+    def _events(self, out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Weights [1 + J], means and log standard deviations [J, Z] of the events."""
+        J, Z = self.num_events, self.latent_size
+        mean, logstd = (
+            out[..., n * J * Z : (n + 1) * J * Z].reshape(*out.shape[:-1], J, Z) for n in range(2)
+        )
+        weights = out[..., 2 * J * Z : 2 * J * Z + J + 1]
+        return weights, mean, jnp.maximum(logstd, MIN_LOGSTD)
 
     def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> Carry:
         """(c, h) of zeros, each float32 [*batch_shape, H]."""
         shape = (*batch_shape, self.hidden_size)
         return jnp.zeros(shape), jnp.zeros(shape)
+
+
+def with_events(memory: MDNRNN, task: Task, num_events: int, rngs: nnx.Rngs) -> MDNRNN:
+    """`memory` with untrained events, so that training can go on from an M that has none."""
+    if memory.num_events == num_events:
+        return memory
+    grown = MDNRNN(task, rngs=rngs, num_events=num_events)
+    grown.lstm_kernel[...], grown.lstm_bias[...] = memory.lstm_kernel[...], memory.lstm_bias[...]
+    usual = 3 * memory.num_mixtures * memory.latent_size
+    for name in ("head_kernel", "head_bias"):
+        old, new = getattr(memory, name)[...], getattr(grown, name)
+        new[...] = new[...].at[..., :usual].set(old[..., :usual])
+        if memory.dies:
+            new[...] = new[...].at[..., -1].set(old[..., -1])
+    return grown
 
 
 def cast(memory: MDNRNN, dtype: jax.typing.DTypeLike) -> MDNRNN:

@@ -21,7 +21,7 @@ from dreamjax.checkpoint import Store
 from dreamjax.devices import product_dtype
 from dreamjax.latents import LatentSequences
 from dreamjax.logbook import Logbook
-from dreamjax.memory import MDNRNN, Carry, cast, cell, gates_of, product, reset
+from dreamjax.memory import MDNRNN, Carry, cast, cell, gates_of, product, reset, with_events
 from dreamjax.settings import require_positive
 from dreamjax.tasks import Task
 from dreamjax.training import fit
@@ -136,7 +136,7 @@ def predict_sequences(
     lstm = memory.lstm_kernel[...], memory.lstm_bias[...]
     carry, h = lstm_sequence(*lstm, carry, inputs, batch.restart)
     mixture, logit = memory.predict(product_sequence(h, memory.head_kernel[...]))
-    return carry, -mixture.log_prob(batch.z[1:]).mean(axis=-1), logit
+    return carry, mixture.nats(batch.z[1:]), logit
 
 
 def memory_loss(
@@ -188,6 +188,7 @@ class MemoryConfig:
     bfloat16: bool | None = None  # products in bfloat16; None where the device is faster so
     held_out: float = 0.1  # share of episodes kept from training
     steps_per_call: int = 4  # updates in one compiled call
+    num_events: int = 0  # Gaussians over all latents at once beside the factored mixture
     start_from: str | None = None  # run directory whose M is trained on; None starts from chance
 
     def __post_init__(self):
@@ -298,7 +299,10 @@ class Trainer:
 
     def initial(self, memory: MDNRNN | None = None) -> State:
         """The state before the first update, of an untrained M unless one is given."""
-        memory = memory or MDNRNN(self.task, rngs=nnx.Rngs(params=self._key_init))
+        rngs, num_events = nnx.Rngs(params=self._key_init), self.config.num_events
+        if memory is None:
+            memory = MDNRNN(self.task, rngs=rngs, num_events=num_events)
+        memory = with_events(memory, self.task, num_events, rngs)
         return initial_state(memory, self.layout.lanes, self.config)
 
     def __call__(self, state: State, step: int) -> tuple[State, int, dict[str, float]]:

@@ -264,13 +264,20 @@ def _memory_to_train_on(run: Run) -> MDNRNN | None:
     if source is None or run.store("memory").steps():
         return None
     store, ours = Store(Path(source) / "memory"), digest(load_vision(run))
-    theirs = store.meta()["vision"]
+    meta = store.meta()
+    theirs = meta["vision"]
     if theirs != ours:
         raise CheckpointError(
             f"{store.directory} was trained on V {theirs[:12]}, but this run's V is {ours[:12]}; "
             "start from an M of the same V, or from nothing"
         )
-    return store.load(blank_models(run.task)[1], prefix=".memory")[0]
+    num_events = meta["config"].get("num_events", 0)
+    if num_events not in (0, run.config.memory.num_events):
+        raise CheckpointError(
+            f"{store.directory} has an M of {num_events} events, but --memory.num-events is "
+            f"{run.config.memory.num_events}; make them the same"
+        )
+    return store.load(blank_models(run.task, num_events)[1], prefix=".memory")[0]
 
 
 def evolve_phase(run: Run) -> None:

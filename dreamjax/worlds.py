@@ -94,10 +94,13 @@ class World:
         return digest(self.arrays())
 
 
-def blank_models(task: Task) -> tuple[VAE, MDNRNN]:
+def blank_models(task: Task, num_events: int = 0) -> tuple[VAE, MDNRNN]:
     """V and M of a task's sizes as shapes alone, templates to load into."""
     return nnx.eval_shape(
-        lambda: (VAE(task.latent_size, rngs=nnx.Rngs(0)), MDNRNN(task, rngs=nnx.Rngs(0)))
+        lambda: (
+            VAE(task.latent_size, rngs=nnx.Rngs(0)),
+            MDNRNN(task, rngs=nnx.Rngs(0), num_events=num_events),
+        )
     )
 
 
@@ -110,6 +113,7 @@ def save_world(directory: Path | str, world: World, meta: dict[str, Any]) -> Non
         "starts": len(world.initial_mu),
         "death_threshold": world.death_threshold,
         "death_noise": world.death_noise,
+        "num_events": world.memory.num_events,
         "vision": digest(world.vision),
         "memory": digest(world.memory),
     }
@@ -158,7 +162,8 @@ def _blank_world(meta: dict[str, Any], origin: Path) -> World:
     task = TASKS[meta["task"]]
     starts = jax.ShapeDtypeStruct((meta["starts"], task.latent_size), jnp.float32)
     deaths = {name: meta.get(name, 0.0) for name in ("death_threshold", "death_noise")}
-    return World(task, *blank_models(task), starts, starts, **deaths)
+    models = blank_models(task, meta.get("num_events", 0))
+    return World(task, *models, starts, starts, **deaths)
 
 
 def export_world(
@@ -189,6 +194,7 @@ def export_world(
         "starts": len(world.initial_mu),
         "death_threshold": world.death_threshold,
         "death_noise": world.death_noise,
+        "num_events": world.memory.num_events,
         "sha256": hashlib.sha256(blob).hexdigest(),
     }
     files.write_json(target / "world.json", {**meta, **facts})

@@ -57,12 +57,12 @@ def untrained(world: World, config: Config) -> jax.Array:
     return jnp.zeros(world.controller().num_params)
 
 
-def straight_through(mixture: Mixture, uniform, normal, temperature) -> jax.Array:
+def straight_through(mixture: Mixture, uniform, normal, temperature, event=None) -> jax.Array:
     """`mixture.sample_from` whose gradient is that of the weighted mean Gaussian."""
     weights = jax.nn.softmax(mixture.logits / temperature, axis=-2)
     blurred = [(weights * x).sum(-2) for x in (mixture.mean, jnp.exp(mixture.logstd))]
     soft = blurred[0] + blurred[1] * jnp.sqrt(temperature) * normal
-    hard = mixture.sample_from(uniform, normal, temperature)
+    hard = mixture.sample_from(uniform, normal, temperature, event)
     return soft + jax.lax.stop_gradient(hard - soft)
 
 
@@ -76,7 +76,7 @@ def expected_steps(env: DreamEnv, controller, params: EnvParams, weights, key, h
         noise, action = env.draw_noise(key), controller(weights, obs)
         first = state.time == 0
         carry, mixture, logit = params.memory(state.carry, state.z, action, first)
-        z = straight_through(mixture, noise.uniform, noise.normal, params.temperature)
+        z = straight_through(mixture, noise.uniform, noise.normal, params.temperature, noise.event)
         state = state.replace(time=state.time + 1, z=z, carry=carry)
         alive_next = alive * jax.nn.sigmoid(params.death_threshold - logit)
         return (env.observe(None, state, action, params), state, alive_next), alive

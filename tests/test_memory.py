@@ -17,7 +17,7 @@ from dreamjax import memory_training as training_module
 from dreamjax.checkpoint import Store
 from dreamjax.latents import LatentSequences
 from dreamjax.logbook import Logbook
-from dreamjax.memory import MDNRNN, NEVER, Mixture, cast
+from dreamjax.memory import MDNRNN, NEVER, EventMixture, Mixture, cast, with_events
 from dreamjax.memory_metrics import memory_metrics
 from dreamjax.memory_training import (
     Layout,
@@ -231,6 +231,75 @@ def test_cast_changes_the_kernels_alone():
     found = step(low, low.initial_carry((2,)), draw(0, 2, 6), draw(1, 2, 1), np.ones(2))
     assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype("float32")}
     assert memory.lstm_kernel[...].dtype == jnp.float32
+
+
+# Events: all latents at once
+
+
+def event_mixture(weights):
+    """Usual latents near 0; two events, all latents near 5 and all near -5."""
+    usual = jnp.zeros((5, 4)), jnp.zeros((5, 4)), jnp.full((5, 4), -3.0)
+    means = jnp.stack([jnp.full(4, 5.0), jnp.full(4, -5.0)])
+    return EventMixture(*usual, jnp.asarray(weights), means, jnp.full((2, 4), -3.0))
+
+
+def test_event_density_is_the_written_out_sum():
+    usual = random_mixture(0, 5, 4)
+    extra = draw(3, 3), draw(4, 2, 4), draw(5, 2, 4)
+    mixture, z = EventMixture(usual.logits, usual.mean, usual.logstd, *extra), draw(6, 4)
+    weights = scipy.special.softmax(extra[0])
+    events = scipy.stats.norm.pdf(z, extra[1], np.exp(extra[2])).prod(-1)
+    factored = np.exp(np.asarray(usual.log_prob(z))).prod()
+    total = weights[0] * factored + (weights[1:] * events).sum()
+    close(mixture.nats(z), -np.log(total) / 4, rtol=1e-4)
+    close(usual.nats(z), -np.log(factored) / 4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tau", [1.0, 2.0])
+def test_an_event_moves_all_latents_or_none(tau):
+    mixture = event_mixture(np.log([0.7, 0.2, 0.1]).astype(np.float32))
+    keys = jax.random.split(jax.random.key(0), 4000)
+    z = np.asarray(jax.vmap(lambda key: mixture.sample(key, tau))(keys))
+    place = np.round(z / 5)
+    assert (place == place[:, :1]).all(), "never half an event"
+    wanted = scipy.special.softmax(np.log([0.7, 0.2, 0.1]) / tau)
+    close([(place[:, 0] == k).mean() for k in (0, 1, -1)], wanted, atol=0.03)
+
+
+def test_events_are_learned_where_latents_jump_together():
+    """Latents that jump all at once one time in ten are dreamt so."""
+    rng = np.random.default_rng(0)
+    jump = np.repeat(rng.random(4000) < 0.1, 6).reshape(4000, 6)
+    mu = (3.0 * jump + 0.01 * rng.normal(size=(4000, 6))).astype(np.float16)
+    latents = as_latents(mu, [100] * 40, [False] * 40)
+    task = dataclasses.replace(TAKE_COVER, latent_size=6, hidden_size=12)
+    config = MemoryConfig(
+        steps=400, batch_size=8, sequence_length=50, learning_rate=1e-2, num_events=2
+    )
+    found = {}
+    for num_events in (0, 2):
+        config = dataclasses.replace(config, num_events=num_events)
+        memory = train_memory(0, task, latents, config, log=QUIET)
+        step = jax.vmap(lambda m, c, z: m(c, z, jnp.zeros(1), jnp.float32(0)), (None, None, 0))
+        _, mixture, _ = step(memory, memory.initial_carry(), jnp.zeros((2000, 6)))
+        z = mixture.sample(jax.random.key(1), 1.0)
+        jumped = (np.asarray(z) > 1.5).mean(axis=1)
+        found[num_events] = ((jumped > 0) & (jumped < 1)).mean()
+    assert found[2] < 0.05 < 0.3 < found[0]
+
+
+def test_an_m_that_gains_events_predicts_the_usual_as_before():
+    task = small(TAKE_COVER)
+    memory = MDNRNN(task, rngs=nnx.Rngs(0))
+    grown = with_events(memory, task, 3, nnx.Rngs(1))
+    step = memory.initial_carry((2,)), draw(0, 2, 6), draw(1, 2, 1), np.ones(2)
+    (carry, usual, death), (carry_grown, mixture, death_grown) = memory(*step), grown(*step)
+    for name in ("logits", "mean", "logstd"):
+        close(getattr(mixture, name), getattr(usual, name))
+    close(death, death_grown)
+    close(carry, carry_grown)
+    assert mixture.event_mean.shape == (2, 3, 6) and mixture.weights.shape == (2, 4)
+    assert with_events(grown, task, 3, nnx.Rngs(2)) is grown
 
 
 # The training pass is the step, scanned
