@@ -183,6 +183,80 @@ def _decoded(vision, frames):
     return vision.decode(vision.encode(frames)[0])
 
 
+def redness(pictures: np.ndarray) -> np.ndarray:
+    """Mean of red minus green of each picture, [..., 64, 64, 3] in [0, 1]."""
+    return (pictures[..., 0] - pictures[..., 1]).mean(axis=(-2, -1))
+
+
+def flashes(episodes: Sequence[np.ndarray], level: float) -> dict[str, float]:
+    """How often pictures flash red, and for how long.
+
+    Args:
+      episodes: `redness` [T] of each episode.
+      level: what is red; see `Task.flash_redness`.
+
+    Returns:
+      `rate`, flashes in 1,000 steps, and `length`, their median steps (0 where there are none).
+    """
+    lengths = []
+    for red in episodes:
+        edges = np.diff(np.concatenate(([0], red > level, [0])))
+        lengths += list(np.flatnonzero(edges == -1) - np.flatnonzero(edges == 1))
+    steps = sum(len(red) for red in episodes)
+    return {
+        "rate": 1000 * len(lengths) / steps,
+        "length": float(np.median(lengths)) if lengths else 0.0,
+    }
+
+
+def dreamt_redness(
+    world: World, policy: str, dreams: int, steps: int, seed: int, temperature: float = 1.0
+) -> list[np.ndarray]:
+    """`redness` of each dream of a policy that never looks, to its end or for `steps`.
+
+    Args:
+      world, policy, seed, temperature: as for `dreamt_lengths`.
+      dreams: how many.
+      steps: of each at most.
+    """
+    plans = _plans(world, policy, dreams, seed)
+    plans = plans[np.arange(dreams) % len(plans), :steps]
+    env, params = Blindfold(world.task), world.params(temperature)
+    z, alive = map(np.asarray, _watch_plans(env, jax.random.key(seed), params, plans))
+    drawn = (_drawn(world.vision, z[dream][alive[dream]]) for dream in range(dreams))
+    return [redness(pictures) for pictures in drawn]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _watch_plans(env: Blindfold, key, params, plans):
+    """Latents [D, T, Z] of dreams that follow plans [D, T, A], and whether the dreamer lives."""
+
+    def dream(key, plan):
+        key_reset, key_steps = jax.random.split(key)
+        _, state = env.reset_env(key_reset, params)
+
+        def step(loop, now):
+            state, alive = loop
+            action, key = now
+            _, after, _, dead, _ = env.step_env(key, state, action, params)
+            return (after, alive & ~dead), (state.z, alive)
+
+        keys = jax.random.split(key_steps, len(plan))
+        return jax.lax.scan(step, (state, jnp.bool_(True)), (plan, keys))[1]
+
+    return jax.vmap(dream)(jax.random.split(key, len(plans)), plans)
+
+
+def _drawn(vision, z: np.ndarray, batch: int = 128) -> np.ndarray:
+    """Pictures of latents [N, Z]."""
+    padded = np.pad(z, ((0, -len(z) % batch), (0, 0)))
+    parts = [_pictures(vision, padded[i : i + batch]) for i in range(0, len(padded), batch)]
+    return np.concatenate(parts)[: len(z)]
+
+
+_pictures = jax.jit(lambda vision, z: vision.decode(z))
+
+
 def open_loop(
     world: World,
     latents: LatentSequences,

@@ -15,6 +15,7 @@ from dreamjax.tasks import Task
 
 FORGET_BIAS = 1.0  # TF1's LSTM default; added in the cell, so a stored bias does not hold it
 MIN_LOGSTD = -7.0  # floor of the mixture's log standard deviation; the original has none
+RARE = 5.0  # first log odds against an event, so that events explain only what is rare
 NEVER = -1e9  # death logit of a game without death: sigmoid is exactly 0
 
 Carry = tuple[jax.Array, jax.Array]
@@ -160,7 +161,8 @@ class MDNRNN(nnx.Module):
 
     Args:
       task: the game; sizes come from it.
-      rngs: its `params` stream initialises the kernels (Glorot uniform); biases are zero.
+      rngs: its `params` stream initialises the kernels (Glorot uniform); biases are zero, but
+        for events, which begin as `RARE`.
       num_events: J, see `EventMixture`; 0 is the paper's.
     """
 
@@ -178,7 +180,10 @@ class MDNRNN(nnx.Module):
         self.lstm_kernel = nnx.Param(glorot(rngs.params(), (inputs + H, 4 * H)))
         self.lstm_bias = nnx.Param(jnp.zeros(4 * H))
         self.head_kernel = nnx.Param(glorot(rngs.params(), (H, outputs)))
-        self.head_bias = nnx.Param(jnp.zeros(outputs))
+        bias = jnp.zeros(outputs)
+        if num_events:
+            bias = bias.at[outputs - task.dies - num_events - 1].set(RARE)
+        self.head_bias = nnx.Param(bias)
 
     def __call__(
         self, carry: Carry, z: jax.Array, action: jax.Array, restart: jax.Array

@@ -101,7 +101,7 @@ class FidelityConfig:
     real_episodes: int = 200  # real ones
     controllers: int = 30  # of every quality
     controller_episodes: int = 16  # real ones of each; its dreams are 16 times as many
-    seen: int = 10  # real episodes whose frames V gives back
+    seen: int = 30  # real episodes whose frames V gives back and whose flashes are counted
     horizon: int = 60  # steps dreamt on from the middle of real episodes
 
     def __post_init__(self):
@@ -368,25 +368,34 @@ def fidelity_phase(run: Run) -> None:
         played = play(run.task, name, seeds, workers=run.config.workers, log=run.log, phase=name)
         dreamt = fidelity.dreamt_lengths(world, name, config.episodes, run.seed)
         found["policies"][name] = _compared(dreamt, played.returns)
-    found["vision"] = fidelity.reconstruction(world, _unseen_frames(run))
+    games = _unseen_games(run)
+    found["vision"] = fidelity.reconstruction(world, np.concatenate(games))
+    found["flashes"] = _flashes(run, world, games)
     found["controllers"] = _ranked(run, world, best)
     write_json(run.directory / "fidelity.json", found)
     print_fidelity(found, run.log)
 
 
-def _unseen_frames(run: Run) -> np.ndarray:
-    """Frames of games that are never recorded."""
+def _unseen_games(run: Run) -> list[np.ndarray]:
+    """Frames of each of some `held` games that are never recorded."""
     env = make_env(run.task)
     try:
-        return np.stack(
-            [
-                step[0]
-                for seed in evaluation_seeds(run.seed + WATCH_SEED, run.config.fidelity.seen)
-                for step in play_steps(env, "held", seed)
-            ]
-        )
+        return [
+            np.stack([step[0] for step in play_steps(env, "held", seed)])
+            for seed in evaluation_seeds(run.seed + WATCH_SEED, run.config.fidelity.seen)
+        ]
     finally:
         env.close()
+
+
+def _flashes(run: Run, world: World, games: list[np.ndarray]) -> dict[str, dict[str, float]]:
+    """Flashes of pain in `held` games and dreams."""
+    longest = max(len(frames) for frames in games)
+    dreams = 4 * len(games)
+    dreamt = fidelity.dreamt_redness(world, "held", dreams, longest, run.seed)
+    real = [fidelity.redness(frames / np.float32(255)) for frames in games]
+    level = run.task.flash_redness
+    return {"dream": fidelity.flashes(dreamt, level), "real": fidelity.flashes(real, level)}
 
 
 def _compared(dreamt: np.ndarray, real: np.ndarray) -> dict[str, Any]:
@@ -418,6 +427,8 @@ def print_fidelity(found: dict[str, Any], log: Logbook) -> None:
         dream, real = (f"{row[side]['mean']:.0f} ± {row[side]['std']:.0f}" for side in SIDES)
         log.say(f"{name:<10}{dream:>12}{real:>14}{row['ratio']:>8.2f}")
     log.say("V on unseen frames: " + _listed(found["vision"]))
+    for side, row in found["flashes"].items():
+        log.say(f"flashes of pain, {side}: {row['rate']:.2f} in 1,000 steps of {row['length']:.0f}")
     ranked = found["controllers"]
     log.say(f"rank correlation over {ranked['n']} controllers: {ranked['rho']:.2f}")
     if "open_loop" in found:

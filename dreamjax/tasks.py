@@ -37,6 +37,7 @@ class Task:
       solved_at: mean return over 100 episodes that counts as solved.
       paper: the paper's result for the full system.
       salient_green: green value in [0, 1] above which a pixel is something to dodge; 1 is none.
+      flash_redness: mean of red minus green above which a picture flashes with pain; 1 is none.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Task:
     paper: Score
     num_mixtures: int = 5
     salient_green: float = 1.0
+    flash_redness: float = 1.0
 
     @property
     def feature_size(self) -> int:
@@ -76,6 +78,7 @@ TAKE_COVER = Task(
     solved_at=750.0,
     paper=Score(1092.0, 556.0, 100),
     salient_green=0.51,  # fireballs; walls stay below 0.5 and the red flash of pain below 0.2
+    flash_redness=0.1,
 )
 
 # The same game as the vizdoom package registers it: no HUD, starts at tic 1.

@@ -99,6 +99,30 @@ def test_reconstruction_counts_salient_pixels_apart(world):
     assert found["salient_variance"] == pytest.approx(0.2 * 0.8, rel=1e-5)
 
 
+def test_flashes_are_counted_and_timed():
+    pictures = np.zeros((9, 64, 64, 3), np.float32)
+    pictures[[1, 2, 3, 6], ..., 0] = 0.5
+    pictures[8] = 0.9  # white is no flash
+    red = fidelity.redness(pictures)
+    np.testing.assert_allclose(red, [0, 0.5, 0.5, 0.5, 0, 0, 0.5, 0, 0])
+    assert fidelity.flashes([red, red[:1]], 0.1) == {"rate": 200.0, "length": 2.0}
+    assert fidelity.flashes([red], 0.6) == {"rate": 0.0, "length": 0.0}
+
+
+def test_dreams_are_watched_until_they_end(world):
+    class Reddish:  # draws the first latent as red
+        def decode(self, z):
+            return jnp.zeros((len(z), 64, 64, 3)).at[..., 0].set(z[:, :1, None])
+
+    jax.tree_util.register_static(Reddish)
+    world = dataclasses.replace(world, vision=Reddish(), initial_mu=world.initial_mu + 2)
+    found = fidelity.dreamt_redness(world, "held", 6, 40, 0)
+    assert len(found) == 6 and len({len(red) for red in found}) > 1
+    assert all(red[0] > 1 and len(red) <= 40 for red in found)
+    safe = dataclasses.replace(world, death_threshold=99.0)
+    assert {len(red) for red in fidelity.dreamt_redness(safe, "blind", 3, 40, 0)} == {40}
+
+
 def sequences(task, lengths, seed=0):
     rng, frames = np.random.default_rng(seed), sum(lengths)
     return LatentSequences(

@@ -299,6 +299,7 @@ def test_an_m_that_gains_events_predicts_the_usual_as_before():
     close(death, death_grown)
     close(carry, carry_grown)
     assert mixture.event_mean.shape == (2, 3, 6) and mixture.weights.shape == (2, 4)
+    np.testing.assert_array_less(mixture.weights[:, 1:] + 3, mixture.weights[:, :1])
     assert with_events(grown, task, 3, nnx.Rngs(2)) is grown
 
 
