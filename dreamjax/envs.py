@@ -6,6 +6,7 @@
 import dataclasses
 import difflib
 import functools
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -151,18 +152,23 @@ def legacy(env: NamedDream) -> LegacyDream:
 
 @functools.lru_cache(maxsize=8)
 def _params(env: NamedDream) -> EnvParams:
-    with jax.ensure_compile_time_eval():
-        world = load_world(env.world)
-        if world.task != env.task:
-            raise ValueError(
-                f"{env.world} is a world of {world.task.name}, but {env.name} dreams "
-                f"{env.task.name}; pass one of that game"
-            )
-        params = world.params(env.temperature, dtype=product_dtype())
-        if env.observation != "pixels":
-            return params
-        fields = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
-        return PixelParams(**fields, vision=world.vision)
+    """Loaded in a thread of its own: gymnax may ask inside a trace, which no other thread sees."""
+    with futures.ThreadPoolExecutor(1) as executor:
+        return executor.submit(_load_params, env).result()
+
+
+def _load_params(env: NamedDream) -> EnvParams:
+    world = load_world(env.world)
+    if world.task != env.task:
+        raise ValueError(
+            f"{env.world} is a world of {world.task.name}, but {env.name} dreams "
+            f"{env.task.name}; pass one of that game"
+        )
+    params = world.params(env.temperature, dtype=product_dtype())
+    if env.observation != "pixels":
+        return params
+    fields = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
+    return PixelParams(**fields, vision=world.vision)
 
 
 def make(

@@ -21,6 +21,7 @@ from dreamjax.population import Returns, evaluate
 from dreamjax.worlds import World
 
 SHARED_STARTS = 32  # dreams of each plan of a random policy
+AGES = (0, 150, 300, 500, 800, 1300, 2100)  # steps, where hazards are told apart
 BLINDFOLDED = ("uniform", "held", "blind")  # policies that need no eyes, so they dream as they play
 
 
@@ -77,6 +78,21 @@ def _play_plans(env: Blindfold, rollouts: int, key, params, plans) -> Returns:
     return evaluate(key, env, params, _planned, plans, rollouts)
 
 
+def hazard(lengths: np.ndarray, max_steps: int) -> list[float]:
+    """Deaths in 1,000 steps at each of the ages between `AGES`; 0 where nobody got so old.
+
+    Args:
+      lengths: steps survived, [E]; those of `max_steps` did not die.
+      max_steps: where episodes are cut.
+    """
+    lengths, found = np.asarray(lengths), []
+    for young, old in zip(AGES, AGES[1:], strict=False):
+        steps = np.clip(lengths - young, 0, old - young).sum()
+        deaths = ((lengths > young) & (lengths <= old) & (lengths < max_steps)).sum()
+        found.append(float(1000 * deaths / max(steps, 1)))
+    return found
+
+
 def controllers_between(best: jax.Array, count: int, seed: int) -> np.ndarray:
     """Controllers of every quality, [C, D]: mixtures of `best` and of chance, and chance alone.
 
@@ -95,7 +111,16 @@ def dreamt_scores(
     world: World, weights: np.ndarray, rollouts: int, seed: int, temperature: float | None = None
 ) -> np.ndarray:
     """Mean return in the dream of each controller, [C]."""
-    played = _play_controllers(
+    return np.asarray(dreamt_returns(world, weights, rollouts, seed, temperature).score).mean(
+        axis=1
+    )
+
+
+def dreamt_returns(
+    world: World, weights: np.ndarray, rollouts: int, seed: int, temperature: float | None = None
+) -> Returns:
+    """Every dream of controllers [C, D]: returns and lengths, [C, rollouts]; tau as the task's."""
+    return _play_controllers(
         world.env(),
         world.controller(),
         rollouts,
@@ -103,7 +128,6 @@ def dreamt_scores(
         world.params(temperature),
         jnp.asarray(weights),
     )
-    return np.asarray(played.score).mean(axis=1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

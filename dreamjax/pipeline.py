@@ -367,7 +367,8 @@ def fidelity_phase(run: Run) -> None:
         seeds = evaluation_seeds(run.seed + WATCH_SEED, config.real_episodes)
         played = play(run.task, name, seeds, workers=run.config.workers, log=run.log, phase=name)
         dreamt = fidelity.dreamt_lengths(world, name, config.episodes, run.seed)
-        found["policies"][name] = _compared(dreamt, played.returns)
+        found["policies"][name] = _compared(run.task, dreamt, played.lengths)
+    found["policies"]["C"] = _compared(run.task, *_lengths_of(run, world, best))
     games = _unseen_games(run)
     found["vision"] = fidelity.reconstruction(world, np.concatenate(games))
     found["flashes"] = _flashes(run, world, games)
@@ -398,9 +399,24 @@ def _flashes(run: Run, world: World, games: list[np.ndarray]) -> dict[str, dict[
     return {"dream": fidelity.flashes(dreamt, level), "real": fidelity.flashes(real, level)}
 
 
-def _compared(dreamt: np.ndarray, real: np.ndarray) -> dict[str, Any]:
-    ratio = float(dreamt.mean() / real.mean())
-    return {"dream": score(dreamt), "real": score(real), "ratio": round(ratio, 3)}
+def _lengths_of(run: Run, world: World, best: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Steps that C survives in the dream, at the tau it was evolved at, and in the game."""
+    config, tau = run.config.fidelity, run.config.dream.temperature
+    dreamt = fidelity.dreamt_returns(world, best[None], config.episodes, run.seed, tau)
+    episodes, seed = config.real_episodes, run.seed + WATCH_SEED
+    real = evaluate(world, best, episodes, seed, log=run.log, workers=run.config.workers)
+    return np.asarray(dreamt.steps[0]), real.lengths
+
+
+def _compared(task: Task, dreamt: np.ndarray, real: np.ndarray) -> dict[str, Any]:
+    """Survival [E] in the dream and in the game, and deaths by age."""
+    return {
+        "dream": score(dreamt),
+        "real": score(real),
+        "ratio": round(float(dreamt.mean() / real.mean()), 3),
+        "dream_hazard": fidelity.hazard(dreamt, task.max_steps),
+        "real_hazard": fidelity.hazard(real, task.max_steps),
+    }
 
 
 def _ranked(run: Run, world: World, best: jax.Array) -> dict[str, Any]:
@@ -426,6 +442,11 @@ def print_fidelity(found: dict[str, Any], log: Logbook) -> None:
     for name, row in found["policies"].items():
         dream, real = (f"{row[side]['mean']:.0f} ± {row[side]['std']:.0f}" for side in SIDES)
         log.say(f"{name:<10}{dream:>12}{real:>14}{row['ratio']:>8.2f}")
+    ages = ", ".join(f"{age}" for age in fidelity.AGES)
+    log.say(f"C's deaths in 1,000 steps, between the ages {ages}:")
+    for side in SIDES:
+        rates = "  ".join(f"{x:.2f}" for x in found["policies"]["C"][f"{side}_hazard"])
+        log.say(f"  {side:<8}{rates}")
     log.say("V on unseen frames: " + _listed(found["vision"]))
     for side, row in found["flashes"].items():
         log.say(f"flashes of pain, {side}: {row['rate']:.2f} in 1,000 steps of {row['length']:.0f}")

@@ -90,6 +90,14 @@ def test_dreams_scan_pickle_copy_and_share_one_compiled_step(world):
     jax.lax.scan(body, state, jax.random.split(jax.random.key(1), 5))
 
 
+def test_parameters_asked_for_inside_a_trace_are_real_arrays(world):
+    env = gymnax.make(ID, world=world, temperature=0.9)[0]
+    dreamjax.envs._params.cache_clear()
+    obs = jax.jit(lambda key: env.reset(key)[0])(jax.random.key(0))
+    leaves = jax.tree.leaves(env.default_params)
+    assert obs.shape == (1088,) and not any(isinstance(x, jax.core.Tracer) for x in leaves)
+
+
 def test_weights_are_arguments_and_lanes_share_them(world):
     env, params = dreamjax.make(ID, world=world)
     lanes = 64

@@ -99,6 +99,14 @@ def test_reconstruction_counts_salient_pixels_apart(world):
     assert found["salient_variance"] == pytest.approx(0.2 * 0.8, rel=1e-5)
 
 
+def test_hazard_is_deaths_over_steps_at_each_age():
+    lengths = np.array([100, 150, 400, 2100])
+    found = fidelity.hazard(lengths, 2100)
+    assert found[0] == pytest.approx(1000 * 2 / (100 + 3 * 150))
+    assert found[1] == 0 and found[2] == pytest.approx(1000 * 1 / (100 + 200))
+    assert found[3:] == [0, 0, 0], "the last one was cut, it did not die"
+
+
 def test_flashes_are_counted_and_timed():
     pictures = np.zeros((9, 64, 64, 3), np.float32)
     pictures[[1, 2, 3, 6], ..., 0] = 0.5

@@ -287,7 +287,7 @@ def test_events_are_learned_where_latents_jump_together():
     assert jumps(memory)[1] == 0
     config = dataclasses.replace(config, steps=1200, num_events=2)
     half, whole = jumps(train_memory(0, task, latents, config, log=QUIET, memory=memory))
-    assert 0.02 < whole < 0.1 and half < whole
+    assert 0.02 < whole < 0.2 and half < whole / 2
 
 
 def test_an_m_that_gains_events_predicts_the_usual_as_before():

@@ -73,12 +73,13 @@ def test_fidelity_and_temperature_run_on_a_world_that_is_handed_on(smoke, tmp_pa
     directory, _ = smoke
     words = ["--target", str(tmp_path / "world")]
     assert cli.main(["export", "--run-dir", str(directory), *words]) == 0
-    small = ["real-episodes=4", "episodes=8", "controllers=6", "controller-episodes=1"]
+    small = ["real-episodes=4", "episodes=8", "controllers=6", "controller-episodes=1", "seen=2"]
     words = ["--run-dir", str(tmp_path / "run"), "--world", str(tmp_path / "world")]
     words += [f"--fidelity.{word}" for word in small]
     assert cli.main(["fidelity", "take-cover", *words]) == 0
     found = json.loads((tmp_path / "run" / "fidelity.json").read_text())
-    assert set(found["policies"]) == {"uniform", "held", "blind"}
+    assert set(found["policies"]) == {"uniform", "held", "blind", "C"}
+    assert len(found["policies"]["C"]["real_hazard"]) == 6
     assert found["policies"]["blind"]["dream"]["n"] >= 8
     assert len(found["controllers"]["real"]) == 6 and "open_loop" not in found
     assert "rank correlation over 6 controllers" in capsys.readouterr().out
@@ -93,7 +94,8 @@ def test_fidelity_and_temperature_run_on_a_world_that_is_handed_on(smoke, tmp_pa
 
 def test_fidelity_on_the_run_itself_looks_at_predictions_too(smoke, capsys):
     directory, _ = smoke
-    words = ["real-episodes=2", "episodes=4", "controllers=3", "controller-episodes=1", "horizon=5"]
+    words = ["real-episodes=2", "episodes=4", "controllers=3", "controller-episodes=1"]
+    words += ["seen=1", "horizon=5"]
     words = [f"--fidelity.{word}" for word in words]
     assert cli.main(["fidelity", "take-cover", "--run-dir", str(directory), *words]) == 0
     found = json.loads((directory / "fidelity.json").read_text())
