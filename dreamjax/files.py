@@ -1,6 +1,7 @@
 """Files that are either the old one or the new one, never half."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -16,6 +17,7 @@ def replacing(path: Path | str) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
+            _lock(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -51,16 +53,17 @@ def writable(directory: Path | str) -> Path:
 def remove_stale(directory: Path) -> None:
     """Remove the halves that `replacing` left behind in processes that were killed."""
     for path in directory.iterdir():
-        half = re.fullmatch(r"\..+\.(?:npz|json)\.(\d+)", path.name)
-        if half and not _runs(int(half[1])):
-            path.unlink(missing_ok=True)
+        if not re.fullmatch(r"\..+\.(?:npz|json)\.\d+", path.name):
+            continue
+        with contextlib.suppress(OSError), open(path, "r+b") as half:  # gone, or somebody else's
+            if _lock(half):
+                path.unlink()
 
 
-def _runs(process: int) -> bool:
+def _lock(file: IO[bytes]) -> bool:
+    """Lock an open file until its process ends, however that happens; False if it cannot be."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
         return False
-    except OSError:  # somebody else's
-        pass
     return True

@@ -287,6 +287,7 @@ def collect(
     if jobs:
         kept = sum(found.values()) - sum(found.get(job.path, 0) for job in jobs)
         _record_all(task, jobs, kept, workers, log)
+        files.remove_stale(directory)  # once more: a killed parent's workers live a little longer
     frames = frame_counts(directory, say=log.say)
     held = _episode_counts(directory, log.say)
     return Collection(directory, len(frames), sum(held.values()), sum(frames.values()))

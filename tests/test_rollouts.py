@@ -332,9 +332,26 @@ def test_a_killed_collection_goes_on_where_it_was(collected, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_halves_of_living_processes_are_left_alone(tmp_path):
-    (tmp_path / f".shard-00000.npz.{os.getpid()}").touch()
-    (tmp_path / ".shard-00001.npz.999999999").touch()
-    (tmp_path / ".keep.999999999").touch()
-    files.remove_stale(tmp_path)
-    assert set(os.listdir(tmp_path)) == {f".shard-00000.npz.{os.getpid()}", ".keep.999999999"}
+WRITE = """
+import sys, time
+from dreamjax.files import replacing
+with replacing(sys.argv[1]):
+    print("open", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_halves_of_the_living_are_left_alone_and_of_the_dead_removed(tmp_path):
+    command = [sys.executable, "-c", WRITE, str(tmp_path / "shard-00001.npz")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as dead:
+        assert dead.stdout.readline()
+        (tmp_path / ".keep.999999999").touch()
+        with files.replacing(tmp_path / "shard-00000.npz"):
+            files.remove_stale(tmp_path)
+            mine = f".shard-00000.npz.{os.getpid()}"
+            theirs = f".shard-00001.npz.{dead.pid}"
+            assert set(os.listdir(tmp_path)) == {mine, theirs, ".keep.999999999"}
+            dead.kill()
+            os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)  # a zombie, as orphans may stay
+            files.remove_stale(tmp_path)
+            assert set(os.listdir(tmp_path)) == {mine, ".keep.999999999"}
