@@ -18,6 +18,7 @@ from dreamjax.dream import DreamEnv
 from dreamjax.latents import LatentSequences
 from dreamjax.logbook import Logbook
 from dreamjax.population import Returns, evaluate
+from dreamjax.vision import pictures
 from dreamjax.worlds import World
 
 SHARED_STARTS = 32  # dreams of each plan of a random policy
@@ -194,17 +195,15 @@ def reconstruction(world: World, frames: np.ndarray, batch: int = 128) -> dict[s
     """
     images = frames.astype(np.float32) / 255
     decoded = np.concatenate(
-        [_decoded(world.vision, frames[i : i + batch]) for i in range(0, len(frames), batch)]
+        [
+            pictures(world.vision, world.vision.encode(frames[i : i + batch])[0])
+            for i in range(0, len(frames), batch)
+        ]
     )
     salient = images[..., 1:2] > world.task.salient_green
     error, spread = (decoded - images) ** 2, (images.mean(axis=0) - images) ** 2
     parts = {"error": error, "salient": error * salient, "salient_variance": spread * salient}
     return {name: float(part.sum(axis=(1, 2, 3)).mean()) for name, part in parts.items()}
-
-
-@jax.jit
-def _decoded(vision, frames):
-    return vision.decode(vision.encode(frames)[0])
 
 
 def redness(pictures: np.ndarray) -> np.ndarray:
@@ -274,11 +273,8 @@ def _watch_plans(env: Blindfold, key, params, plans):
 def _drawn(vision, z: np.ndarray, batch: int = 128) -> np.ndarray:
     """Pictures of latents [N, Z]."""
     padded = np.pad(z, ((0, -len(z) % batch), (0, 0)))
-    parts = [_pictures(vision, padded[i : i + batch]) for i in range(0, len(padded), batch)]
+    parts = [pictures(vision, padded[i : i + batch]) for i in range(0, len(padded), batch)]
     return np.concatenate(parts)[: len(z)]
-
-
-_pictures = jax.jit(lambda vision, z: vision.decode(z))
 
 
 def open_loop(

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from dreamjax.envs import NamedDream, make
-from dreamjax.vision import VAE
+from dreamjax.vision import VAE, drawn
 from dreamjax.worlds import load_world
 
 FRAMES_PER_SECOND = 35  # a tic of Doom's clock
@@ -24,14 +24,6 @@ def _space(space) -> gymnasium.Space:
     if hasattr(space, "n"):
         return gymnasium.spaces.Discrete(space.n)
     return gymnasium.spaces.Box(space.low, space.high, space.shape, np.dtype(space.dtype))
-
-
-def _drawn(vision, z: jax.Array) -> np.ndarray:
-    """Pictures of latents [E, Z], uint8 [E, 64, 64, 3]."""
-    return np.asarray(_decode(vision, z) * 255).astype(np.uint8)
-
-
-_decode = jax.jit(lambda vision, z: vision.decode(z))
 
 
 class Dream(gymnasium.Env):
@@ -85,7 +77,7 @@ class Dream(gymnasium.Env):
         """The dream as V's decoder sees it, uint8 [64, 64, 3]."""
         if self.render_mode is None or self._state is None:
             return None
-        return _drawn(self._vision, self._state.z[None])[0]
+        return drawn(self._vision, self._state.z[None])[0]
 
 
 class VectorDream(gymnasium.vector.VectorEnv):
@@ -147,7 +139,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
         """The dreams as V's decoder sees them, uint8 [64, 64, 3] each."""
         if self.render_mode is None or self._state is None:
             return None
-        return tuple(_drawn(self._vision, self._state.z))
+        return tuple(drawn(self._vision, self._state.z))
 
 
 def _vision(env: NamedDream) -> VAE:

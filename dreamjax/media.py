@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from dreamjax.agent import Agent, evaluation_seeds
 from dreamjax.dream import EnvState
 from dreamjax.real import make_env
+from dreamjax.vision import drawn
 from dreamjax.worlds import World
 
 FILM_STEPS = 420  # 12 seconds of Take Cover
@@ -83,8 +84,8 @@ def film(world: World, weights: jax.Array, target: Path, seed: int = 0) -> int:
     frames, latents, actions = _play(world, weights, seed)
     dreamt, died = _dream(world, latents[0], actions, seed)
     shown = range(0, len(frames), FILM_STRIDE)
-    seen = _decode(world, latents[::FILM_STRIDE])
-    imagined = _decode(world, dreamt[::FILM_STRIDE])
+    seen = drawn(world.vision, latents[::FILM_STRIDE])
+    imagined = drawn(world.vision, dreamt[::FILM_STRIDE])
     pictures = []
     for i, t in enumerate(shown):
         alive = t <= died
@@ -129,11 +130,6 @@ def _dream(world: World, z: np.ndarray, actions: np.ndarray, seed: int) -> tuple
     )
     ends = np.flatnonzero(terminated)
     return np.asarray(latents), int(ends[0]) if len(ends) else len(actions)
-
-
-def _decode(world: World, latents: np.ndarray) -> np.ndarray:
-    frames = jax.jit(lambda vision, z: vision.decode(z))(world.vision, jnp.asarray(latents))
-    return np.asarray(jnp.round(frames * 255)).astype(np.uint8)
 
 
 def _panels(*panels: tuple[np.ndarray, str]) -> Image.Image:

@@ -67,20 +67,17 @@ class Mixture:
         """
         key_component, key_value, key_event = jax.random.split(key, 3)
         shape = (*self.mean.shape[:-2], self.mean.shape[-1])
-        uniform, normal = (
-            jax.random.uniform(key_component, shape),
-            jax.random.normal(key_value, shape),
-        )
-        return self.sample_from(
-            uniform, normal, temperature, jax.random.uniform(key_event, shape[:-1])
-        )
+        uniform = jax.random.uniform(key_component, shape)
+        normal = jax.random.normal(key_value, shape)
+        event = jax.random.uniform(key_event, shape[:-1])
+        return self.sample_from(uniform, normal, temperature, event)
 
     def sample_from(
         self,
         uniform: jax.Array,
         normal: jax.Array,
         temperature: jax.Array | float,
-        event: jax.Array | None = None,
+        event: jax.Array,
     ) -> jax.Array:
         """`sample` as a pure function of its noise, for common random numbers.
 
@@ -137,9 +134,9 @@ class EventMixture(Mixture):
         total = jax.nn.logsumexp(jax.nn.log_softmax(self.weights) + each, axis=-1)
         return -total / z.shape[-1]
 
-    def sample_from(self, uniform, normal, temperature, event=None) -> jax.Array:
+    def sample_from(self, uniform, normal, temperature, event) -> jax.Array:
         """As `Mixture.sample_from`; `event` decides by inverse CDF from softmax(weights / tau)."""
-        z = super().sample_from(uniform, normal, temperature)
+        z = super().sample_from(uniform, normal, temperature, event)
         share = jax.nn.softmax(self.weights / temperature)
         passed = jnp.zeros_like(share[..., 0])
         for j in range(self.event_mean.shape[-2]):

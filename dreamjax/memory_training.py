@@ -22,7 +22,7 @@ from dreamjax.devices import product_dtype
 from dreamjax.latents import LatentSequences
 from dreamjax.logbook import Logbook
 from dreamjax.memory import MDNRNN, Carry, cast, cell, gates_of, product, reset, with_events
-from dreamjax.settings import require_positive
+from dreamjax.settings import SettingError, require_positive
 from dreamjax.tasks import Task
 from dreamjax.training import fit
 
@@ -195,6 +195,8 @@ class MemoryConfig:
         require_positive(
             self, "steps", "batch_size", "sequence_length", "learning_rate", "steps_per_call"
         )
+        if self.num_events < 0:
+            raise SettingError(f"num_events must be at least 0, got {self.num_events}")
 
 
 @struct.dataclass

@@ -265,7 +265,7 @@ def _memory_to_train_on(run: Run) -> MDNRNN | None:
         return None
     store, ours = Store(Path(source) / "memory"), digest(load_vision(run))
     meta = store.meta()
-    theirs = meta["vision"]
+    theirs = meta.get("vision", "unknown")
     if theirs != ours:
         raise CheckpointError(
             f"{store.directory} was trained on V {theirs[:12]}, but this run's V is {ours[:12]}; "

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx, struct
 from jax import lax
@@ -84,6 +85,17 @@ class VAE(nnx.Module):
         for layer in (self.deconv1, self.deconv2, self.deconv3):
             h = jax.nn.relu(layer.widen(h))
         return jax.nn.sigmoid(self.deconv4.widen(h))
+
+
+@jax.jit
+def pictures(vision: VAE, z: jax.Array) -> jax.Array:
+    """`vision.decode` in one compiled call: float32 [N, 64, 64, 3] in [0, 1] of latents [N, Z]."""
+    return vision.decode(z)
+
+
+def drawn(vision: VAE, z: jax.Array) -> np.ndarray:
+    """Frames uint8 [N, 64, 64, 3] of latents [N, Z], as the game shows them."""
+    return np.asarray(jnp.round(pictures(vision, z) * 255)).astype(np.uint8)
 
 
 def _images(frames: jax.Array) -> jax.Array:

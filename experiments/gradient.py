@@ -57,7 +57,7 @@ def untrained(world: World, config: Config) -> jax.Array:
     return jnp.zeros(world.controller().num_params)
 
 
-def straight_through(mixture: Mixture, uniform, normal, temperature, event=None) -> jax.Array:
+def straight_through(mixture: Mixture, uniform, normal, temperature, event) -> jax.Array:
     """`mixture.sample_from` whose gradient is that of the weighted mean Gaussian."""
     weights = jax.nn.softmax(mixture.logits / temperature, axis=-2)
     blurred = [(weights * x).sum(-2) for x in (mixture.mean, jnp.exp(mixture.logstd))]

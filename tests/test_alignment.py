@@ -73,7 +73,7 @@ def test_the_training_step_and_the_dream_step_predict_alike(recorded):
             )
         _, after, _, terminated, _ = dream(noise, state, action, params)
         assert bool(terminated) == bool(logit[t, 0] > 0)
-        expected = mixture.sample_from(noise.uniform, noise.normal, 1.0)
+        expected = mixture.sample_from(noise.uniform, noise.normal, 1.0, noise.event)
         np.testing.assert_allclose(after.z, expected, atol=1e-5)
         carry = after.carry
 

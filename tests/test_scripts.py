@@ -145,10 +145,10 @@ def test_gradient_and_evolution_both_run(capsys):
 def test_straight_through_draws_as_the_dream_does():
     keys = jax.random.split(jax.random.key(0), 3)
     mixture = Mixture(*(jax.random.normal(key, (5, 4)) for key in keys))
-    uniform, normal = jnp.linspace(0.1, 0.9, 4), jnp.linspace(-1, 1, 4)
-    drawn = gradient.straight_through(mixture, uniform, normal, 1.15)
-    np.testing.assert_allclose(drawn, mixture.sample_from(uniform, normal, 1.15), atol=1e-6)
-    slope = jax.grad(lambda m: gradient.straight_through(m, uniform, normal, 1.15).sum())(mixture)
+    noise = jnp.linspace(0.1, 0.9, 4), jnp.linspace(-1, 1, 4), 1.15, jnp.float32(0.5)
+    drawn = gradient.straight_through(mixture, *noise)
+    np.testing.assert_allclose(drawn, mixture.sample_from(*noise), atol=1e-6)
+    slope = jax.grad(lambda m: gradient.straight_through(m, *noise).sum())(mixture)
     np.testing.assert_allclose(slope.mean.sum(0), 1, rtol=1e-5)
     assert (jnp.abs(slope.logits).max(0) > 0).all()
 
