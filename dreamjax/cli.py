@@ -27,6 +27,7 @@ ABOUT = {
     "encode": "Encode the recorded frames with V.",
     "train-memory": "Train M, the MDN-RNN, on the latents.",
     "evolve": "Evolve C in M's dream.",
+    "learn": "Learn C in M's dream by policy gradient, which needs far fewer dreams.",
     "evaluate": "Play the real game awake; save the score table, the curves and the film.",
     "record": "Record the evolved agent at play; encode and train-memory then learn from it too.",
     "fidelity": "Compare the dream with the real game: survival, predictions, ranks.",
@@ -116,7 +117,7 @@ def _run(command: Any, name: str) -> None:
     from dreamjax import devices
     from dreamjax.files import writable
     from dreamjax.logbook import Logbook
-    from dreamjax.pipeline import AWAKE, PHASES, Run, run_phases
+    from dreamjax.pipeline import AWAKE, Run, phases_of, run_phases
     from dreamjax.worlds import adopt_world
 
     if command.distributed and name != "evolve":
@@ -128,7 +129,7 @@ def _run(command: Any, name: str) -> None:
     directory = writable(command.run_dir)
     log = Logbook(directory) if devices.is_first() else Logbook(quiet=True)
     run = Run(directory, TASKS[command.task], command.seed, command.config, log)
-    phases = tuple(PHASES) if name == "run" else (name,)
+    phases = phases_of(command.config) if name == "run" else (name,)
     if command.world is not None:
         if not set(phases) & set(AWAKE):
             raise ValueError(f"{name} comes before the world; leave out --world {command.world}")

@@ -57,9 +57,13 @@ class LinearController:
 
     def __call__(self, weights: jax.Array, obs: jax.Array) -> jax.Array:
         """Actions [..., A] for observations [..., F] under one weight vector [D]."""
+        return self.squash(self.linear(weights, obs))
+
+    def linear(self, weights: jax.Array, obs: jax.Array) -> jax.Array:
+        """W x + b, [..., A]: the actions before they are squashed."""
         rows = weights.reshape(-1, self.num_actions)
         offset, kernel = (rows[0], rows[1:]) if self.bias else (0.0, rows)
-        return self.squash(jnp.dot(obs, kernel) + offset)
+        return jnp.dot(obs, kernel) + offset
 
 
 def controller_for(task: Task) -> LinearController:

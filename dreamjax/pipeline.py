@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -23,9 +23,10 @@ from dreamjax.agent import evaluate, evaluation_seeds, record
 from dreamjax.checkpoint import CheckpointError, Store, digest, versions
 from dreamjax.devices import is_first, product_dtype
 from dreamjax.dream import check_death_noise, check_temperature
-from dreamjax.evolution import EvolveConfig, evolve
+from dreamjax.evolution import Evolution, EvolveConfig, evolve
 from dreamjax.files import writable, write_json
 from dreamjax.latents import encode_rollouts, read_latents
+from dreamjax.learning import LearnConfig, Learning, learn
 from dreamjax.logbook import Logbook
 from dreamjax.memory import MDNRNN
 from dreamjax.memory_metrics import calibrated_threshold, memory_metrics
@@ -67,7 +68,7 @@ class CollectConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DreamConfig:
-    """The dream that C is evolved in."""
+    """The dream that C grows in."""
 
     temperature: float | None = None  # tau; None is the task's
     death_threshold: float | None = None  # of M's logit; the paper's is 0, None is as calibrated
@@ -117,8 +118,10 @@ class RunConfig:
     memory: MemoryConfig = MemoryConfig()
     dream: DreamConfig = DreamConfig()
     evolve: EvolveConfig = EvolveConfig()
+    learn: LearnConfig = LearnConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     fidelity: FidelityConfig = FidelityConfig()
+    controller: Literal["evolve", "learn"] = "evolve"  # how `run` finds C; the paper evolves it
     workers: int | None = None  # processes that play the game; None is one a core
 
 
@@ -282,30 +285,38 @@ def _memory_to_train_on(run: Run) -> MDNRNN | None:
 
 def evolve_phase(run: Run) -> None:
     """Evolve C inside the dream."""
+
+    def find(env, params, controller, **kept):
+        num_params, config = controller.num_params, run.config.evolve
+        return evolve(run.seed, env, params, controller, num_params, config, **kept)
+
+    _find_controller(run, "evolve", find)
+
+
+def learn_phase(run: Run) -> None:
+    """Learn C inside the dream by policy gradient."""
+
+    def find(env, params, controller, **kept):
+        return learn(run.seed, env, params, controller, run.config.learn, **kept)
+
+    _find_controller(run, "learn", find)
+
+
+def _find_controller(run: Run, phase: str, find: Callable[..., Evolution | Learning]) -> None:
+    """`find` the controller that does best in the dream, and save it."""
     _must_dream(run.task)
-    world = load_world(run.directory)
-    dream, controller = run.config.dream, world.controller()
+    world, dream = load_world(run.directory), run.config.dream
     dtype = product_dtype(dream.bfloat16)
     params = world.params(dream.temperature, dream.death_threshold, dtype, dream.death_noise)
-    store = run.store("evolve")
     settings = {"products": str(dtype)}
     for name in ("temperature", "death_threshold", "death_noise"):
         settings[name] = float(getattr(params, name))
-    meta = run.meta("evolve", world=world.digest(), **settings)
+    store, meta = run.store(phase), run.meta(phase, world=world.digest(), **settings)
     check_resumable(store, meta)
-    found = evolve(
-        run.seed,
-        world.env(),
-        params,
-        controller,
-        controller.num_params,
-        run.config.evolve,
-        log=run.log,
-        store=store,
-        meta=meta,
-        watch=_alarm(run, world),
-    )
-    save_controller(run.directory, world, found.best, {**meta, "dream": float(found.best_score)})
+    kept = {"log": run.log, "store": store, "meta": meta, "watch": _alarm(run, world)}
+    found = find(world.env(), params, world.controller(), **kept)
+    meta |= {"phase": phase, "dream": float(found.best_score)}
+    save_controller(run.directory, world, found.best, meta)
 
 
 def _alarm(run: Run, world: World) -> fidelity.ExploitAlarm | None:
@@ -465,20 +476,27 @@ PHASES: dict[str, Callable[[Run], None]] = {
     "encode": encode_phase,
     "train-memory": memory_phase,
     "evolve": evolve_phase,
+    "learn": learn_phase,
     "evaluate": evaluate_phase,
 }
+CONTROLLERS = ("evolve", "learn")  # phases that find C; a run does one of them
 ASIDE = {"record": record_phase, "fidelity": fidelity_phase}  # phases that no run needs
-AWAKE = ("evolve", "evaluate", "record", "fidelity")  # phases that need no more than a world
+AWAKE = (*CONTROLLERS, "evaluate", "record", "fidelity")  # phases that need no more than a world
 
 
-def run_phases(run: Run, phases: tuple[str, ...] = tuple(PHASES)) -> None:
-    """Do the named phases, one process at a time in a directory.
+def phases_of(config: RunConfig) -> tuple[str, ...]:
+    """The phases of a whole run, in order."""
+    return tuple(name for name in PHASES if name not in CONTROLLERS or name == config.controller)
+
+
+def run_phases(run: Run, phases: tuple[str, ...] | None = None) -> None:
+    """Do the named phases, or a whole run's, one process at a time in a directory.
 
     Raises:
       ValueError: a directory that cannot be written, is in use, or holds another game.
     """
-    directory = writable(run.directory)
-    if "evolve" in phases:
+    phases, directory = phases or phases_of(run.config), writable(run.directory)
+    if set(phases) & set(CONTROLLERS):
         _must_dream(run.task)
     with _locked(directory) if is_first() else contextlib.nullcontext():
         write_json(

@@ -23,7 +23,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from dreamjax.tasks import FRAME_SHAPE, TAKE_COVER, TASKS, Task
+from dreamjax.tasks import FRAME_SHAPE, PRESSED, TAKE_COVER, TASKS, Task
 
 # Profile -> "module:function", the function taking (task, screen) and returning the bare game.
 FACTORIES = {
@@ -241,7 +241,7 @@ class TakeCover(gymnasium.Env):
 
     def step(self, action: np.ndarray):
         """One tic; the reward is 1."""
-        buttons = [bool(action[0] < -1 / 3), bool(action[0] > 1 / 3)]
+        buttons = [bool(action[0] < -PRESSED), bool(action[0] > PRESSED)]
         with self._faults():
             self.game.set_action(buttons)
             self.game.advance_action(1, self.screen)

@@ -63,6 +63,7 @@ class Task:
 
 
 FRAME_SHAPE = (64, 64, 3)  # what V sees of either game, uint8
+PRESSED = 1 / 3  # Take Cover's action beyond which the key of that side is held
 
 TAKE_COVER = Task(
     name="take-cover",

@@ -1,0 +1,153 @@
+"""Policy gradient learns what is known to be best, and its parts are what the papers say."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from probes import CONTROLLER, Balance, ProbeParams
+
+from dreamjax.checkpoint import Store
+from dreamjax.controller import LinearController
+from dreamjax.learning import CHOICES, LearnConfig, Steps, Updates, advantages, learn
+from dreamjax.tasks import PRESSED
+
+PARAMS = ProbeParams(target=jnp.zeros(3), max_steps_in_episode=jnp.int32(60))
+SMALL = LearnConfig(
+    steps=4 * 32 * 16, lanes=32, length=16, batches=2, eval_every=40, eval_rollouts=128
+)
+
+
+def updates(config=SMALL):
+    return Updates(1, Balance(), CONTROLLER, config)
+
+
+@pytest.mark.smoke
+def test_it_learns_to_balance():
+    config = dataclasses.replace(SMALL, steps=80 * 32 * 16, learning_rate=0.02)
+    found = learn(1, Balance(), PARAMS, CONTROLLER, config)
+    assert found.best_score > 55  # of 60; nobody pushing gets 15
+    assert found.best[0] < -1  # pushes against x[0]
+
+
+def test_it_acts_awake_as_it_is_likeliest_to_choose():
+    """The game presses a key where the squashed output passes `PRESSED`; so does the mode."""
+    obs = jax.random.normal(jax.random.key(0), (500, 3))
+    weights = jnp.array([0.5, -0.3, 0.2])
+    action = CONTROLLER(weights, obs)[:, 0]
+    pressed = np.where(action > PRESSED, 1, np.where(action < -PRESSED, -1, 0))
+    likeliest = np.argmax(updates().log_probs(weights, obs), axis=-1)
+    np.testing.assert_array_equal(np.asarray(CHOICES)[likeliest], pressed)
+    assert set(pressed) == {-1, 0, 1}
+
+
+def test_advantages_equal_the_sum_they_abbreviate():
+    rng, config = np.random.default_rng(0), LearnConfig(discount=0.9, trace=0.8)
+    reward, value = rng.normal(size=(2, 7, 3)).astype(np.float32)
+    done = (rng.random((7, 3)) < 0.3).astype(np.float32)
+    last = rng.normal(size=3).astype(np.float32)
+    steps = Steps(obs=value, choice=value, log_prob=value, value=value, reward=reward, done=done)
+    after = np.concatenate([value[1:], last[None]])
+    error = reward + 0.9 * (1 - done) * after - value
+    wanted = np.zeros_like(error)
+    for t in range(7):
+        for lane in range(3):
+            share = 1.0
+            for later in range(t, 7):
+                wanted[t, lane] += share * error[later, lane]
+                share *= 0.9 * 0.8 * (1 - done[later, lane])
+    np.testing.assert_allclose(advantages(steps, last, config), wanted, rtol=1e-4, atol=1e-5)
+
+
+def a_batch(run, count=64):
+    """Steps whose choices were drawn by the network itself, and their advantages."""
+    state = run.initial(PARAMS)
+    network = state.network.replace(weights=jnp.array([0.4, -0.2, 0.1]))
+    obs = jax.random.normal(jax.random.key(1), (count, 3))
+    log_probs = run.log_probs(network.weights, obs)
+    choice = jax.random.categorical(jax.random.key(2), log_probs)
+    blank = jnp.zeros(count)
+    advantage = jax.random.normal(jax.random.key(3), (count,))
+    log_prob = log_probs[jnp.arange(count), choice]
+    return network, Steps(obs, choice, log_prob, blank, blank, blank), advantage
+
+
+def test_the_first_gradient_is_the_policy_gradient():
+    run = updates(dataclasses.replace(SMALL, entropy=1e-9))
+    network, steps, advantage = a_batch(run)
+    found = jax.grad(run.loss)(network, steps, advantage).weights
+    scaled = (advantage - advantage.mean()) / advantage.std()
+
+    def gain(weights):
+        log_probs = run.log_probs(weights, steps.obs)
+        return -(scaled * log_probs[jnp.arange(64), steps.choice]).mean()
+
+    np.testing.assert_allclose(found, jax.grad(gain)(network.weights), rtol=1e-4, atol=1e-6)
+
+
+def test_a_choice_that_moved_far_teaches_nothing_more():
+    run = updates(dataclasses.replace(SMALL, entropy=1e-9))
+    network, steps, advantage = a_batch(run)
+    better = advantage > advantage.mean()
+    ratio = jnp.where(better, 1.5, 0.5)  # further than `clip`, each in the direction it should go
+    moved = steps.replace(log_prob=steps.log_prob - jnp.log(ratio))
+    assert np.abs(jax.grad(run.loss)(network, steps, advantage).weights).max() > 1e-2
+    np.testing.assert_allclose(jax.grad(run.loss)(network, moved, advantage).weights, 0, atol=1e-6)
+
+
+def test_entropy_keeps_choices_open():
+    losses = [
+        run.loss(*a_batch(run))
+        for run in (updates(dataclasses.replace(SMALL, entropy=e)) for e in (0.5, 1.0))
+    ]
+    network, steps, _ = a_batch(updates())
+    log_probs = updates().log_probs(network.weights, steps.obs)
+    entropy = -(jnp.exp(log_probs) * log_probs).sum(-1).mean()
+    np.testing.assert_allclose(losses[0] - losses[1], 0.5 * entropy, rtol=1e-4)
+
+
+def test_a_resumed_learning_repeats_an_unbroken_one(tmp_path):
+    unbroken = learn(1, Balance(), PARAMS, CONTROLLER, SMALL)
+    run = updates()
+    state = run.initial(PARAMS)
+    for step in range(2):
+        state, _, _ = run(state, step, PARAMS)
+    Store(tmp_path).save(2, state, {})
+    resumed = learn(1, Balance(), PARAMS, CONTROLLER, SMALL, store=Store(tmp_path))
+    np.testing.assert_array_equal(resumed.best, unbroken.best)
+    assert Store(tmp_path).steps()[-1] == SMALL.updates == 4
+    assert run.update._cache_size() == 1
+
+
+def test_the_best_evaluation_is_kept_and_watched():
+    seen = []
+
+    def watch(weights, score):
+        seen.append((float(score), np.asarray(weights)))
+        return {"real": 1.0}
+
+    config = dataclasses.replace(SMALL, steps=6 * 32 * 16, eval_every=2, learning_rate=0.2)
+    found = learn(1, Balance(), PARAMS, CONTROLLER, config, watch=watch)
+    assert len(seen) == 3
+    best = max(seen, key=lambda pair: pair[0])
+    np.testing.assert_array_equal(found.best, best[1])
+    assert float(found.best_score) == best[0]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"batches": 7}, "batches=7 does not divide lanes x length = 512 steps"),
+        ({"discount": 0.0}, "discount must be more than 0"),
+    ],
+)
+def test_bad_settings_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **change)
+
+
+def test_a_controller_of_several_numbers_is_refused():
+    with pytest.raises(ValueError, match="one action number without a bias, got 3 numbers"):
+        Updates(0, Balance(), LinearController(3, 3), SMALL)
