@@ -1,6 +1,7 @@
 """Named sizes of a run. `paper` is the paper's; the others are what a machine and a wait allow."""
 
 from dreamjax.evolution import EvolveConfig
+from dreamjax.learning import LearnConfig
 from dreamjax.memory_training import MemoryConfig
 from dreamjax.pipeline import CollectConfig, DreamConfig, EvaluateConfig, RunConfig
 from dreamjax.vision import VisionConfig
@@ -13,6 +14,9 @@ PRESETS = {
         memory=MemoryConfig(steps=20, batch_size=16, sequence_length=64),
         evolve=EvolveConfig(
             generations=2, population=8, rollouts=4, eval_every=2, eval_rollouts=32
+        ),
+        learn=LearnConfig(
+            steps=2048, lanes=32, length=32, batches=4, eval_every=1, eval_rollouts=32
         ),
         evaluate=EvaluateConfig(episodes=8, baseline_episodes=20),
     ),

@@ -1,5 +1,6 @@
 """From the real game into a dream and back, at the smallest size, through the command line."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from PIL import Image
 
 from dreamjax import cli
 from dreamjax.checkpoint import CheckpointError, Store
+from dreamjax.pipeline import phases_of
+from dreamjax.presets import PRESETS
 from dreamjax.worlds import load_controller, load_world
 from experiments import take_cover, temperature
 
@@ -123,6 +126,22 @@ def test_running_again_trains_nothing(smoke):
     assert [json.loads(line)["phase"] for line in added.splitlines()] == ["seconds"]
 
 
+def test_c_can_be_learnt_instead_of_evolved(smoke, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(smoke[0], directory)
+    world = load_world(directory)
+    evolved = load_controller(directory, world)
+    words = ["learn", "take-cover", "--preset", "smoke", "--run-dir", str(directory)]
+    assert cli.main(words) == 0
+    meta = Store(directory / "controller").meta()
+    assert meta["phase"] == "learn" and meta["config"]["lanes"] == 32
+    assert meta["temperature"] == pytest.approx(1.15) and meta["world"] == world.digest()
+    assert (np.asarray(load_controller(directory, world)) != np.asarray(evolved)).any()
+    config = dataclasses.replace(PRESETS["smoke"], controller="learn")
+    assert phases_of(config)[-2:] == ("learn", "evaluate") and "evolve" not in phases_of(config)
+    assert phases_of(PRESETS["smoke"])[-2:] == ("evolve", "evaluate")
+
+
 def test_the_experiment_file_takes_the_same_path(smoke):
     directory, _ = smoke
     before = json.loads((directory / "results.json").read_text())
@@ -193,6 +212,8 @@ def test_two_runs_cannot_share_a_directory(smoke, capsys):
             "death_noise must be at least 0",
         ),
         ("evolve car-racing --preset smoke --run-dir DIR", "no reward yet"),
+        ("learn car-racing --preset smoke --run-dir DIR", "no reward yet"),
+        ("learn take-cover --run-dir DIR --learn.batches 7", "batches=7 does not divide"),
         ("run take-cover --preset huge --run-dir DIR", "unknown preset 'huge'"),
         ("evolve take-cover --run-dir DIR --dream.temperature 0", "temperature must be"),
         ("evolve take-cover --run-dir DIR --dream.temperature nan", "temperature must be"),
