@@ -28,12 +28,12 @@ def measure(world: World, lanes: int = 1024) -> Iterator[timing.Row]:
     params = world.params(1.15, dtype=product_dtype())
     z = jnp.zeros((lanes, task.latent_size))
     carry = params.memory.initial_carry((lanes,))
-    action, restart = jnp.zeros((lanes, task.action_size)), jnp.zeros(lanes)
+    action, age = jnp.zeros((lanes, task.action_size)), jnp.ones(lanes)
     weights = jnp.full((lanes, controller.num_params), 0.01)
 
     def remember(step, params, loop):
         carry, z = loop
-        carry, mixture, _ = params.memory(carry, z, action, restart)
+        carry, mixture, _ = params.memory(carry, z, action, age)
         return carry, mixture.mean[:, 0]
 
     def draw(step, mixture, z):
@@ -43,7 +43,7 @@ def measure(world: World, lanes: int = 1024) -> Iterator[timing.Row]:
     def control(step, weights, obs):
         return obs + jax.vmap(controller)(weights, obs)
 
-    _, mixture, _ = params.memory(carry, z, action, restart)
+    _, mixture, _ = params.memory(carry, z, action, age)
     yield _row("M", lanes, remember, params, (carry, z))
     yield _row("sampling", lanes, draw, mixture, z)
     yield _row("C", lanes, control, weights, jnp.ones((lanes, controller.num_features)))

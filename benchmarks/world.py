@@ -42,7 +42,7 @@ def _rollout_logits(memory, keys, mu):
     def step(loop, key):
         carry, z = loop
         action = jnp.tanh(z[:, :1])
-        carry, mixture, logit = memory(carry, z, action, jnp.zeros(len(z)))
+        carry, mixture, logit = memory(carry, z, action, jnp.ones(len(z)))
         return (carry, mixture.sample(key, 1.0)), logit
 
     return jax.lax.scan(step, (memory.initial_carry((len(mu),)), mu), keys)[1]

@@ -55,27 +55,29 @@ class Agent:
     ):
         self._world, self._weights, self._key = world, weights, key
         self._carry = world.memory.initial_carry((num_games,))
+        self._age = np.zeros(num_games, np.int32)
         policy = policy or controller_for(world.task)
         self._act = jax.jit(functools.partial(_act, world.task, policy))
 
     def act(self, frames: np.ndarray, restart: np.ndarray) -> np.ndarray:
         """Actions [G, A] for frames uint8 [G, 64, 64, 3]; `restart` [G] marks first frames."""
         self._key, key = jax.random.split(self._key)
+        self._age = np.where(restart, 0, self._age + 1)
         models = self._world.vision, self._world.memory
         self._carry, action, self.z = self._act(
-            key, models, self._weights, self._carry, frames, restart
+            key, models, self._weights, self._carry, frames, self._age
         )
         return np.asarray(action)
 
 
-def _act(task: Task, policy: Policy, key, models, weights, carry, frames, restart):
+def _act(task: Task, policy: Policy, key, models, weights, carry, frames, age):
     """Encode, act, remember: C reads (z, carry) before M consumes z and the action."""
     vision, memory = models
     mu, logvar = vision.encode(frames)
     z = mu + jnp.exp(logvar / 2) * jax.random.normal(key, mu.shape)
-    carry = jax.tree.map(lambda x: jnp.where(restart[:, None], 0.0, x), carry)
+    carry = jax.tree.map(lambda x: jnp.where((age == 0)[:, None], 0.0, x), carry)
     action = jax.vmap(policy, (None, 0))(weights, features(task, z, carry))
-    carry, _, _ = memory(carry, z, action, restart)
+    carry, _, _ = memory(carry, z, action, age)
     return carry, action, z
 
 

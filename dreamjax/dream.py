@@ -187,7 +187,7 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
     ) -> tuple[jax.Array, EnvState, jax.Array, jax.Array, dict[str, Any]]:
         """The dream step proper, a deterministic function of its noise."""
         action = jnp.clip(action, -1.0, 1.0)
-        carry, mixture, death_logit = params.memory(state.carry, state.z, action, state.time == 0)
+        carry, mixture, death_logit = params.memory(state.carry, state.z, action, state.time)
         z = mixture.sample_from(noise.uniform, noise.normal, params.temperature, noise.event)
         state = EnvState(time=state.time + 1, z=z, carry=carry)
         obs = self.observe(None, state, action, params)

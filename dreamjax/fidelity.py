@@ -336,18 +336,18 @@ def _dream_on(memory, key, z, actions, warm_up):
     lanes = z.shape[1]
 
     def read(carry, now):
-        carry, _, _ = memory(carry, now[0], now[1], now[2])
+        carry, _, _ = memory(carry, now[0], now[1], jnp.full(lanes, now[2]))
         return carry, None
 
     def dream(loop, now):
         carry, imagined = loop
-        action, real, key = now
-        carry, mixture, _ = memory(carry, imagined, action, jnp.zeros(lanes))
+        action, real, key, age = now
+        carry, mixture, _ = memory(carry, imagined, action, jnp.full(lanes, age))
         imagined = mixture.sample(key, 1.0)
         return (carry, imagined), (mixture.nats(real).mean(), imagined)
 
-    first = jnp.zeros((warm_up, lanes)).at[0].set(1.0)
-    carry = memory.initial_carry((lanes,))
-    carry, _ = jax.lax.scan(read, carry, (z[:warm_up], actions[:warm_up], first))
-    future = actions[warm_up:-1], z[warm_up + 1 :], jax.random.split(key, len(z) - warm_up - 1)
+    carry, age = memory.initial_carry((lanes,)), jnp.arange(len(z) - 1)
+    carry, _ = jax.lax.scan(read, carry, (z[:warm_up], actions[:warm_up], age[:warm_up]))
+    keys = jax.random.split(key, len(z) - warm_up - 1)
+    future = actions[warm_up:-1], z[warm_up + 1 :], keys, age[warm_up:]
     return jax.lax.scan(dream, (carry, z[warm_up]), future)[1]

@@ -16,6 +16,7 @@ from dreamjax.tasks import Task
 FORGET_BIAS = 1.0  # TF1's LSTM default; added in the cell, so a stored bias does not hold it
 MIN_LOGSTD = -7.0  # floor of the mixture's log standard deviation; the original has none
 RARE = 5.0  # first log odds against an event, so that events explain only what is rare
+CLOCK = 1000  # steps that M's clock counts as one, so that it stays near 1
 NEVER = -1e9  # death logit of a game without death: sigmoid is exactly 0
 
 Carry = tuple[jax.Array, jax.Array]
@@ -151,7 +152,8 @@ class MDNRNN(nnx.Module):
     """One LSTM layer and a mixture density head; a pytree of four arrays.
 
     lstm_kernel [I + H, 4H] multiplies [input, h]; its columns are TF1's gates i, j (candidate),
-    f, o. The input is [z, action] and, in a game with death, the restart flag.
+    f, o. The input is [z, action] and, in a game with death, the restart flag; with a clock that
+    flag tells an episode's age instead, negative and in `CLOCK` steps.
     head_kernel [H, 3KZ + 1] gives logits [K, Z], mean [K, Z], logstd [K, Z] one after another,
     then the death logit in the last column (absent in a game without death). With J > 0 events
     the columns before the last are their mean [J, Z], logstd [J, Z] and the weights [1 + J].
@@ -161,13 +163,16 @@ class MDNRNN(nnx.Module):
       rngs: its `params` stream initialises the kernels (Glorot uniform); biases are zero, but
         for events, which begin as `RARE`.
       num_events: J, see `EventMixture`; 0 is the paper's.
+      clock: whether M is told the age of an episode, as games that grow harder need; the paper's
+        is not.
     """
 
-    def __init__(self, task: Task, *, rngs: nnx.Rngs, num_events: int = 0):
+    def __init__(self, task: Task, *, rngs: nnx.Rngs, num_events: int = 0, clock: bool = False):
         self.latent_size = task.latent_size
         self.hidden_size = task.hidden_size
         self.num_mixtures = task.num_mixtures
         self.num_events = num_events
+        self.clock = clock
         self.dies = task.dies
         inputs = task.latent_size + task.action_size + task.dies
         outputs = 3 * task.num_mixtures * task.latent_size + task.dies
@@ -183,7 +188,7 @@ class MDNRNN(nnx.Module):
         self.head_bias = nnx.Param(bias)
 
     def __call__(
-        self, carry: Carry, z: jax.Array, action: jax.Array, restart: jax.Array
+        self, carry: Carry, z: jax.Array, action: jax.Array, age: jax.Array
     ) -> tuple[Carry, Mixture, jax.Array]:
         """One step: what follows `z` when `action` is taken.
 
@@ -191,21 +196,23 @@ class MDNRNN(nnx.Module):
           carry: (c, h), each float32 [..., H].
           z: float32 [..., Z].
           action: float32 [..., A], in [-1, 1], before the game's own thresholds.
-          restart: float32 or bool [...], 1 on an episode's first frame: zeroes the carry, and is
-            an input in a game with death.
+          age: float32 or int32 [...], steps since the episode began: 0, its first frame, zeroes
+            the carry.
 
         Returns:
           carry after the step, the mixture of the next z, and the death logit float32 [...]
           (`NEVER` in a game without death).
         """
-        inputs = self.inputs(z, action, restart)
-        carry = lstm_step(self.lstm_kernel[...], self.lstm_bias[...], carry, inputs, restart)
+        inputs = self.inputs(z, action, age)
+        carry = lstm_step(self.lstm_kernel[...], self.lstm_bias[...], carry, inputs, age == 0)
         return carry, *self.predict(product(carry[1], self.head_kernel[...]))
 
-    def inputs(self, z: jax.Array, action: jax.Array, restart: jax.Array) -> jax.Array:
-        """What the LSTM reads: [z, action, restart flag if the game has death]."""
-        flag = (restart.astype(jnp.float32)[..., None],) if self.dies else ()
-        return jnp.concatenate((z, action, *flag), axis=-1)
+    def inputs(self, z: jax.Array, action: jax.Array, age: jax.Array) -> jax.Array:
+        """What the LSTM reads: [z, action, restart flag or clock if the game has death]."""
+        if not self.dies:
+            return jnp.concatenate((z, action), axis=-1)
+        flag = jnp.where(age == 0, 1.0, -age / CLOCK if self.clock else 0.0)
+        return jnp.concatenate((z, action, flag[..., None]), axis=-1)
 
     def predict(self, out: jax.Array) -> tuple[Mixture, jax.Array]:
         """Mixture of the next z and the death logit [...], from h @ head_kernel."""
@@ -239,7 +246,7 @@ def with_events(memory: MDNRNN, task: Task, num_events: int, rngs: nnx.Rngs) -> 
     """`memory` with untrained events, so that training can go on from an M that has none."""
     if memory.num_events == num_events:
         return memory
-    grown = MDNRNN(task, rngs=rngs, num_events=num_events)
+    grown = MDNRNN(task, rngs=rngs, num_events=num_events, clock=memory.clock)
     grown.lstm_kernel[...], grown.lstm_bias[...] = memory.lstm_kernel[...], memory.lstm_bias[...]
     usual = 3 * memory.num_mixtures * memory.latent_size
     for name in ("head_kernel", "head_bias"):

@@ -110,7 +110,7 @@ class Sequences:
     Attributes:
       z: float32 [T + 1, B, Z]; z[t + 1] is what z[t] is to predict.
       action: float32 [T, B, A].
-      restart: float32 [T, B], 1 on an episode's first frame.
+      age: float32 [T, B], frames since the episode's first.
       follows: float32 [T, B], 1 where z[t + 1] belongs to the same episode.
       judged: float32 [T, B], 1 where it is known whether the action led to death.
       death: float32 [T, B], 1 where it did.
@@ -118,7 +118,7 @@ class Sequences:
 
     z: jax.Array
     action: jax.Array
-    restart: jax.Array
+    age: jax.Array
     follows: jax.Array
     judged: jax.Array
     death: jax.Array
@@ -132,9 +132,10 @@ def predict_sequences(
     Returns:
       the last carry; nats per dimension of the next z, float32 [T, B]; death logits [T, B].
     """
-    inputs = memory.inputs(batch.z[:-1], batch.action, batch.restart)
+    inputs = memory.inputs(batch.z[:-1], batch.action, batch.age)
     lstm = memory.lstm_kernel[...], memory.lstm_bias[...]
-    carry, h = lstm_sequence(*lstm, carry, inputs, batch.restart)
+    restart = (batch.age == 0).astype(jnp.float32)
+    carry, h = lstm_sequence(*lstm, carry, inputs, restart)
     mixture, logit = memory.predict(product_sequence(h, memory.head_kernel[...]))
     return carry, mixture.nats(batch.z[1:]), logit
 
@@ -189,6 +190,7 @@ class MemoryConfig:
     held_out: float = 0.1  # share of episodes kept from training
     steps_per_call: int = 4  # updates in one compiled call
     num_events: int = 0  # Gaussians over all latents at once beside the factored mixture
+    clock: bool = False  # whether M is told the age of an episode
     start_from: str | None = None  # run directory whose M is trained on; None starts from chance
 
     def __post_init__(self):
@@ -206,7 +208,7 @@ class Frames:
     mu: jax.Array
     logvar: jax.Array
     action: jax.Array
-    restart: jax.Array
+    age: jax.Array
     follows: jax.Array
     judged: jax.Array
     death: jax.Array
@@ -301,10 +303,10 @@ class Trainer:
 
     def initial(self, memory: MDNRNN | None = None) -> State:
         """The state before the first update, of an untrained M unless one is given."""
-        rngs, num_events = nnx.Rngs(params=self._key_init), self.config.num_events
+        rngs, events = nnx.Rngs(params=self._key_init), self.config.num_events
         if memory is None:
-            memory = MDNRNN(self.task, rngs=rngs, num_events=num_events)
-        memory = with_events(memory, self.task, num_events, rngs)
+            memory = MDNRNN(self.task, rngs=rngs, num_events=events, clock=self.config.clock)
+        memory = with_events(memory, self.task, events, rngs)
         return initial_state(memory, self.layout.lanes, self.config)
 
     def __call__(self, state: State, step: int) -> tuple[State, int, dict[str, float]]:
@@ -327,13 +329,13 @@ def _check(task: Task, latents: LatentSequences, config: MemoryConfig) -> None:
 def on_device(latents: LatentSequences, dies: bool) -> Frames:
     """A data set's arrays where they are used, and what each frame may teach of death."""
     ends = np.cumsum(latents.lengths)
-    last, first = np.zeros((2, len(latents.mu)), np.float32)
-    death = np.zeros_like(last)
-    first[ends - latents.lengths] = 1
+    last, death = np.zeros((2, len(latents.mu)), np.float32)
+    age = np.arange(len(last)) - np.repeat(ends - latents.lengths, latents.lengths)
     last[ends - 1] = 1
     death[ends - 1] = latents.terminated
     judged = (1 - last + death) * dies
-    arrays = (latents.mu, latents.logvar, latents.actions, first, 1 - last, judged, death)
+    age = age.astype(np.float32)
+    arrays = (latents.mu, latents.logvar, latents.actions, age, 1 - last, judged, death)
     return Frames(*map(jnp.asarray, arrays))
 
 
@@ -380,7 +382,7 @@ def gather(frames: Frames, key: jax.Array, index: jax.Array, valid: jax.Array) -
     return Sequences(
         z=z,
         action=frames.action[now],
-        restart=frames.restart[now],
+        age=frames.age[now],
         follows=frames.follows[now] * valid,
         judged=frames.judged[now] * valid,
         death=frames.death[now],

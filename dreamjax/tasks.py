@@ -29,7 +29,7 @@ class Task:
       action_size: A, numbers in an action, each in [-1, 1] before the game's own mapping.
       hidden_size: H, units of M's LSTM.
       num_mixtures: K, Gaussians per latent dimension in M's output.
-      dies: whether M reads a restart flag and predicts death.
+      dies: whether M reads a restart flag (or a clock) and predicts death.
       controller_reads: the parts of M's state, beside z, that C reads, in order.
       controller_bias: whether C has a bias.
       max_steps: steps after which an episode is truncated.

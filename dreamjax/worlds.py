@@ -94,12 +94,12 @@ class World:
         return digest(self.arrays())
 
 
-def blank_models(task: Task, num_events: int = 0) -> tuple[VAE, MDNRNN]:
+def blank_models(task: Task, num_events: int = 0, clock: bool = False) -> tuple[VAE, MDNRNN]:
     """V and M of a task's sizes as shapes alone, templates to load into."""
     return nnx.eval_shape(
         lambda: (
             VAE(task.latent_size, rngs=nnx.Rngs(0)),
-            MDNRNN(task, rngs=nnx.Rngs(0), num_events=num_events),
+            MDNRNN(task, rngs=nnx.Rngs(0), num_events=num_events, clock=clock),
         )
     )
 
@@ -114,6 +114,7 @@ def save_world(directory: Path | str, world: World, meta: dict[str, Any]) -> Non
         "death_threshold": world.death_threshold,
         "death_noise": world.death_noise,
         "num_events": world.memory.num_events,
+        "clock": world.memory.clock,
         "vision": digest(world.vision),
         "memory": digest(world.memory),
     }
@@ -162,7 +163,7 @@ def _blank_world(meta: dict[str, Any], origin: Path) -> World:
     task = TASKS[meta["task"]]
     starts = jax.ShapeDtypeStruct((meta["starts"], task.latent_size), jnp.float32)
     deaths = {name: meta.get(name, 0.0) for name in ("death_threshold", "death_noise")}
-    models = blank_models(task, meta.get("num_events", 0))
+    models = blank_models(task, meta.get("num_events", 0), meta.get("clock", False))
     return World(task, *models, starts, starts, **deaths)
 
 
@@ -195,6 +196,7 @@ def export_world(
         "death_threshold": world.death_threshold,
         "death_noise": world.death_noise,
         "num_events": world.memory.num_events,
+        "clock": world.memory.clock,
         "sha256": hashlib.sha256(blob).hexdigest(),
     }
     files.write_json(target / "world.json", {**meta, **facts})

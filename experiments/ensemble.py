@@ -76,7 +76,7 @@ class WatchedDream(DreamEnv):
         """The world's step; the watcher reads what the world's M reads."""
         before, action = state.dream, jnp.clip(action, -1.0, 1.0)
         _, dream, *rest = super().transition(noise, before, action, params.dream)
-        watching, _, _ = params.watcher(state.watching, before.z, action, before.time == 0)
+        watching, _, _ = params.watcher(state.watching, before.z, action, before.time)
         return features(self.task, dream.z, watching), WatchedState(dream, watching), *rest
 
 

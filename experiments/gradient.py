@@ -74,8 +74,7 @@ def expected_steps(env: DreamEnv, controller, params: EnvParams, weights, key, h
     def step(loop, key):
         obs, state, alive = loop
         noise, action = env.draw_noise(key), controller(weights, obs)
-        first = state.time == 0
-        carry, mixture, logit = params.memory(state.carry, state.z, action, first)
+        carry, mixture, logit = params.memory(state.carry, state.z, action, state.time)
         z = straight_through(mixture, noise.uniform, noise.normal, params.temperature, noise.event)
         state = state.replace(time=state.time + 1, z=z, carry=carry)
         alive_next = alive * jax.nn.sigmoid(params.death_threshold - logit)

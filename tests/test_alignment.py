@@ -49,7 +49,7 @@ def test_the_training_step_and_the_dream_step_predict_alike(recorded):
     _, nll, logit = predict_sequences(memory, memory.initial_carry((1,)), batch)
 
     first = int(ends[0])
-    assert np.flatnonzero(batch.restart[:, 0]).tolist() == [0, first]
+    assert np.flatnonzero(batch.age[:, 0] == 0).tolist() == [0, first]
     assert np.flatnonzero(batch.death[:, 0]).tolist() == [first - 1]  # the fatal action's step
     assert latents.terminated[0]
 
@@ -65,7 +65,7 @@ def test_the_training_step_and_the_dream_step_predict_alike(recorded):
             carry = _replay(memory, batch, t)
         state = EnvState(time=jnp.int32(time), z=batch.z[t, 0], carry=carry)
         action = batch.action[t, 0]
-        _, mixture, death = predict(carry, state.z, action, state.time == 0)
+        _, mixture, death = predict(carry, state.z, action, state.time)
         np.testing.assert_allclose(death, logit[t, 0], atol=1e-4)
         if batch.follows[t, 0]:
             np.testing.assert_allclose(
@@ -82,10 +82,10 @@ def _replay(memory, batch, steps):
     """M's carry after `steps` recorded steps, one call at a time."""
 
     def step(carry, now):
-        z, action, restart = now
-        return memory(carry, z, action, restart)[0], None
+        z, action, age = now
+        return memory(carry, z, action, age)[0], None
 
-    inputs = (batch.z[:steps, 0], batch.action[:steps, 0], batch.restart[:steps, 0])
+    inputs = (batch.z[:steps, 0], batch.action[:steps, 0], batch.age[:steps, 0])
     return jax.jit(lambda carry, xs: jax.lax.scan(step, carry, xs)[0])(
         memory.initial_carry(), inputs
     )

@@ -155,7 +155,7 @@ def test_open_loop_begins_as_one_teacher_forced_step(world):
         carry = world.memory.initial_carry()
         for t in range(5):
             z, action = jnp.float32(latents.mu[start + t]), latents.actions[start + t]
-            carry, mixture, _ = world.memory(carry, z, action, jnp.float32(t == 0))
+            carry, mixture, _ = world.memory(carry, z, action, jnp.int32(t))
         nll.append(-mixture.log_prob(jnp.float32(latents.mu[start + 5])).mean())
     np.testing.assert_allclose(found["nll"][0], np.mean(nll), rtol=1e-3)
     assert len(found["nll"]) == len(found["drift"]) == 3

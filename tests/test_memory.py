@@ -81,11 +81,11 @@ def stepwise(memory, carry, batch):
     """`predict_sequences` by scanning the one step that the dream takes."""
 
     def body(carry, now):
-        z, action, restart, target = now
-        carry, mixture, logit = memory(carry, z, action, restart)
+        z, action, age, target = now
+        carry, mixture, logit = memory(carry, z, action, age)
         return carry, (-mixture.log_prob(target).mean(-1), logit)
 
-    now = batch.z[:-1], batch.action, batch.restart, batch.z[1:]
+    now = batch.z[:-1], batch.action, batch.age, batch.z[1:]
     carry, (nll, logit) = jax.lax.scan(body, carry, now)
     return carry, nll, logit
 
@@ -131,7 +131,7 @@ def test_a_step_equals_numpy(task, restart):
     for n, name in enumerate(("lstm_bias", "head_bias")):
         getattr(memory, name)[...] = jnp.asarray(draw(n, *getattr(memory, name).shape))
     c, h, z, action = draw(1, 12), draw(2, 12), draw(3, 6), draw(4, task.action_size)
-    carry, mixture, logit = step(memory, (c, h), z, action, jnp.float32(restart))
+    carry, mixture, logit = step(memory, (c, h), z, action, jnp.float32(1 - restart))
     c, h, blocks, death = numpy_step(memory, c, h, z, action, restart)
     close(carry, (c, h))
     close((mixture.logits, mixture.mean, mixture.logstd), tuple(blocks))
@@ -142,12 +142,27 @@ def test_restart_zeroes_the_carry_and_is_seen():
     memory = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0))
     used, new = (draw(1, 2, 12), draw(2, 2, 12)), memory.initial_carry((2,))
     z, action = draw(3, 2, 6), draw(4, 2, 1)
-    first = np.array([True, False])
+    first = np.array([0, 1])
     restarted, fresh = (step(memory, carry, z, action, first)[0] for carry in (used, new))
-    plain = step(memory, new, z, action, np.zeros(2, bool))[0]
+    plain = step(memory, new, z, action, np.ones(2))[0]
     close([part[0] for part in restarted], [part[0] for part in fresh])
     assert not np.allclose(restarted[1][0], plain[1][0])  # the flag itself is an input
     assert not np.allclose(restarted[1][1], fresh[1][1])  # the other lane kept its carry
+
+
+def test_a_clock_tells_the_age_and_nothing_else():
+    """An M with a clock is one without whose flag reads minus the age in thousands."""
+    plain = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0))
+    clocked = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0), clock=True)
+    z, action, age = draw(1, 3, 6), draw(2, 3, 1), jnp.array([0, 1, 1500])
+    np.testing.assert_array_equal(plain.inputs(z, action, age)[:, -1], [1, 0, 0])
+    close(clocked.inputs(z, action, age)[:, -1], np.array([1, -0.001, -1.5]))
+    carry = draw(3, 3, 12), draw(4, 3, 12)
+    (first, *others), (same, *told) = (
+        zip(*step(memory, carry, z, action, age)[0], strict=True) for memory in (plain, clocked)
+    )
+    close(first, same)
+    assert not np.allclose(others[1], told[1])
 
 
 def test_log_prob_equals_scipy():
@@ -210,7 +225,7 @@ def test_new_weights_do_not_recompile():
     @jax.jit
     def first_step(memory, carry):
         traces.append(1)
-        return memory(carry, jnp.zeros(6), jnp.zeros(1), jnp.float32(0))
+        return memory(carry, jnp.zeros(6), jnp.zeros(1), jnp.float32(1))
 
     for seed in range(3):
         memory = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(seed))
@@ -277,7 +292,7 @@ def test_events_are_learned_where_latents_jump_together():
 
     def jumps(memory):
         """Shares of half jumps and of whole ones, dreamt after each of 400 real frames."""
-        see = lambda carry, z: memory(carry, z, jnp.zeros(1), jnp.zeros(()))[:2]  # noqa: E731
+        see = lambda carry, z: memory(carry, z, jnp.zeros(1), jnp.ones(()))[:2]  # noqa: E731
         _, mixture = jax.lax.scan(see, memory.initial_carry(), jnp.asarray(z[:400], jnp.float32))
         keys = jax.random.split(jax.random.key(1), 10)
         dreamt = np.asarray(jax.vmap(lambda key: mixture.sample(key, 1.0))(keys))
@@ -295,7 +310,7 @@ def test_an_m_that_gains_events_predicts_the_usual_as_before():
     task = small(TAKE_COVER)
     memory = MDNRNN(task, rngs=nnx.Rngs(0))
     grown = with_events(memory, task, 3, nnx.Rngs(1))
-    step = memory.initial_carry((2,)), draw(0, 2, 6), draw(1, 2, 1), np.ones(2)
+    step = memory.initial_carry((2,)), draw(0, 2, 6), draw(1, 2, 1), np.zeros(2)
     (carry, usual, death), (carry_grown, mixture, death_grown) = memory(*step), grown(*step)
     for name in ("logits", "mean", "logstd"):
         close(getattr(mixture, name), getattr(usual, name))
@@ -381,7 +396,7 @@ def test_a_lane_cut_in_two_with_its_carry_is_the_same_lane():
 def test_what_the_last_frames_of_episodes_teach():
     latents = random_latents([3, 2, 4], [True, False, True])
     frames = training_module.on_device(latents, dies=True)
-    assert frames.restart.tolist() == [1, 0, 0, 1, 0, 1, 0, 0, 0]
+    assert frames.age.tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 3]
     assert frames.follows.tolist() == [1, 1, 0, 1, 0, 1, 1, 1, 0]
     assert frames.death.tolist() == [0, 0, 1, 0, 0, 0, 0, 0, 1]
     assert frames.judged.tolist() == [1, 1, 1, 1, 0, 1, 1, 1, 1]  # not the cut episode's end
