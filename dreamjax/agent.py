@@ -136,8 +136,8 @@ def record(
 ) -> None:
     """Record real episodes of V, M and C, as `rollouts.collect` does those of blind policies.
 
-    Shards are numbered from `FIRST_PLAYED` on, so that they encode beside collected ones. One
-    that is there already is not played again.
+    Shards are numbered from `FIRST_PLAYED` on, so that they encode beside collected ones, and are
+    written as their episodes end. One that is there already is not played again.
 
     Args:
       world, weights: the agent.
@@ -148,57 +148,79 @@ def record(
       workers: processes; the number of cores by default.
     """
     directory, log = writable(directory), log or Logbook(quiet=True)
-    shards = -(-episodes // GAMES)
+    shards = range(-(-episodes // GAMES))
+    seeds = [odd - 1 for odd in evaluation_seeds(seed, len(shards) * GAMES)]
+    paths = {shard: directory / f"shard-{FIRST_PLAYED + shard:05d}.npz" for shard in shards}
+    missing = {shard: path for shard, path in paths.items() if not path.exists()}
+    if not missing:
+        return
+    seeds = [seed for shard in missing for seed in seeds[shard * GAMES :][:GAMES]]
+    agent = Agent(world, weights, GAMES, jax.random.key(seeds[0]))
+    tape = ShardTape(list(missing.values()), seeds, world.task)
     with (
         VectorGame(world.task, GAMES, workers) as game,
-        log.progress("record", shards * GAMES, "episodes") as bar,
+        log.progress("record", len(seeds), "episodes") as bar,
     ):
-        for shard in range(shards):
-            path = directory / f"shard-{FIRST_PLAYED + shard:05d}.npz"
-            if path.exists():
-                bar.advance(GAMES)
-                continue
-            seeds = [odd - 1 for odd in evaluation_seeds(seed, shards * GAMES)]
-            seeds, tape = seeds[shard * GAMES :][:GAMES], Tape(keep=True)
-            agent = Agent(world, weights, GAMES, jax.random.key(seeds[0]))
-            _play_all(agent, game, seeds, bar, tape)
-            rollouts.write(path, tape.rollouts(seeds, world.task))
+        _play_all(agent, game, seeds, bar, tape)
 
 
 class Tape:
-    """What happened in each episode; records nothing unless told to keep it."""
-
-    def __init__(self, keep: bool = False):
-        self._keep, self._steps, self._died = keep, {}, {}
+    """Hears of every step of every episode; keeps nothing."""
 
     def add(self, episodes, frames, actions, rewards, terminated) -> None:
         """One step of each of `episodes`."""
-        if self._keep:
-            for episode, *step, died in zip(
-                episodes, frames, actions, rewards, terminated, strict=True
-            ):
-                self._steps.setdefault(episode, []).append(step)
-                self._died[episode] = died
 
     def drop(self, episode: int) -> None:
         """Forget an episode whose game crashed; it is played again."""
+
+    def end(self, episode: int) -> None:
+        """An episode is over."""
+
+
+class ShardTape(Tape):
+    """Writes every `GAMES` episodes as a shard, as soon as they are over.
+
+    Args:
+      paths: where the shards go.
+      seeds: of the episodes, `GAMES` for each path.
+      task: the game.
+    """
+
+    def __init__(self, paths: list[Path], seeds: list[int], task: Task):
+        self._paths, self._seeds, self._task = paths, seeds, task
+        self._steps, self._ended = {}, set()
+
+    def add(self, episodes, frames, actions, rewards, terminated) -> None:
+        """As `Tape`."""
+        for episode, *step in zip(episodes, frames, actions, rewards, terminated, strict=True):
+            self._steps.setdefault(episode, []).append(step)
+
+    def drop(self, episode: int) -> None:
+        """As `Tape`."""
         self._steps.pop(episode, None)
 
-    def rollouts(self, seeds: list[int], task: Task) -> rollouts.Rollouts:
-        """All episodes, in order."""
-        episodes = [self._steps[number] for number in range(len(seeds))]
-        frames, actions, rewards = (
-            np.stack(column)
-            for column in zip(*(step for episode in episodes for step in episode), strict=True)
+    def end(self, episode: int) -> None:
+        """As `Tape`; writes the shard that this completes."""
+        self._ended.add(episode)
+        shard = episode // GAMES
+        episodes = range(shard * GAMES, (shard + 1) * GAMES)
+        if self._ended.issuperset(episodes):
+            rollouts.write(self._paths[shard], self._taken(episodes))
+
+    def _taken(self, episodes: range) -> rollouts.Rollouts:
+        """These episodes, which are then forgotten."""
+        taken = [self._steps.pop(number) for number in episodes]
+        frames, actions, rewards, _ = (
+            np.stack(column) for column in zip(*(s for e in taken for s in e), strict=True)
         )
         return rollouts.Rollouts(
             frames=frames,
             actions=actions,
             rewards=rewards.astype(np.float32),
-            lengths=np.array([len(episode) for episode in episodes], np.int32),
-            terminated=np.array([self._died[number] for number in range(len(seeds))], bool),
-            seeds=np.array(seeds),
-            profile=task.profile,
+            lengths=np.array([len(episode) for episode in taken], np.int32),
+            terminated=np.array([episode[-1][3] for episode in taken], bool),
+            seeds=np.array(self._seeds[episodes.start : episodes.stop]),
+            profile=self._task.profile,
         )
 
 
@@ -223,6 +245,7 @@ def _play_all(agent: Agent, game: VectorGame, seeds: list[int], bar, tape: Tape)
             tape.drop(episode[slot])
         ended = active[(terminated | truncated) & ~lost]
         for slot in ended:
+            tape.end(int(episode[slot]))
             finished.append(returns[episode[slot]])
             bar.advance(1, f"mean {np.mean(finished):.0f}")
             episode[slot] = upcoming if upcoming < len(seeds) else -1

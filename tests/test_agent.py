@@ -89,3 +89,8 @@ def test_recorded_episodes_are_those_played(world, tmp_path):
     before = [path.stat().st_mtime_ns for path in paths]
     record(world, weights(world), tmp_path, 33, seed=3, workers=2)
     assert [path.stat().st_mtime_ns for path in paths] == before
+    found = next(rollouts.stream(paths[:1], strict=True)).seeds
+    paths[0].unlink()
+    record(world, weights(world), tmp_path, 33, seed=3, workers=2)
+    assert paths[1].stat().st_mtime_ns == before[1]
+    assert next(rollouts.stream(paths[:1], strict=True)).seeds.tolist() == found.tolist()
