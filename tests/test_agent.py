@@ -24,7 +24,9 @@ def world(small_task, monkeypatch):
     task = dataclasses.replace(small_task, profile="countdown")
     vision = VAE(task.latent_size, rngs=nnx.Rngs(0))
     start = jnp.zeros((1, task.latent_size))
-    return World(task, vision, random_memory(task), start, start)
+    memory = random_memory(task)
+    memory.clock = True  # so that agent and dream must count alike
+    return World(task, vision, memory, start, start)
 
 
 def weights(world):
