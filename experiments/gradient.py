@@ -1,15 +1,17 @@
-"""Learning through the dream: C by gradient, against C by evolution at equal dream steps.
+"""Learning through the dream: C by three ways at equal dream steps.
 
     python experiments/gradient.py --steps 400000
 
-The original names this as future work. A dream is differentiable but for two choices: which
-Gaussian each latent comes from (here straight-through: the forward pass draws one, the backward
-pass sees their weighted mean), and death (here its probability, so that the score is the expected
-number of steps survived).
+*gradient* differentiates the dream itself; *policy gradient* (`dreamjax.learning`) and *evolution*
+only watch it. The original names the first as future work. A dream is differentiable but for two
+choices: which Gaussian each latent comes from (here straight-through: the forward pass draws one,
+the backward pass sees their weighted mean), and death (here its probability, so that the score is
+the expected number of steps survived).
 """
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ from dreamjax.devices import product_dtype
 from dreamjax.dream import DreamEnv, EnvParams
 from dreamjax.evolution import EvolveConfig, Generations
 from dreamjax.fidelity import dreamt_scores
+from dreamjax.learning import LearnConfig, learn
 from dreamjax.memory import Mixture
 from dreamjax.worlds import World, load_world
 
@@ -30,7 +33,7 @@ class Config:
     """Settings of the comparison."""
 
     world: str = "take-cover"
-    steps: int = 400_000  # dream steps of either way
+    steps: int = 400_000  # dream steps of each way
     seed: int = 0
     lanes: int = 64  # dreams of one gradient
     horizon: int = 100  # steps of each
@@ -41,14 +44,19 @@ class Config:
 
 
 def main(config: Config) -> dict[str, float]:
-    """Train both ways, score both, print."""
+    """Train every way, score each, print."""
     world = load_world(config.world)
-    ways = {"nothing": untrained, "gradient": by_gradient, "evolution": by_evolution}
+    ways = {
+        "nothing": untrained,
+        "gradient": by_gradient,
+        "policy gradient": by_policy_gradient,
+        "evolution": by_evolution,
+    }
     found = {}
     for name, way in ways.items():
         weights = np.asarray(way(world, config))[None]
         found[name] = float(dreamt_scores(world, weights, config.dreams, 10_000)[0])
-        print(f"{name:<12}{found[name]:>8.0f} steps survived in the dream", flush=True)
+        print(f"{name:<16}{found[name]:>8.0f} steps survived in the dream", flush=True)
     return found
 
 
@@ -106,6 +114,21 @@ def by_gradient(world: World, config: Config) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(config.seed), number)
         weights, state = update(weights, state, params, key)
     return weights
+
+
+def by_policy_gradient(world: World, config: Config) -> jax.Array:
+    """C after PPO on as many dream steps."""
+    settings = LearnConfig(
+        steps=config.steps,
+        lanes=config.lanes,
+        length=config.horizon,
+        batches=math.gcd(8, config.lanes * config.horizon),
+        eval_every=10**9,
+        eval_rollouts=1,
+    )
+    params = world.params(dtype=product_dtype())
+    found = learn(config.seed, world.env(), params, world.controller(), settings)
+    return found.network.weights
 
 
 def by_evolution(world: World, config: Config) -> jax.Array:

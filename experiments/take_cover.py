@@ -35,12 +35,8 @@ def main(config: Config) -> None:
     run = pipeline.Run(
         directory, TAKE_COVER, config.seed, PRESETS[config.preset], Logbook(directory)
     )
-    pipeline.collect_phase(run)
-    pipeline.vision_phase(run)
-    pipeline.encode_phase(run)
-    pipeline.memory_phase(run)
-    pipeline.evolve_phase(run)
-    pipeline.evaluate_phase(run)
+    for name in pipeline.phases_of(run.config):  # collect, train-vision, encode, train-memory, ...
+        pipeline.PHASES[name](run)
 
 
 if __name__ == "__main__":

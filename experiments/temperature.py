@@ -2,8 +2,9 @@
 
     python experiments/temperature.py --world take-cover --out runs/temperature
 
-For every tau and seed: evolve C in the dream at that tau, score it there and in the real game.
-Each result is written when it is known, so the same command goes on after a stop.
+For every tau and seed: learn C in the dream at that tau by policy gradient (the paper evolves it),
+score it there and in the real game. Each result is written when it is known, so the same command
+goes on after a stop.
 """
 
 import dataclasses
@@ -17,9 +18,9 @@ import tyro
 
 from dreamjax.agent import evaluate
 from dreamjax.devices import product_dtype
-from dreamjax.evolution import EvolveConfig, evolve
 from dreamjax.fidelity import dreamt_scores
 from dreamjax.files import writable, write_json
+from dreamjax.learning import LearnConfig, learn
 from dreamjax.logbook import Logbook
 from dreamjax.pipeline import score
 from dreamjax.worlds import World, load_world
@@ -44,9 +45,7 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)
     episodes: int = 100  # real ones of each controller
     dreams: int = 1024
-    generations: int = 30
-    population: int = 64
-    rollouts: int = 16
+    steps: int = 6_000_000  # dream steps that each C learns from
     workers: int | None = None
 
 
@@ -66,17 +65,9 @@ def main(config: Config) -> list[dict[str, Any]]:
 
 
 def measure(world: World, tau: float, seed: int, config: Config, log: Logbook) -> dict[str, Any]:
-    """C evolved at one tau, awake and dreaming."""
-    controller = world.controller()
-    settings = EvolveConfig(
-        generations=config.generations,
-        population=config.population,
-        rollouts=config.rollouts,
-        eval_every=min(5, config.generations),
-        eval_rollouts=256,
-    )
-    params = world.params(tau, dtype=product_dtype())
-    found = evolve(seed, world.env(), params, controller, controller.num_params, settings, log=log)
+    """C learnt at one tau, awake and dreaming."""
+    params, settings = world.params(tau, dtype=product_dtype()), LearnConfig(steps=config.steps)
+    found = learn(seed, world.env(), params, world.controller(), settings, log=log)
     dreamt = dreamt_scores(world, jnp.array(found.best)[None], config.dreams, seed, tau)
     real = evaluate(world, found.best, config.episodes, seed, log=log, workers=config.workers)
     return {

@@ -86,9 +86,7 @@ def test_fidelity_and_temperature_run_on_a_world_that_is_handed_on(smoke, tmp_pa
     assert found["policies"]["blind"]["dream"]["n"] >= 8
     assert len(found["controllers"]["real"]) == 3 and "open_loop" not in found
     assert "rank correlation over 3 controllers" in capsys.readouterr().out
-    settings = temperature.Config(
-        tmp_path / "tau", str(tmp_path / "world"), (0.5,), (0,), 2, 8, 1, 4, 1
-    )
+    settings = temperature.Config(tmp_path / "tau", str(tmp_path / "world"), (0.5,), (0,), 2, 8, 1)
     rows = temperature.main(settings)
     assert [row["tau"] for row in rows] == [0.5] and len(rows[0]["real"]) == 2
     assert temperature.main(settings) == rows, "known results are not measured again"

@@ -139,7 +139,7 @@ def test_drop_in_rows(world):
 
 def test_gradient_and_evolution_both_run(capsys):
     settings = gradient.Config(steps=1, lanes=2, horizon=3, population=4, rollouts=1, dreams=2)
-    assert set(gradient.main(settings)) == {"nothing", "gradient", "evolution"}
+    assert set(gradient.main(settings)) == {"nothing", "gradient", "policy gradient", "evolution"}
 
 
 def test_straight_through_draws_as_the_dream_does():
