@@ -3,7 +3,8 @@
 The path of data, one module a step:
 
 `real` (the game) -> `rollouts` (collect) -> `vision` (V) -> `latents` (encode) -> `memory` (M)
--> `dream` (M as a gymnax environment) -> `evolution` (C) -> `agent` (the real game again).
+-> `dream` (M as a gymnax environment) -> `evolution` or `learning` (C) -> `agent` (the real game
+again).
 
 Names load on first use, so that the processes that only play a game start without jax. For the
 same reason gymnax learns of the dreams only if it is imported already, or with `dreamjax.envs`.
@@ -43,6 +44,8 @@ _HOMES = {
     "features": "controller",
     "EvolveConfig": "evolution",
     "evolve": "evolution",
+    "LearnConfig": "learning",
+    "learn": "learning",
     "World": "worlds",
     "load_controller": "worlds",
     "load_world": "worlds",

@@ -26,6 +26,8 @@ PRESETS = {
         vision=VisionConfig(steps=1500, learning_rate=1e-3),
         memory=MemoryConfig(steps=800, batch_size=64, sequence_length=128),
         evolve=EvolveConfig(generations=20, eval_every=5, eval_rollouts=256),
+        learn=LearnConfig(steps=8_000_000),
+        controller="learn",
     ),
     # At most 3 hours on 2 cores.
     "cpu": RunConfig(
@@ -33,8 +35,12 @@ PRESETS = {
         vision=VisionConfig(
             steps=13_000, learning_rate=1e-3, final_learning_rate=2e-5, salient_weight=10.0
         ),
-        memory=MemoryConfig(steps=1600, batch_size=64, sequence_length=128, decay=0.998),
+        memory=MemoryConfig(
+            steps=2000, batch_size=32, sequence_length=512, decay=0.998, num_events=4, clock=True
+        ),
         evolve=EvolveConfig(generations=60, eval_every=10, eval_rollouts=256),
+        learn=LearnConfig(steps=12_000_000),
+        controller="learn",
     ),
     # The paper's scale: for an accelerator and many cores.
     "paper": RunConfig(

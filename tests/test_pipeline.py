@@ -72,20 +72,10 @@ def test_smoke_leaves_metrics_and_pictures(smoke):
     assert film.size == (3 * 192, 206) and film.n_frames > 5
 
 
-def test_fidelity_and_temperature_run_on_a_world_that_is_handed_on(smoke, tmp_path, capsys):
+def test_temperature_runs_on_a_world_that_is_handed_on(smoke, tmp_path):
     directory, _ = smoke
     words = ["--target", str(tmp_path / "world")]
     assert cli.main(["export", "--run-dir", str(directory), *words]) == 0
-    small = ["real-episodes=2", "episodes=8", "controllers=3", "controller-episodes=1", "seen=1"]
-    words = ["--run-dir", str(tmp_path / "run"), "--world", str(tmp_path / "world")]
-    words += [f"--fidelity.{word}" for word in small]
-    assert cli.main(["fidelity", "take-cover", *words]) == 0
-    found = json.loads((tmp_path / "run" / "fidelity.json").read_text())
-    assert set(found["policies"]) == {"uniform", "held", "blind", "C"}
-    assert len(found["policies"]["C"]["real_hazard"]) == 6
-    assert found["policies"]["blind"]["dream"]["n"] >= 8
-    assert len(found["controllers"]["real"]) == 3 and "open_loop" not in found
-    assert "rank correlation over 3 controllers" in capsys.readouterr().out
     settings = temperature.Config(tmp_path / "tau", str(tmp_path / "world"), (0.5,), (0,), 2, 8, 1)
     rows = temperature.main(settings)
     assert [row["tau"] for row in rows] == [0.5] and len(rows[0]["real"]) == 2
@@ -93,15 +83,20 @@ def test_fidelity_and_temperature_run_on_a_world_that_is_handed_on(smoke, tmp_pa
     assert (tmp_path / "tau" / "temperature.png").stat().st_size > 1000
 
 
-def test_fidelity_on_the_run_itself_looks_at_predictions_too(smoke, capsys):
+def test_fidelity_compares_dream_and_game(smoke, capsys):
     directory, _ = smoke
-    words = ["real-episodes=2", "episodes=4", "controllers=3", "controller-episodes=1"]
+    words = ["real-episodes=2", "episodes=8", "controllers=3", "controller-episodes=1"]
     words += ["seen=1", "horizon=5"]
     words = [f"--fidelity.{word}" for word in words]
     assert cli.main(["fidelity", "take-cover", "--run-dir", str(directory), *words]) == 0
     found = json.loads((directory / "fidelity.json").read_text())
+    assert set(found["policies"]) == {"uniform", "held", "blind", "C"}
+    assert len(found["policies"]["C"]["real_hazard"]) == 6
+    assert found["policies"]["blind"]["dream"]["n"] >= 8
+    assert len(found["controllers"]["real"]) == 3
     assert len(found["open_loop"]["nll"]) == 5 and found["deaths"]["deaths"] > 0
-    assert "open loop" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "rank correlation over 3 controllers" in said and "open loop" in said
 
 
 def test_every_artefact_says_how_it_was_made(smoke):
