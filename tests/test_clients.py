@@ -3,6 +3,8 @@
 `pip install -e '.[test,clients]'` installs all of them.
 """
 
+import sys
+
 import gymnasium
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from dreamjax.memory import MDNRNN
 from dreamjax.tasks import TAKE_COVER
 from dreamjax.vision import VAE
 from dreamjax.worlds import World, export_world
+from experiments import purejaxrl
 
 ID = "DreamTakeCover-v1"
 RIGHT = 2  # the discrete action that kills in the probe
@@ -111,3 +114,44 @@ def test_stable_baselines_checks_and_learns(probe):
     obs = np.zeros((64, 64), np.float32)
     chosen, _ = agent.predict(obs)
     assert np.mean(chosen == RIGHT) < 0.15
+
+
+FAKE = """
+import gymnax, jax, jax.numpy as jnp
+{head}
+def make_train(config):
+    env, params = {env}
+    def train(key):
+        obs, state = env.reset(key, params)
+        def step(state, key):
+            action = env.action_space(params).sample(key)
+            obs, state, reward, done, info = env.step(key, state, action, params)
+            return state, dict(returned_episode=done, returned_episode_returns=reward)
+        keys = jax.random.split(key, int(config["TOTAL_TIMESTEPS"]))
+        return dict(metrics=jax.lax.scan(step, state, keys)[1])
+    return train
+"""
+
+
+@pytest.mark.parametrize(
+    "actions, name, head, env",
+    [
+        ("discrete", "ppo", "", "gymnax.make(config['ENV_NAME'])"),
+        (
+            "continuous",
+            "ppo_continuous_action",
+            "from nobodys.wrappers import EpisodeWrapper; BraxGymnaxWrapper = None",
+            "BraxGymnaxWrapper(config['ENV_NAME']), None",
+        ),
+    ],
+)
+def test_purejaxrl_scripts_are_given_the_dream(
+    probe, actions, name, head, env, tmp_path, monkeypatch
+):
+    (tmp_path / "purejaxrl").mkdir()
+    (tmp_path / "purejaxrl" / f"{name}.py").write_text(FAKE.format(head=head, env=env))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    monkeypatch.setattr(purejaxrl, "ELSEWHERE", ("nobodys", "nobodys.wrappers"))
+    settings = purejaxrl.Config(source=tmp_path, actions=actions, steps=100, world=probe)
+    assert purejaxrl.main(settings) == (1.0, 1.0)  # a reward a step, and deaths in every fifth
