@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from dreamjax.tasks import Task
+from dreamjax.tasks import PRESSED, Task
 
 FORGET_BIAS = 1.0  # TF1's LSTM default; added in the cell, so a stored bias does not hold it
 MIN_LOGSTD = -7.0  # floor of the mixture's log standard deviation; the original has none
 RARE = 5.0  # first log odds against an event, so that events explain only what is rare
 CLOCK = 1000  # steps that M's clock counts as one, so that it stays near 1
 NEVER = -1e9  # death logit of a game without death: sigmoid is exactly 0
+
+VARIANT = ("num_events", "clock", "keys")  # what may differ from the paper's M
 
 Carry = tuple[jax.Array, jax.Array]
 
@@ -165,14 +167,25 @@ class MDNRNN(nnx.Module):
       num_events: J, see `EventMixture`; 0 is the paper's.
       clock: whether M is told the age of an episode, as games that grow harder need; the paper's
         is not.
+      keys: whether M reads of an action what Take Cover does, the key that it presses, rather than
+        the number; the paper's reads the number.
     """
 
-    def __init__(self, task: Task, *, rngs: nnx.Rngs, num_events: int = 0, clock: bool = False):
+    def __init__(
+        self,
+        task: Task,
+        *,
+        rngs: nnx.Rngs,
+        num_events: int = 0,
+        clock: bool = False,
+        keys: bool = False,
+    ):
         self.latent_size = task.latent_size
         self.hidden_size = task.hidden_size
         self.num_mixtures = task.num_mixtures
         self.num_events = num_events
         self.clock = clock
+        self.keys = keys
         self.dies = task.dies
         inputs = task.latent_size + task.action_size + task.dies
         outputs = 3 * task.num_mixtures * task.latent_size + task.dies
@@ -209,6 +222,8 @@ class MDNRNN(nnx.Module):
 
     def inputs(self, z: jax.Array, action: jax.Array, age: jax.Array) -> jax.Array:
         """What the LSTM reads: [z, action, restart flag or clock if the game has death]."""
+        if self.keys:
+            action = pressed(action)
         if not self.dies:
             return jnp.concatenate((z, action), axis=-1)
         flag = jnp.where(age == 0, 1.0, -age / CLOCK if self.clock else 0.0)
@@ -242,11 +257,17 @@ class MDNRNN(nnx.Module):
         return jnp.zeros(shape), jnp.zeros(shape)
 
 
+def pressed(action: jax.Array) -> jax.Array:
+    """-1, 0 or 1, the key that each number presses; its gradient is the number's."""
+    key = jnp.sign(action) * (jnp.abs(action) > PRESSED)
+    return action + jax.lax.stop_gradient(key - action)
+
+
 def with_events(memory: MDNRNN, task: Task, num_events: int, rngs: nnx.Rngs) -> MDNRNN:
     """`memory` with untrained events, so that training can go on from an M that has none."""
     if memory.num_events == num_events:
         return memory
-    grown = MDNRNN(task, rngs=rngs, num_events=num_events, clock=memory.clock)
+    grown = MDNRNN(task, rngs=rngs, num_events=num_events, clock=memory.clock, keys=memory.keys)
     grown.lstm_kernel[...], grown.lstm_bias[...] = memory.lstm_kernel[...], memory.lstm_bias[...]
     usual = 3 * memory.num_mixtures * memory.latent_size
     for name in ("head_kernel", "head_bias"):

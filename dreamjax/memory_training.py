@@ -21,7 +21,17 @@ from dreamjax.checkpoint import Store
 from dreamjax.devices import product_dtype
 from dreamjax.latents import LatentSequences
 from dreamjax.logbook import Logbook
-from dreamjax.memory import MDNRNN, Carry, cast, cell, gates_of, product, reset, with_events
+from dreamjax.memory import (
+    MDNRNN,
+    VARIANT,
+    Carry,
+    cast,
+    cell,
+    gates_of,
+    product,
+    reset,
+    with_events,
+)
 from dreamjax.settings import SettingError, require_positive
 from dreamjax.tasks import Task
 from dreamjax.training import fit
@@ -191,6 +201,7 @@ class MemoryConfig:
     steps_per_call: int = 4  # updates in one compiled call
     num_events: int = 0  # Gaussians over all latents at once beside the factored mixture
     clock: bool = False  # whether M is told the age of an episode
+    keys: bool = False  # whether M reads the key that an action presses, not the number
     start_from: str | None = None  # run directory whose M is trained on; None starts from chance
 
     def __post_init__(self):
@@ -199,6 +210,10 @@ class MemoryConfig:
         )
         if self.num_events < 0:
             raise SettingError(f"num_events must be at least 0, got {self.num_events}")
+
+    def variant(self) -> dict[str, Any]:
+        """What M is beyond the paper's: `MDNRNN`'s keywords."""
+        return {name: getattr(self, name) for name in VARIANT}
 
 
 @struct.dataclass
@@ -303,10 +318,10 @@ class Trainer:
 
     def initial(self, memory: MDNRNN | None = None) -> State:
         """The state before the first update, of an untrained M unless one is given."""
-        rngs, events = nnx.Rngs(params=self._key_init), self.config.num_events
+        rngs, config = nnx.Rngs(params=self._key_init), self.config
         if memory is None:
-            memory = MDNRNN(self.task, rngs=rngs, num_events=events, clock=self.config.clock)
-        memory = with_events(memory, self.task, events, rngs)
+            memory = MDNRNN(self.task, rngs=rngs, **config.variant())
+        memory = with_events(memory, self.task, config.num_events, rngs)
         return initial_state(memory, self.layout.lanes, self.config)
 
     def __call__(self, state: State, step: int) -> tuple[State, int, dict[str, float]]:

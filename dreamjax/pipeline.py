@@ -280,7 +280,8 @@ def _memory_to_train_on(run: Run) -> MDNRNN | None:
             f"{store.directory} has an M of {num_events} events, but --memory.num-events is "
             f"{run.config.memory.num_events}; make them the same"
         )
-    blank = blank_models(run.task, num_events, run.config.memory.clock)[1]
+    variant = run.config.memory.variant() | {"num_events": num_events}
+    blank = blank_models(run.task, **variant)[1]
     return store.load(blank, prefix=".memory")[0]
 
 

@@ -22,7 +22,7 @@ from dreamjax import files
 from dreamjax.checkpoint import CheckpointError, Store, digest, flatten, unflatten
 from dreamjax.controller import LinearController, controller_for
 from dreamjax.dream import DreamEnv, EnvParams, env_params
-from dreamjax.memory import MDNRNN, cast
+from dreamjax.memory import MDNRNN, VARIANT, cast
 from dreamjax.tasks import TASKS, Task
 from dreamjax.vision import VAE
 
@@ -94,12 +94,12 @@ class World:
         return digest(self.arrays())
 
 
-def blank_models(task: Task, num_events: int = 0, clock: bool = False) -> tuple[VAE, MDNRNN]:
-    """V and M of a task's sizes as shapes alone, templates to load into."""
+def blank_models(task: Task, **variant: Any) -> tuple[VAE, MDNRNN]:
+    """V and M of a task's sizes, M with `MDNRNN`'s keywords, as shapes alone to load into."""
     return nnx.eval_shape(
         lambda: (
             VAE(task.latent_size, rngs=nnx.Rngs(0)),
-            MDNRNN(task, rngs=nnx.Rngs(0), num_events=num_events, clock=clock),
+            MDNRNN(task, rngs=nnx.Rngs(0), **variant),
         )
     )
 
@@ -113,8 +113,7 @@ def save_world(directory: Path | str, world: World, meta: dict[str, Any]) -> Non
         "starts": len(world.initial_mu),
         "death_threshold": world.death_threshold,
         "death_noise": world.death_noise,
-        "num_events": world.memory.num_events,
-        "clock": world.memory.clock,
+        **{name: getattr(world.memory, name) for name in VARIANT},
         "vision": digest(world.vision),
         "memory": digest(world.memory),
     }
@@ -163,7 +162,7 @@ def _blank_world(meta: dict[str, Any], origin: Path) -> World:
     task = TASKS[meta["task"]]
     starts = jax.ShapeDtypeStruct((meta["starts"], task.latent_size), jnp.float32)
     deaths = {name: meta.get(name, 0.0) for name in ("death_threshold", "death_noise")}
-    models = blank_models(task, meta.get("num_events", 0), meta.get("clock", False))
+    models = blank_models(task, **{name: meta[name] for name in VARIANT if name in meta})
     return World(task, *models, starts, starts, **deaths)
 
 
@@ -195,8 +194,7 @@ def export_world(
         "starts": len(world.initial_mu),
         "death_threshold": world.death_threshold,
         "death_noise": world.death_noise,
-        "num_events": world.memory.num_events,
-        "clock": world.memory.clock,
+        **{name: getattr(world.memory, name) for name in VARIANT},
         "sha256": hashlib.sha256(blob).hexdigest(),
     }
     files.write_json(target / "world.json", {**meta, **facts})
