@@ -44,11 +44,17 @@ class LearnConfig:
     clip: float = 0.2  # how far a choice's probability may move in one update
     entropy: float = 0.01  # weight of the choices' entropy
     critic: int = 64  # units of the critic
+    averaging: float = 0.97  # of the averaged weights, what an update keeps; they are the result
     eval_every: int = 122  # updates between evaluations: 4 million steps
     eval_rollouts: int = 256  # dreams of such an evaluation
 
     def __post_init__(self):
-        require_positive(self, *(f.name for f in dataclasses.fields(self) if f.name != "entropy"))
+        require_positive(
+            self,
+            *(f.name for f in dataclasses.fields(self) if f.name not in ("entropy", "averaging")),
+        )
+        if not 0 <= self.averaging < 1:
+            raise SettingError(f"averaging must be from 0 to below 1, got {self.averaging}")
         if self.lanes * self.length % self.batches:
             raise SettingError(
                 f"batches={self.batches} does not divide lanes x length = "
@@ -83,13 +89,15 @@ class Learning:
 
     Attributes:
       network: C and the critic.
+      average: [D] running mean of C's weights over updates, which plays better than the newest.
       optimiser: Adam's state.
       obs, env_state: the dreams in flight, [E] of each.
-      best: [D] the weights with the highest evaluation.
+      best: [D] the averaged weights with the highest evaluation.
       best_score: [] mean return of that evaluation.
     """
 
     network: Network
+    average: jax.Array
     optimiser: optax.OptState
     obs: jax.Array
     env_state: Any
@@ -132,8 +140,8 @@ def learn(
       controller: C, without a bias.
       config: sizes and rates.
       log, store, meta: see `training.fit`; the same call resumes.
-      watch: called after each evaluation with the weights [D] and their return; what it returns
-        is logged.
+      watch: called after each evaluation with the averaged weights [D] and their return; what it
+        returns is logged.
 
     Returns:
       The final `Learning`; `best` is the controller to use.
@@ -146,7 +154,7 @@ def learn(
     def advance(state, step):
         state, count, metrics = updates(state, step, env_params)
         if watch is not None and "eval" in metrics:
-            metrics |= watch(state.network.weights, metrics["eval"])
+            metrics |= watch(state.average, metrics["eval"])
         return state, count, metrics
 
     return fit(
@@ -191,6 +199,7 @@ class Updates:
         obs, env_state = jax.jit(jax.vmap(self.env.reset, (0, None)))(keys, env_params)
         return Learning(
             network=network,
+            average=jnp.zeros_like(network.weights),
             optimiser=self.optimiser.init(network),
             obs=obs,
             env_state=env_state,
@@ -223,8 +232,12 @@ class Updates:
             "life": steps.done.size / jnp.maximum(steps.done.sum(), 1.0),  # steps to a death
             "loss": losses.mean(),
         }
-        state = state.replace(obs=obs, env_state=env_state)
-        return state.replace(network=learnt[0], optimiser=learnt[1]), metrics
+        network, optimiser = learnt
+        average = optax.incremental_update(
+            network.weights, state.average, 1 - self.config.averaging
+        )
+        loop = {"obs": obs, "env_state": env_state}
+        return state.replace(network=network, average=average, optimiser=optimiser, **loop), metrics
 
     def _play(self, network: Network, env_params: Any, loop, key):
         """One step of all dreams."""
@@ -277,7 +290,7 @@ class Updates:
 
     def _evaluation(self, state: Learning, number: jax.Array, env_params: Any):
         key = jax.random.fold_in(jax.random.fold_in(self.key, number), 1)
-        weights = state.network.weights
+        weights = state.average
         played = evaluate(
             key, self.env, env_params, self.controller, weights[None], self.config.eval_rollouts
         )

@@ -333,6 +333,8 @@ class Trainer:
 
 
 def _check(task: Task, latents: LatentSequences, config: MemoryConfig) -> None:
+    if config.keys and task.action_size != 1:
+        raise ValueError(f"{task.name} is not played by keys; leave out --memory.keys")
     sizes = latents.mu.shape[-1], latents.actions.shape[-1]
     if sizes != (task.latent_size, task.action_size):
         raise ValueError(

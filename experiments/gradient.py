@@ -128,7 +128,7 @@ def by_policy_gradient(world: World, config: Config) -> jax.Array:
     )
     params = world.params(dtype=product_dtype())
     found = learn(config.seed, world.env(), params, world.controller(), settings)
-    return found.network.weights
+    return found.average
 
 
 def by_evolution(world: World, config: Config) -> jax.Array:

@@ -25,7 +25,7 @@ def updates(config=SMALL):
 
 @pytest.mark.smoke
 def test_it_learns_to_balance():
-    config = dataclasses.replace(SMALL, steps=80 * 32 * 16, learning_rate=0.02)
+    config = dataclasses.replace(SMALL, steps=80 * 32 * 16, learning_rate=0.02, averaging=0.9)
     found = learn(1, Balance(), PARAMS, CONTROLLER, config)
     assert found.best_score > 55  # of 60; nobody pushing gets 15
     assert found.best[0] < -1  # pushes against x[0]
@@ -135,12 +135,23 @@ def test_the_best_evaluation_is_kept_and_watched():
     assert float(found.best_score) == best[0]
 
 
+def test_the_average_follows_the_weights():
+    run = updates(dataclasses.replace(SMALL, averaging=0.75, learning_rate=0.1))
+    state, average = run.initial(PARAMS), np.zeros(3)
+    for step in range(3):
+        state, _, _ = run(state, step, PARAMS)
+        average = 0.75 * average + 0.25 * np.asarray(state.network.weights)
+    np.testing.assert_allclose(state.average, average, rtol=1e-5)
+    assert np.abs(average).min() > 0.01
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"batches": 7}, "batches=7 does not divide lanes x length = 512 steps"),
         ({"discount": 0.0}, "discount must be more than 0"),
+        ({"averaging": 1.0}, "averaging must be from 0 to below 1, got 1.0"),
     ],
 )
 def test_bad_settings_are_named(change, message):

@@ -165,6 +165,15 @@ def test_a_clock_tells_the_age_and_nothing_else():
     assert not np.allclose(others[1], told[1])
 
 
+def test_an_m_of_keys_reads_what_the_game_reads():
+    memory = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0), keys=True)
+    z, age = draw(1, 5, 6), jnp.ones(5)
+    action = jnp.array([[-1.0], [-0.3], [0.0], [0.34], [0.9]])
+    np.testing.assert_array_equal(memory.inputs(z, action, age)[:, 6], [-1, 0, 0, 1, 1])
+    slope = jax.grad(lambda a: memory.inputs(z, a, age)[:, 6].sum())(action)
+    np.testing.assert_array_equal(slope, 1)  # so that a gradient passes through the dream
+
+
 def test_log_prob_equals_scipy():
     mixture, z = random_mixture(0, 3, 5, 4), draw(9, 3, 4)
     weights = scipy.special.softmax(np.asarray(mixture.logits, np.float64), axis=-2)
@@ -570,6 +579,7 @@ def test_padding_has_no_weight():
         (small(TAKE_COVER), {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         (small(TAKE_COVER), {"steps": -1}, "steps must be at least 1, got -1"),
         (small(TAKE_COVER), {"num_events": -1}, "num_events must be at least 0, got -1"),
+        (small(CAR_RACING), {"keys": True}, "car-racing is not played by keys"),
     ],
 )
 def test_bad_input_is_one_line(task, changes, match):
