@@ -91,7 +91,9 @@ def test_the_torch_rival_runs_or_says_why_not(capsys):
 
 
 def test_bench_writes_the_agreed_rows(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(suite, "_quick_rows", lambda world, kind, lanes: _few_rows(world, lanes))
+    monkeypatch.setattr(
+        suite, "_quick_rows", lambda world, kind, racer, lanes: _few_rows(racer, lanes)
+    )
     target, plot = tmp_path / "rows.json", tmp_path / "rows.png"
     words = ["bench", "--quick", "--lanes", "4", "--json", str(target), "--plot", str(plot)]
     assert cli.main(words) == 0
