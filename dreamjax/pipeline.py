@@ -354,7 +354,9 @@ def evaluate_phase(run: Run) -> None:
         "versions": versions(),
     }
     write_json(run.directory / "results.json", results)
-    media.draw_curves(run.directory / "metrics.jsonl", run.directory / "curves.png")
+    metrics = run.directory / "metrics.jsonl"
+    if metrics.exists():  # not where a world was handed on
+        media.draw_curves(metrics, run.directory / "curves.png")
     media.film(world, weights, run.directory / "dream.gif", run.seed)
     print_results(results, run.log)
 

@@ -72,7 +72,7 @@ def test_smoke_leaves_metrics_and_pictures(smoke):
     assert film.size == (3 * 192, 206) and film.n_frames > 5
 
 
-def test_temperature_runs_on_a_world_that_is_handed_on(smoke, tmp_path):
+def test_a_world_that_is_handed_on_is_played_at_several_temperatures(smoke, tmp_path):
     directory, _ = smoke
     words = ["--target", str(tmp_path / "world")]
     assert cli.main(["export", "--run-dir", str(directory), *words]) == 0
@@ -81,6 +81,10 @@ def test_temperature_runs_on_a_world_that_is_handed_on(smoke, tmp_path):
     assert [row["tau"] for row in rows] == [0.5] and len(rows[0]["real"]) == 2
     assert temperature.main(settings) == rows, "known results are not measured again"
     assert (tmp_path / "tau" / "temperature.png").stat().st_size > 1000
+    words = ["--world", str(tmp_path / "world"), "--run-dir", str(tmp_path / "new")]
+    words += ["--evaluate.episodes", "2", "--evaluate.baseline-episodes", "2"]
+    assert cli.main(["evaluate", "take-cover", *words]) == 0
+    assert json.loads((tmp_path / "new" / "results.json").read_text())["ours"]["n"] == 2
 
 
 def test_fidelity_compares_dream_and_game(smoke, capsys):
