@@ -120,6 +120,12 @@ def test_a_resumed_learning_repeats_an_unbroken_one(tmp_path):
     assert run.update._cache_size() == 1
 
 
+def test_every_update_draws_its_own_noise():
+    run = updates()
+    first, second = (run(run.initial(PARAMS), step, PARAMS)[0] for step in (0, 1))
+    assert (np.asarray(first.obs) != np.asarray(second.obs)).any()
+
+
 def test_the_best_evaluation_is_kept_and_watched():
     seen = []
 
