@@ -265,8 +265,7 @@ def collect(
       WorkerError: the game could not be kept running; finished shards are kept.
     """
     _check_request(task, episodes, policy, shard_episodes, min_steps)
-    log = log or Logbook(quiet=True)
-    directory = files.writable(directory)
+    log, directory = log or Logbook(quiet=True), files.writable(directory)
     settings = {
         "task": task.name,
         "profile": task.profile,
@@ -287,7 +286,6 @@ def collect(
     if jobs:
         kept = sum(found.values()) - sum(found.get(job.path, 0) for job in jobs)
         _record_all(task, jobs, kept, workers, log)
-        files.remove_stale(directory)  # once more: a killed parent's workers live a little longer
     frames = frame_counts(directory, say=log.say)
     held = _episode_counts(directory, log.say)
     return Collection(directory, len(frames), sum(held.values()), sum(frames.values()))
@@ -341,6 +339,7 @@ def _record_all(task, jobs: list[_ShardJob], kept: int, count: int | None, log: 
     with log.progress("collect", total, "episodes", kept) as bar, contextlib.closing(results):
         for index, _ in results:
             tick(0, jobs[index].episodes)
+    files.remove_stale(jobs[0].path.parent)  # again: a killed parent's workers live a little longer
     seconds = time.monotonic() - start
     log.log("collect", total, {"frames": frames, "seconds": seconds, "rate": frames / seconds})
 

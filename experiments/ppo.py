@@ -17,6 +17,7 @@ import tyro
 import dreamjax
 from dreamjax.agent import evaluate
 from dreamjax.envs import SIDES
+from dreamjax.learning import advantages
 from dreamjax.logbook import Logbook
 from dreamjax.pipeline import score
 from dreamjax.worlds import load_world
@@ -81,20 +82,6 @@ def apply(network: dict[str, jax.Array], obs: jax.Array) -> tuple[jax.Array, jax
 def awake(network: dict[str, jax.Array], obs: jax.Array) -> jax.Array:
     """The likeliest choice as the real game's action [1]."""
     return jnp.asarray(SIDES)[jnp.argmax(apply(network, obs)[0])][None]
-
-
-def advantages(batch: Transition, last_value: jax.Array, config: Config) -> jax.Array:
-    """Generalised advantage estimates [T, E]; an ended dream is worth nothing more."""
-
-    def step(loop, now):
-        advantage, next_value = loop
-        going = 1.0 - now.done
-        error = now.reward + config.discount * next_value * going - now.value
-        advantage = error + config.discount * config.trace * going * advantage
-        return (advantage, now.value), advantage
-
-    start = jnp.zeros_like(last_value), last_value
-    return jax.lax.scan(step, start, batch, reverse=True)[1]
 
 
 def loss(network, batch: Transition, advantage, config: Config) -> jax.Array:
