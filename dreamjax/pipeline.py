@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from dreamjax.files import writable, write_json
 from dreamjax.latents import encode_rollouts, read_latents
 from dreamjax.learning import LearnConfig, Learning, learn
 from dreamjax.logbook import Logbook
-from dreamjax.memory import MDNRNN
+from dreamjax.memory import MDNRNN, VARIANT
 from dreamjax.memory_metrics import calibrated_threshold, memory_metrics
 from dreamjax.memory_training import MemoryConfig, train_memory
 from dreamjax.policies import play_steps
@@ -274,15 +274,23 @@ def _memory_to_train_on(run: Run) -> MDNRNN | None:
             f"{store.directory} was trained on V {theirs[:12]}, but this run's V is {ours[:12]}; "
             "start from an M of the same V, or from nothing"
         )
+    _check_grows(store.directory, meta["config"], run.config.memory)
     num_events = meta["config"].get("num_events", 0)
-    if num_events not in (0, run.config.memory.num_events):
-        raise CheckpointError(
-            f"{store.directory} has an M of {num_events} events, but --memory.num-events is "
-            f"{run.config.memory.num_events}; make them the same"
-        )
     variant = run.config.memory.variant() | {"num_events": num_events}
     blank = blank_models(run.task, **variant)[1]
     return store.load(blank, prefix=".memory")[0]
+
+
+def _check_grows(origin: Path, had: Mapping[str, Any], config: MemoryConfig) -> None:
+    """An M may gain what sets it apart from the paper's, but neither change nor lose it."""
+    for name in VARIANT:
+        old, new = had.get(name, 0), getattr(config, name)
+        if old not in (0, new):
+            flag = name.replace("_", "-")
+            raise CheckpointError(
+                f"{origin} has an M with {name}={old}, but this run asks for {new}; "
+                f"set --memory.{flag} as it was"
+            )
 
 
 def evolve_phase(run: Run) -> None:

@@ -18,8 +18,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 Policy = Callable[[jax.Array, jax.Array], jax.Array]  # (weights [D], obs) -> action
 
-COMPACTION = 0.75  # on a CPU a batch shrinks to this share of its size, again and again
-SMALLEST_BATCH = 16  # below it, smaller batches are no faster
+COMPACTION = 0.7  # on a CPU a batch shrinks to this share of its size, again and again
+SMALLEST_BATCH = 4  # below it, smaller batches are no faster
 MEMORY_SHARE = 0.5  # of a device's memory that lanes may fill
 COPIES = 4  # a step's memory, in lanes' own sizes: before, after and between
 

@@ -3,7 +3,7 @@
     python experiments/temperature.py --world take-cover --out runs/temperature
 
 For every tau and seed: learn C in the dream at that tau by policy gradient (the paper evolves it),
-score it there and in the real game. Each result is written when it is known, so the same command
+score it there and in the real game. What is learnt and what is found is kept, so the same command
 goes on after a stop.
 """
 
@@ -17,6 +17,7 @@ import numpy as np
 import tyro
 
 from dreamjax.agent import evaluate
+from dreamjax.checkpoint import Store
 from dreamjax.devices import product_dtype
 from dreamjax.fidelity import dreamt_scores
 from dreamjax.files import writable, write_json
@@ -39,13 +40,13 @@ PAPER = {
 class Config:
     """Settings of the experiment."""
 
-    out: Path  # results.json and temperature.png are written here
+    out: Path  # results.json, temperature.png and every C are kept here
     world: str = "take-cover"  # a shipped world or a run directory
     temperatures: tuple[float, ...] = tuple(PAPER)
     seeds: tuple[int, ...] = (0, 1, 2)
     episodes: int = 100  # real ones of each controller
     dreams: int = 1024
-    steps: int = 6_000_000  # dream steps that each C learns from
+    steps: int = 8_000_000  # dream steps that each C learns from
     workers: int | None = None
 
 
@@ -67,7 +68,8 @@ def main(config: Config) -> list[dict[str, Any]]:
 def measure(world: World, tau: float, seed: int, config: Config, log: Logbook) -> dict[str, Any]:
     """C learnt at one tau, awake and dreaming."""
     params, settings = world.params(tau, dtype=product_dtype()), LearnConfig(steps=config.steps)
-    found = learn(seed, world.env(), params, world.controller(), settings, log=log)
+    store = Store(config.out / f"tau-{tau}-seed-{seed}", keep=1)
+    found = learn(seed, world.env(), params, world.controller(), settings, log=log, store=store)
     dreamt = dreamt_scores(world, jnp.array(found.best)[None], config.dreams, seed, tau)
     real = evaluate(world, found.best, config.episodes, seed, log=log, workers=config.workers)
     return {

@@ -183,6 +183,11 @@ def test_m_is_trained_on_where_v_is_the_same(smoke, tmp_path, capsys):
     words[words.index(str(smoke[0]))] = str(other)
     assert cli.main(words) == 1
     assert "start from an M of the same V, or from nothing" in capsys.readouterr().err
+    meta = Store(smoke[0] / "memory").meta()
+    meta["config"]["clock"] = True
+    Store(other / "memory").save(1, {"any": np.zeros(1)}, meta)
+    assert cli.main(words) == 1
+    assert "has an M with clock=True, but this run asks for False" in capsys.readouterr().err
 
 
 def test_two_runs_cannot_share_a_directory(smoke, capsys):
