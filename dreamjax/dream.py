@@ -190,7 +190,7 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         action = jnp.clip(action, -1.0, 1.0)
         carry, mixture, death_logit = params.memory(state.carry, state.z, action, state.time)
         z = mixture.sample_from(noise.uniform, noise.normal, params.temperature, noise.event)
-        state = state.replace(time=state.time + 1, z=z, carry=carry)
+        state = EnvState(time=state.time + 1, z=z, carry=carry)
         obs = self.observe(None, state, action, params)
         risk = death_logit - params.death_threshold
         ended = risk + params.death_noise * noise.logistic > 0

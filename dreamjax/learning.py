@@ -20,14 +20,11 @@ from flax import struct
 
 from dreamjax.checkpoint import Store
 from dreamjax.controller import LinearController
-from dreamjax.dream import EnvParams
 from dreamjax.logbook import Logbook
-from dreamjax.middles import MiddleDream, middle_params
 from dreamjax.population import evaluate
 from dreamjax.settings import SettingError, require_positive
 from dreamjax.tasks import PRESSED
 from dreamjax.training import fit
-from dreamjax.worlds import World
 
 CHOICES = (-1.0, 0.0, 1.0)  # left, stay, right
 
@@ -50,15 +47,12 @@ class LearnConfig:
     averaging: float = 0.97  # of the averaged weights, what an update keeps; they are the result
     eval_every: int = 122  # updates between evaluations: 4 million steps
     eval_rollouts: int = 256  # dreams of such an evaluation
-    horizon: int = (
-        128  # steps of a dream that begins amid a real game; 0: whole dreams (`practice`)
-    )
 
     def __post_init__(self):
-        free = "entropy", "averaging", "horizon"
-        require_positive(self, *(f.name for f in dataclasses.fields(self) if f.name not in free))
-        if self.horizon < 0:
-            raise SettingError(f"horizon must be at least 0, got {self.horizon}; 0 is whole dreams")
+        require_positive(
+            self,
+            *(f.name for f in dataclasses.fields(self) if f.name not in ("entropy", "averaging")),
+        )
         if not 0 <= self.averaging < 1:
             raise SettingError(f"averaging must be from 0 to below 1, got {self.averaging}")
         if self.lanes * self.length % self.batches:
@@ -145,7 +139,6 @@ def learn(
     store: Store | None = None,
     meta: Mapping[str, Any] | None = None,
     watch: Callable[[jax.Array, float], Mapping[str, float]] | None = None,
-    judge: tuple[Any, Any] | None = None,
 ) -> Learning:
     """Learn a linear controller's weights in a gymnax environment whose action is one number.
 
@@ -160,7 +153,6 @@ def learn(
       log, store, meta: see `training.fit`; the same call resumes.
       watch: called after each evaluation with the averaged weights [D] and their return; what it
         returns is logged.
-      judge: the environment and its parameters that weights are evaluated in; None is `env`.
 
     Returns:
       The final `Learning`; `best` is the controller to use.
@@ -168,11 +160,10 @@ def learn(
     Raises:
       ValueError: the controller's action is not one number, or it has a bias.
     """
-    eval_env, eval_params = judge or (env, env_params)
-    updates = Updates(seed, env, controller, config, eval_env)
+    updates = Updates(seed, env, controller, config)
 
     def advance(state, step):
-        state, count, metrics = updates(state, step, env_params, eval_params)
+        state, count, metrics = updates(state, step, env_params)
         if watch is not None and "eval" in metrics:
             metrics |= watch(state.average, metrics["eval"])
         return state, count, metrics
@@ -194,21 +185,14 @@ def learn(
 class Updates:
     """Compiled updates of one learning."""
 
-    def __init__(
-        self,
-        seed: int,
-        env: Any,
-        controller: LinearController,
-        config: LearnConfig,
-        eval_env: Any = None,
-    ):
+    def __init__(self, seed: int, env: Any, controller: LinearController, config: LearnConfig):
         if controller.num_actions != 1 or controller.bias:
             raise ValueError(
                 f"learning needs a controller of one action number without a bias, got "
                 f"{controller.num_actions} numbers and bias={controller.bias}; evolve it instead"
             )
         self.key, self.config = jax.random.key(seed), config
-        self.env, self.eval_env, self.controller = env, eval_env or env, controller
+        self.env, self.controller = env, controller
         falls = optax.linear_schedule(
             config.learning_rate,
             config.learning_rate / 5,
@@ -234,14 +218,13 @@ class Updates:
             best_score=jnp.float32(-jnp.inf),
         )
 
-    def __call__(self, state: Learning, step: int, env_params: Any, eval_params: Any = None):
+    def __call__(self, state: Learning, step: int, env_params: Any):
         """One update, and an evaluation where one is due; the `advance` of `training.fit`."""
         state, metrics = self.update(state, jnp.int32(step), env_params)
         metrics = {name: float(value) for name, value in metrics.items()}
         done = step + 1
         if done % self.config.eval_every == 0 or done == self.config.updates:
-            params = env_params if eval_params is None else eval_params
-            state, score = self.evaluation(state, jnp.int32(done), params)
+            state, score = self.evaluation(state, jnp.int32(done), env_params)
             metrics |= {"eval": float(score), "best_eval": float(state.best_score)}
         return state, 1, metrics
 
@@ -321,30 +304,12 @@ class Updates:
         key = jax.random.fold_in(jax.random.fold_in(self.key, number), 1)
         weights = state.average
         played = evaluate(
-            key,
-            self.eval_env,
-            env_params,
-            self.controller,
-            weights[None],
-            self.config.eval_rollouts,
+            key, self.env, env_params, self.controller, weights[None], self.config.eval_rollouts
         )
         score = played.score.mean()
         best = jnp.where(score > state.best_score, weights, state.best)
         best_score = jnp.maximum(score, state.best_score)
         return state.replace(best=best, best_score=best_score), score
-
-
-def practice(world: World, params: EnvParams, horizon: int) -> tuple[Any, Any]:
-    """The environment to learn in, and its parameters: short dreams if the world has starts.
-
-    Args:
-      world: where `params` come from.
-      params: of whole dreams.
-      horizon: steps of a short dream; 0 is whole dreams from first frames.
-    """
-    if not horizon or world.middles is None:
-        return world.env(), params
-    return MiddleDream(world.task), middle_params(params, world.middles, horizon)
 
 
 def initial_network(key: jax.Array, features: int, units: int) -> Network:

@@ -26,12 +26,11 @@ from dreamjax.dream import check_death_noise, check_temperature
 from dreamjax.evolution import Evolution, EvolveConfig, evolve
 from dreamjax.files import writable, write_json
 from dreamjax.latents import encode_rollouts, read_latents
-from dreamjax.learning import LearnConfig, Learning, learn, practice
+from dreamjax.learning import LearnConfig, Learning, learn
 from dreamjax.logbook import Logbook
 from dreamjax.memory import MDNRNN, VARIANT
 from dreamjax.memory_metrics import calibrated_threshold, memory_metrics
 from dreamjax.memory_training import MemoryConfig, train_memory
-from dreamjax.middles import find_middles
 from dreamjax.policies import play_steps
 from dreamjax.real import make_env
 from dreamjax.rollouts import collect
@@ -50,7 +49,6 @@ from dreamjax.worlds import (
 )
 
 NUM_STARTS = 1000  # start states kept in a world, as the original's initial_z.json
-NUM_MIDDLES = 768  # states amid real episodes kept in a world: 1.7 MB in half precision
 WATCH_SEED = 1000  # added to a run's seed, so that the games watched are never those of its score
 BASELINES = ("uniform", "blind")
 SIDES = ("dream", "real")
@@ -255,15 +253,8 @@ def memory_phase(run: Run) -> None:
     mu, logvar = latents.starts(NUM_STARTS)
     _, held = latents.split(run.config.memory.held_out, run.seed)
     threshold = calibrated_threshold(memory, held)
-    world = World(
-        run.task,
-        vision,
-        memory,
-        *map(jax.numpy.asarray, (mu, logvar)),
-        death_threshold=threshold,
-        death_noise=1.0,
-        middles=find_middles(memory, latents, NUM_MIDDLES, run.seed),
-    )
+    starts = jax.numpy.asarray(mu), jax.numpy.asarray(logvar)
+    world = World(run.task, vision, memory, *starts, death_threshold=threshold, death_noise=1.0)
     metrics = memory_metrics(memory, held) | {"death_threshold": threshold}
     run.log.log("held-out", store.steps()[-1], metrics)
     run.log.say("M on held-out episodes: " + _listed(metrics))
@@ -305,9 +296,9 @@ def _check_grows(origin: Path, had: Mapping[str, Any], config: MemoryConfig) -> 
 def evolve_phase(run: Run) -> None:
     """Evolve C inside the dream."""
 
-    def find(world, params, controller, **kept):
+    def find(env, params, controller, **kept):
         num_params, config = controller.num_params, run.config.evolve
-        return evolve(run.seed, world.env(), params, controller, num_params, config, **kept)
+        return evolve(run.seed, env, params, controller, num_params, config, **kept)
 
     _find_controller(run, "evolve", find)
 
@@ -315,10 +306,8 @@ def evolve_phase(run: Run) -> None:
 def learn_phase(run: Run) -> None:
     """Learn C inside the dream by policy gradient."""
 
-    def find(world, params, controller, **kept):
-        config, whole = run.config.learn, (world.env(), params)
-        env, short = practice(world, params, config.horizon)
-        return learn(run.seed, env, short, controller, config, judge=whole, **kept)
+    def find(env, params, controller, **kept):
+        return learn(run.seed, env, params, controller, run.config.learn, **kept)
 
     _find_controller(run, "learn", find)
 
@@ -335,7 +324,7 @@ def _find_controller(run: Run, phase: str, find: Callable[..., Evolution | Learn
     store, meta = run.store(phase), run.meta(phase, world=world.digest(), **settings)
     check_resumable(store, meta)
     kept = {"log": run.log, "store": store, "meta": meta, "watch": _alarm(run, world)}
-    found = find(world, params, world.controller(), **kept)
+    found = find(world.env(), params, world.controller(), **kept)
     meta |= {"phase": phase, "dream": float(found.best_score)}
     save_controller(run.directory, world, found.best, meta)
 

@@ -23,7 +23,6 @@ from dreamjax.checkpoint import CheckpointError, Store, digest, flatten, unflatt
 from dreamjax.controller import LinearController, controller_for
 from dreamjax.dream import DreamEnv, EnvParams, env_params
 from dreamjax.memory import MDNRNN, VARIANT, cast
-from dreamjax.middles import Middles, blank_middles
 from dreamjax.tasks import TASKS, Task
 from dreamjax.vision import VAE
 
@@ -42,7 +41,6 @@ class World:
       memory: M, trained on V's latents.
       initial_mu, initial_logvar: [N, Z] posteriors of real first frames.
       death_threshold, death_noise: see `EnvParams`; as calibrated for this M, or the paper's.
-      middles: states in the middle of real episodes, for short dreams; None where a world has none.
     """
 
     task: Task
@@ -52,7 +50,6 @@ class World:
     initial_logvar: jax.Array
     death_threshold: float = 0.0
     death_noise: float = 0.0
-    middles: Middles | None = None
 
     def env(self) -> DreamEnv:
         """The dream of this game as a gymnax environment."""
@@ -89,21 +86,8 @@ class World:
 
     def arrays(self) -> dict[str, Any]:
         """What is stored of it."""
-        names = ("vision", "memory", "initial_mu", "initial_logvar", "middles")
-        found = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in found.items() if value is not None}
-
-    def facts(self) -> dict[str, Any]:
-        """What must be known of it before its arrays can be read."""
-        return {
-            "task": self.task.name,
-            "profile": self.task.profile,
-            "starts": len(self.initial_mu),
-            "middles": 0 if self.middles is None else len(self.middles.age),
-            "death_threshold": self.death_threshold,
-            "death_noise": self.death_noise,
-            **{name: getattr(self.memory, name) for name in VARIANT},
-        }
+        names = ("vision", "memory", "initial_mu", "initial_logvar")
+        return {name: getattr(self, name) for name in names}
 
     def digest(self) -> str:
         """SHA-256 identity; controllers record it."""
@@ -124,7 +108,12 @@ def save_world(directory: Path | str, world: World, meta: dict[str, Any]) -> Non
     """Store a world under `directory`/world."""
     meta = {
         **meta,
-        **world.facts(),
+        "task": world.task.name,
+        "profile": world.task.profile,
+        "starts": len(world.initial_mu),
+        "death_threshold": world.death_threshold,
+        "death_noise": world.death_noise,
+        **{name: getattr(world.memory, name) for name in VARIANT},
         "vision": digest(world.vision),
         "memory": digest(world.memory),
     }
@@ -174,8 +163,7 @@ def _blank_world(meta: dict[str, Any], origin: Path) -> World:
     starts = jax.ShapeDtypeStruct((meta["starts"], task.latent_size), jnp.float32)
     deaths = {name: meta.get(name, 0.0) for name in ("death_threshold", "death_noise")}
     models = blank_models(task, **{name: meta[name] for name in VARIANT if name in meta})
-    middles = blank_middles(task, meta["middles"]) if meta.get("middles") else None
-    return World(task, *models, starts, starts, **deaths, middles=middles)
+    return World(task, *models, starts, starts, **deaths)
 
 
 def export_world(
@@ -201,7 +189,12 @@ def export_world(
         file.write(blob)
     facts = {
         "format": FORMAT,
-        **world.facts(),
+        "task": world.task.name,
+        "profile": world.task.profile,
+        "starts": len(world.initial_mu),
+        "death_threshold": world.death_threshold,
+        "death_noise": world.death_noise,
+        **{name: getattr(world.memory, name) for name in VARIANT},
         "sha256": hashlib.sha256(blob).hexdigest(),
     }
     files.write_json(target / "world.json", {**meta, **facts})

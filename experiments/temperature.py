@@ -21,7 +21,7 @@ from dreamjax.checkpoint import Store
 from dreamjax.devices import product_dtype
 from dreamjax.fidelity import dreamt_scores
 from dreamjax.files import writable, write_json
-from dreamjax.learning import LearnConfig, learn, practice
+from dreamjax.learning import LearnConfig, learn
 from dreamjax.logbook import Logbook
 from dreamjax.pipeline import score
 from dreamjax.worlds import World, load_world
@@ -69,8 +69,7 @@ def measure(world: World, tau: float, seed: int, config: Config, log: Logbook) -
     """C learnt at one tau, awake and dreaming."""
     params, settings = world.params(tau, dtype=product_dtype()), LearnConfig(steps=config.steps)
     store = Store(config.out / f"tau-{tau}-seed-{seed}", keep=1)
-    practised, whole = practice(world, params, settings.horizon), (world.env(), params)
-    found = learn(seed, *practised, world.controller(), settings, log=log, store=store, judge=whole)
+    found = learn(seed, world.env(), params, world.controller(), settings, log=log, store=store)
     dreamt = dreamt_scores(world, jnp.array(found.best)[None], config.dreams, seed, tau)
     real = evaluate(world, found.best, config.episodes, seed, log=log, workers=config.workers)
     return {
