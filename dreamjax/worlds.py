@@ -89,6 +89,17 @@ class World:
         names = ("vision", "memory", "initial_mu", "initial_logvar")
         return {name: getattr(self, name) for name in names}
 
+    def facts(self) -> dict[str, Any]:
+        """What must be known of it before its arrays can be read."""
+        return {
+            "task": self.task.name,
+            "profile": self.task.profile,
+            "starts": len(self.initial_mu),
+            "death_threshold": self.death_threshold,
+            "death_noise": self.death_noise,
+            **{name: getattr(self.memory, name) for name in VARIANT},
+        }
+
     def digest(self) -> str:
         """SHA-256 identity; controllers record it."""
         return digest(self.arrays())
@@ -108,12 +119,7 @@ def save_world(directory: Path | str, world: World, meta: dict[str, Any]) -> Non
     """Store a world under `directory`/world."""
     meta = {
         **meta,
-        "task": world.task.name,
-        "profile": world.task.profile,
-        "starts": len(world.initial_mu),
-        "death_threshold": world.death_threshold,
-        "death_noise": world.death_noise,
-        **{name: getattr(world.memory, name) for name in VARIANT},
+        **world.facts(),
         "vision": digest(world.vision),
         "memory": digest(world.memory),
     }
@@ -189,12 +195,7 @@ def export_world(
         file.write(blob)
     facts = {
         "format": FORMAT,
-        "task": world.task.name,
-        "profile": world.task.profile,
-        "starts": len(world.initial_mu),
-        "death_threshold": world.death_threshold,
-        "death_noise": world.death_noise,
-        **{name: getattr(world.memory, name) for name in VARIANT},
+        **world.facts(),
         "sha256": hashlib.sha256(blob).hexdigest(),
     }
     files.write_json(target / "world.json", {**meta, **facts})
