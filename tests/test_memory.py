@@ -351,8 +351,7 @@ def test_sequences_equal_steps_in_value_and_gradient(task):
     close(fast, slow, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk, steps", [(12, 3), (7, 1), (1000, 9)])
-@pytest.mark.parametrize("num_events", [0, 2])
+@pytest.mark.parametrize("chunk, steps, num_events", [(12, 3, 0), (7, 1, 2), (1000, 9, 0)])
 def test_the_gradient_found_chunk_by_chunk_is_the_loss_s(chunk, steps, num_events, monkeypatch):
     monkeypatch.setattr(training_module, "CHUNK", chunk)
     assert training_module._chunk(jnp.zeros((9, 4, 1))) == steps
