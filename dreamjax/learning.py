@@ -147,7 +147,8 @@ def learn(
 
     Args:
       seed: of everything random.
-      env, env_params: the gymnax environment, a dream or any other.
+      env, env_params: the gymnax 1.0 environment, a dream or any other; where its `info` tells a
+        step's `discount`, that is taken for the chance to live on.
       controller: C, without a bias.
       config: sizes and rates.
       log, store, meta: see `training.fit`; the same call resumes.
