@@ -15,7 +15,6 @@ from dreamjax.memory_training import (
     Frames,
     Layout,
     cross_entropy,
-    emphasis,
     frames_of,
     gather,
     on_device,
@@ -55,7 +54,7 @@ def memory_metrics(
     """
     nll, logit = _teacher_forced(memory, latents, seed)
     frames = jax.tree.map(np.asarray, on_device(latents, memory.dies))
-    entropy = np.asarray(cross_entropy(logit, frames.death) * emphasis(frames.death, death_weight))
+    entropy = np.asarray(cross_entropy(logit, frames.death, death_weight))
     return {
         "nll": _ratio((nll * frames.follows).sum(), frames.follows.sum()),
         **_baselines(frames),

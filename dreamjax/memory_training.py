@@ -36,8 +36,6 @@ from dreamjax.settings import SettingError, require_positive
 from dreamjax.tasks import Task
 from dreamjax.training import fit
 
-CHUNK = 1000  # frames whose predictions exist at once
-
 
 @jax.custom_vjp
 def lstm_sequence(
@@ -85,20 +83,34 @@ def _sequence_backward(saved, gradient):
     d_carry, d_gates = jax.lax.scan(step, d_carry, (d_h, restart, gates, c), reverse=True)
     d_kernel = _outer(jnp.concatenate((inputs, h), axis=-1), d_gates, kernel.dtype)
     d_inputs = product(d_gates, d_input)
-    d_kernel = d_kernel.astype(kernel.dtype)
     return d_kernel, d_gates.sum((0, 1)), d_carry, d_inputs, jnp.zeros_like(restart)
 
 
 lstm_sequence.defvjp(_sequence_forward, _sequence_backward)
 
 
+@jax.custom_vjp
+def product_sequence(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`product` of [T, B, ...] whose gradients are products in the kernel's dtype too."""
+    return product(x, kernel)
+
+
+def _product_backward(saved, gradient):
+    x, kernel = saved
+    return product(gradient, kernel.T), _outer(x, gradient, kernel.dtype)
+
+
+product_sequence.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _product_backward)
+
+
 def _outer(x: jax.Array, gradient: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """Gradient of a kernel, float32: x^T gradient over time and lanes, operands in `dtype`.
+    """Gradient of a kernel: x^T gradient over time and lanes.
 
     Both axes are contracted as they are: XLA's CPU backend is twice slower once they are merged.
     """
     x, gradient = x.astype(dtype), gradient.astype(dtype)
-    return jnp.einsum("tbi,tbo->io", x, gradient, preferred_element_type=jnp.float32)
+    total = jnp.einsum("tbi,tbo->io", x, gradient, preferred_element_type=jnp.float32)
+    return total.astype(dtype)
 
 
 @struct.dataclass
@@ -130,16 +142,12 @@ def predict_sequences(
     Returns:
       the last carry; nats per dimension of the next z, float32 [T, B]; death logits [T, B].
     """
-    carry, h = hidden_sequence(memory, carry, batch)
-    mixture, logit = memory.predict(product(h, memory.head_kernel[...]))
-    return carry, mixture.nats(batch.z[1:]), logit
-
-
-def hidden_sequence(memory: MDNRNN, carry: Carry, batch: Sequences) -> tuple[Carry, jax.Array]:
-    """The last carry, and h of every step, float32 [T, B, H]."""
     inputs = memory.inputs(batch.z[:-1], batch.action, batch.age)
     lstm = memory.lstm_kernel[...], memory.lstm_bias[...]
-    return lstm_sequence(*lstm, carry, inputs, (batch.age == 0).astype(jnp.float32))
+    restart = (batch.age == 0).astype(jnp.float32)
+    carry, h = lstm_sequence(*lstm, carry, inputs, restart)
+    mixture, logit = memory.predict(product_sequence(h, memory.head_kernel[...]))
+    return carry, mixture.nats(batch.z[1:]), logit
 
 
 def memory_loss(
@@ -160,95 +168,20 @@ def memory_loss(
     Returns:
       the loss, then the carry after the last frame and the loss's parts.
     """
-    carry, h = hidden_sequence(memory, carry, batch)
-    targets = Targets(
-        z=batch.z[1:],
-        death=batch.death,
-        z_share=_share(batch.follows),
-        death_share=_share(batch.judged) * emphasis(batch.death, death_weight),
-    )
-    loss, (nll, death_loss) = prediction_loss(memory, h, targets)
+    carry, nll, logit = predict_sequences(memory, carry, batch)
+    nll = _mean(nll, batch.follows)
+    death_loss = _mean(cross_entropy(logit, batch.death, death_weight), batch.judged)
+    loss = nll + death_loss
     return loss, (carry, {"loss": loss, "nll": nll, "death_loss": death_loss})
 
 
-@struct.dataclass
-class Targets:
-    """What h of each frame is to predict: z [T, B, Z] and death [T, B], and their shares [T, B]."""
-
-    z: jax.Array
-    death: jax.Array
-    z_share: jax.Array
-    death_share: jax.Array
+def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    return (values * mask).sum() / jnp.maximum(mask.sum(), 1.0)
 
 
-@jax.custom_vjp
-def prediction_loss(
-    memory: MDNRNN, h: jax.Array, targets: Targets
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """The loss of what M predicts from h [T, B, H], and its parts; only the loss has a gradient.
-
-    A prediction is a thousand numbers that are needed once. `CHUNK` frames' at a time they never
-    leave the cache, and the gradient is found while they are there.
-    """
-    return _prediction_forward(memory, h, targets)[0]
-
-
-def _prediction_forward(memory, h, targets):
-    kernel = memory.head_kernel[...]
-
-    def frames(total, now):
-        h, targets = now
-        loss = functools.partial(_frames_loss, memory, targets)
-        (_, parts), d_out = jax.value_and_grad(loss, has_aux=True)(product(h, kernel))
-        found = parts, _outer(h, d_out, kernel.dtype), d_out.sum((0, 1))
-        return jax.tree.map(jnp.add, total, found), product(d_out, kernel.T)
-
-    zero = jnp.float32(0)
-    total = (zero, zero), jnp.zeros(kernel.shape), jnp.zeros(kernel.shape[-1])
-    cut = jax.tree.map(lambda x: x.reshape(-1, _chunk(h), *x.shape[1:]), (h, targets))
-    (parts, d_kernel, d_bias), d_h = jax.lax.scan(frames, total, cut)
-    gradient = d_kernel.astype(kernel.dtype), d_bias, d_h.reshape(h.shape)
-    return (sum(parts), parts), (memory, targets, gradient)
-
-
-def _prediction_backward(saved, scale):
-    memory, targets, gradient = saved
-    d_kernel, d_bias, d_h = jax.tree.map(lambda x: (scale[0] * x).astype(x.dtype), gradient)
-    d_memory = jax.tree.map(jnp.zeros_like, memory)
-    d_memory.head_kernel, d_memory.head_bias = nnx.Param(d_kernel), nnx.Param(d_bias)
-    return d_memory, d_h, jax.tree.map(jnp.zeros_like, targets)
-
-
-prediction_loss.defvjp(_prediction_forward, _prediction_backward)
-
-
-def _frames_loss(memory: MDNRNN, targets: Targets, out: jax.Array):
-    mixture, logit = memory.predict(out)
-    nll = (mixture.nats(targets.z) * targets.z_share).sum()
-    death_loss = (cross_entropy(logit, targets.death) * targets.death_share).sum()
-    return nll + death_loss, (nll, death_loss)
-
-
-def _chunk(h: jax.Array) -> int:
-    """How many steps of h [T, B, H] are about `CHUNK` frames and divide T."""
-    steps, lanes, _ = h.shape
-    most = max(1, CHUNK // lanes)
-    return max(n for n in range(1, most + 1) if steps % n == 0)
-
-
-def _share(mask: jax.Array) -> jax.Array:
-    """What each frame counts in a mean over those of the mask."""
-    return mask / jnp.maximum(mask.sum(), 1.0)
-
-
-def cross_entropy(logit: jax.Array, death: jax.Array) -> jax.Array:
-    """Binary cross-entropy of a death logit in nats."""
-    return jax.nn.softplus(logit) - death * logit
-
-
-def emphasis(death: jax.Array, weight: float) -> jax.Array:
-    """How often a step counts in the death loss: `weight` times where it led to death."""
-    return 1 + (weight - 1) * death
+def cross_entropy(logit: jax.Array, death: jax.Array, weight: float) -> jax.Array:
+    """Binary cross-entropy of a death logit in nats, `weight` times as much at deaths."""
+    return (jax.nn.softplus(logit) - death * logit) * (1 + (weight - 1) * death)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -351,26 +351,6 @@ def test_sequences_equal_steps_in_value_and_gradient(task):
     close(fast, slow, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk, steps, num_events", [(12, 3, 0), (7, 1, 2), (1000, 9, 0)])
-def test_the_gradient_found_chunk_by_chunk_is_the_loss_s(chunk, steps, num_events, monkeypatch):
-    monkeypatch.setattr(training_module, "CHUNK", chunk)
-    assert training_module._chunk(jnp.zeros((9, 4, 1))) == steps
-    memory = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0), num_events=num_events)
-    carry, batch = (draw(1, 4, 12), draw(2, 4, 12)), random_sequences()
-
-    def plain(memory, carry):
-        _, nll, logit = predict_sequences(memory, carry, batch)
-        entropy = jax.nn.softplus(logit) - batch.death * logit
-        entropy *= jnp.where(batch.death > 0, 7.0, 1.0)
-        parts = (nll * batch.follows).sum(), (entropy * batch.judged).sum()
-        return 3 * parts[0] / batch.follows.sum() + 3 * parts[1] / batch.judged.sum()
-
-    def chunked(memory, carry):
-        return 3 * memory_loss(memory, carry, batch, 7.0)[0]
-
-    close(*(jax.jit(jax.value_and_grad(f, (0, 1)))(memory, carry) for f in (chunked, plain)))
-
-
 def test_bfloat16_gradients_point_where_float32_s_do():
     memory, batch = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0)), random_sequences(T=40, B=8)
 
