@@ -70,3 +70,20 @@ def controller_for(task: Task) -> LinearController:
     """The paper's controller: 1,088 weights for Take Cover, 867 for CarRacing."""
     squash = pedals if task.action_size == 3 else jnp.tanh
     return LinearController(task.feature_size, task.action_size, task.controller_bias, squash)
+
+
+def start_weights(start: jax.Array | None, num_params: int) -> jax.Array:
+    """Weights [D] that learning or evolution begins from: `start`, or zeros.
+
+    Raises:
+      ValueError: `start` is not `num_params` finite numbers.
+    """
+    if start is None:
+        return jnp.zeros(num_params)
+    start = jnp.asarray(start, jnp.float32)
+    if start.shape != (num_params,) or not jnp.isfinite(start).all():
+        raise ValueError(
+            f"start must be {num_params} finite weights, got shape {list(start.shape)} with "
+            f"{int((~jnp.isfinite(start)).sum())} not finite; pass a controller of this task"
+        )
+    return start

@@ -15,6 +15,7 @@ import numpy as np
 from flax import struct
 
 from dreamjax.checkpoint import Store
+from dreamjax.controller import start_weights
 from dreamjax.logbook import Logbook
 from dreamjax.population import Policy, all_devices, evaluate, lanes_that_fit
 from dreamjax.settings import SettingError, require_positive
@@ -66,6 +67,7 @@ def evolve(
     num_params: int,
     config: EvolveConfig,
     *,
+    start: jax.Array | None = None,
     log: Logbook | None = None,
     store: Store | None = None,
     meta: Mapping[str, Any] | None = None,
@@ -79,6 +81,7 @@ def evolve(
       policy: `(weights [D], obs) -> action`.
       num_params: D.
       config: sizes and lengths.
+      start: [D] the first mean, zeros if None; `config.sigma` should suit its scale.
       log, store, meta: see `training.fit`; the same call resumes.
       watch: called after each evaluation with the mean's weights [D] and its return; what it
         returns is logged.
@@ -96,7 +99,7 @@ def evolve(
 
     return fit(
         "evolve",
-        generations.initial(),
+        generations.initial(start),
         advance,
         config.generations,
         log=log or Logbook(quiet=True),
@@ -134,9 +137,9 @@ class Generations:
         self.generations = jax.jit(self._generations, static_argnames="count", donate_argnums=0)
         self.evaluation = jax.jit(self._evaluation)
 
-    def initial(self) -> Evolution:
-        """The state before the first generation: mean zero."""
-        mean = jnp.zeros(self.num_params)
+    def initial(self, start: jax.Array | None = None) -> Evolution:
+        """The state before the first generation, whose mean is `start` or zero."""
+        mean = start_weights(start, self.num_params)
         es = self.strategy.init(self.key, mean, self.strategy_params)
         state = Evolution(es=es, best=mean, best_score=jnp.float32(-jnp.inf))
         return jax.tree.map(_strong, state)

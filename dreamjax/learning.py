@@ -19,7 +19,7 @@ import optax
 from flax import struct
 
 from dreamjax.checkpoint import Store
-from dreamjax.controller import LinearController
+from dreamjax.controller import LinearController, start_weights
 from dreamjax.logbook import Logbook
 from dreamjax.population import evaluate
 from dreamjax.settings import SettingError, require_positive
@@ -135,6 +135,7 @@ def learn(
     controller: LinearController,
     config: LearnConfig,
     *,
+    start: jax.Array | None = None,
     log: Logbook | None = None,
     store: Store | None = None,
     meta: Mapping[str, Any] | None = None,
@@ -151,6 +152,7 @@ def learn(
         step's `discount`, that is taken for the chance to live on.
       controller: C, without a bias.
       config: sizes and rates.
+      start: [D] weights to go on from; zeros, which play at random, if None.
       log, store, meta: see `training.fit`; the same call resumes.
       watch: called after each evaluation with the averaged weights [D] and their return; what it
         returns is logged.
@@ -171,7 +173,7 @@ def learn(
 
     return fit(
         "learn",
-        updates.initial(env_params),
+        updates.initial(env_params, start),
         advance,
         config.updates,
         log=log or Logbook(quiet=True),
@@ -203,19 +205,20 @@ class Updates:
         self.update = jax.jit(self._update, donate_argnums=0)
         self.evaluation = jax.jit(self._evaluation)
 
-    def initial(self, env_params: Any) -> Learning:
-        """The state before the first update: a C of zeros, in dreams that begin."""
+    def initial(self, env_params: Any, start: jax.Array | None = None) -> Learning:
+        """The state before the first update: `start` or a C of zeros, in dreams that begin."""
         key_network, key_reset = jax.random.split(self.key)
-        network = initial_network(key_network, self.controller.num_params, self.config.critic)
+        weights = start_weights(start, self.controller.num_params)
+        network = initial_network(key_network, weights, self.config.critic)
         keys = jax.random.split(key_reset, self.config.lanes)
         obs, env_state = jax.jit(jax.vmap(self.env.reset, (0, None)))(keys, env_params)
         return Learning(
             network=network,
-            average=jnp.zeros_like(network.weights),
+            average=jnp.array(weights),
             optimiser=self.optimiser.init(network),
             obs=obs,
             env_state=env_state,
-            best=jnp.zeros_like(network.weights),
+            best=jnp.array(weights),
             best_score=jnp.float32(-jnp.inf),
         )
 
@@ -313,13 +316,13 @@ class Updates:
         return state.replace(best=best, best_score=best_score), score
 
 
-def initial_network(key: jax.Array, features: int, units: int) -> Network:
-    """A C of zeros, which plays at random, and an untrained critic."""
+def initial_network(key: jax.Array, weights: jax.Array, units: int) -> Network:
+    """C as it is, and an untrained critic that reads the same features."""
     orthogonal = jax.nn.initializers.orthogonal()
     key_body, key_value = jax.random.split(key)
     return Network(
-        weights=jnp.zeros(features),
-        body=orthogonal(key_body, (features, units)),
+        weights=jnp.array(weights),
+        body=orthogonal(key_body, (len(weights), units)),
         body_bias=jnp.zeros(units),
         value=orthogonal(key_value, (units, 1))[:, 0],
     )

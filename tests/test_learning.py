@@ -153,6 +153,22 @@ def test_every_update_draws_its_own_noise():
     assert (np.asarray(first.obs) != np.asarray(second.obs)).any()
 
 
+def test_it_goes_on_from_a_given_controller():
+    """A good C stays good after one update, where zeros would still be bad."""
+    good, config = jnp.array([-3.0, 0.0, 0.0]), dataclasses.replace(SMALL, steps=1)
+    assert learn(1, Balance(), PARAMS, CONTROLLER, config).best_score < 20
+    found = learn(1, Balance(), PARAMS, CONTROLLER, config, start=good)
+    assert found.best_score > 40
+    np.testing.assert_allclose(found.network.weights, good, atol=0.01)
+    np.testing.assert_array_equal(good, [-3, 0, 0])  # not donated
+
+
+@pytest.mark.parametrize("start", [jnp.zeros(4), jnp.array([0.0, jnp.nan, 1.0])])
+def test_a_start_that_does_not_fit_is_refused(start):
+    with pytest.raises(ValueError, match="start must be 3 finite weights, got shape"):
+        learn(1, Balance(), PARAMS, CONTROLLER, SMALL, start=start)
+
+
 def test_the_best_evaluation_is_kept_and_watched():
     seen = []
 

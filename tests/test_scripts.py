@@ -144,6 +144,27 @@ def test_gradient_and_evolution_both_run(capsys):
     assert set(gradient.main(settings)) == {"nothing", "gradient", "policy gradient", "evolution"}
 
 
+def test_expected_steps_are_the_chances_to_live(world):
+    """As the dream itself tells them; and a dream goes on where it was, unless it ended."""
+    env, params, controller = world.env(), world.params(death_noise=1.0), world.controller()
+    weights = 0.1 * jax.random.normal(jax.random.key(0), (controller.num_params,))
+    state = first = env.reset_env(jax.random.key(1), params)[1]
+    alive = [1.0]
+    for key in jax.random.split(jax.random.key(2), 5):
+        action = controller(weights, env.observe(key, state, None, params))
+        _, state, *_, info = env.step_env(key, state, action, params)
+        alive.append(alive[-1] * info["discount"])
+    found, loop = gradient.expected_steps(
+        env, controller, params, weights, first, jax.random.key(2), 5
+    )
+    np.testing.assert_allclose([found, loop[1]], [sum(alive[:5]), alive[5]], rtol=1e-5)
+    assert alive[5] < 1 and loop[0].time == 5
+    np.testing.assert_allclose(loop[0].z, state.z, atol=1e-5)
+    kept, fresh = (gradient.go_on(env, params, state, x, jax.random.key(3)) for x in (1.0, -1.0))
+    np.testing.assert_array_equal(kept.z, state.z)
+    assert fresh.time == 0
+
+
 def test_straight_through_draws_as_the_dream_does():
     keys = jax.random.split(jax.random.key(0), 3)
     mixture = Mixture(*(jax.random.normal(key, (5, 4)) for key in keys))
