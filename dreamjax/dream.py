@@ -144,7 +144,6 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
     - terminated: bool [], M's death logit, `params.death_noise` added, is above
       `params.death_threshold`.
     - truncated: bool [], `params.max_steps_in_episode` steps were dreamt.
-    - info["discount"]: float32 [], the chance that `death_noise` spared the player in this step.
     """
 
     task: Task = TAKE_COVER
@@ -192,10 +191,8 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         z = mixture.sample_from(noise.uniform, noise.normal, params.temperature, noise.event)
         state = EnvState(time=state.time + 1, z=z, carry=carry)
         obs = self.observe(None, state, action, params)
-        risk = death_logit - params.death_threshold
-        ended = risk + params.death_noise * noise.logistic > 0
-        survival = jax.nn.sigmoid(-risk / jnp.maximum(params.death_noise, 1e-6))
-        return obs, state, jnp.float32(1.0), ended, {"discount": survival}
+        risk = death_logit + params.death_noise * noise.logistic
+        return obs, state, jnp.float32(1.0), risk > params.death_threshold, {}
 
     def observe(
         self, key: jax.Array | None, state: EnvState, action: jax.Array | None, params: EnvParams

@@ -107,24 +107,13 @@ class Learning:
 
 @struct.dataclass
 class Steps:
-    """What happened, [T, E] of each; flattened, [N].
-
-    Attributes:
-      obs: [..., F] before the step.
-      choice, log_prob: index of the action taken, and the log of its probability.
-      value, next_value: the critic's answers before and after the step, a new start aside.
-      reward: of the step.
-      survival: chance that the step did not end the episode (see `discount` of `DreamEnv`).
-      done: 1 where the episode ended or was cut.
-    """
+    """What happened, [T, E] of each; flattened, [N]."""
 
     obs: jax.Array
     choice: jax.Array
     log_prob: jax.Array
     value: jax.Array
-    next_value: jax.Array
     reward: jax.Array
-    survival: jax.Array
     done: jax.Array
 
 
@@ -148,8 +137,7 @@ def learn(
 
     Args:
       seed: of everything random.
-      env, env_params: the gymnax 1.0 environment, a dream or any other; where its `info` tells a
-        step's `discount`, that is taken for the chance to live on.
+      env, env_params: the gymnax environment, a dream or any other.
       controller: C, without a bias.
       config: sizes and rates.
       start: [D] weights to go on from; zeros, which play at random, if None.
@@ -237,7 +225,8 @@ class Updates:
         keys = jax.random.split(key_play, self.config.length)
         play = functools.partial(self._play, state.network, env_params)
         (obs, env_state), steps = jax.lax.scan(play, (state.obs, state.env_state), keys)
-        advantage = advantages(steps, self.config)
+        last_value = critic(state.network, obs)
+        advantage = advantages(steps, last_value, self.config)
         rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (steps, advantage))
         keys = jax.random.split(key_learn, self.config.epochs)
         learnt = state.network, state.optimiser
@@ -262,15 +251,13 @@ class Updates:
         action = jnp.asarray(CHOICES)[choice][:, None]
         keys = jax.random.split(key_step, len(obs))
         step = jax.vmap(self.env.step, (0, 0, 0, None))
-        next_obs, env_state, reward, ended, cut, info = step(keys, env_state, action, env_params)
+        next_obs, env_state, reward, ended, cut, _ = step(keys, env_state, action, env_params)
         return (next_obs, env_state), Steps(
             obs=obs,
             choice=choice,
             log_prob=_chosen(log_probs, choice),
             value=critic(network, obs),
-            next_value=critic(network, info["final_observation"]),
             reward=reward * (1 - self.config.discount),  # so that values stay near 1
-            survival=info.get("discount", 1.0 - ended),
             done=(ended | cut).astype(jnp.float32),
         )
 
@@ -333,20 +320,18 @@ def critic(network: Network, obs: jax.Array) -> jax.Array:
     return jnp.tanh(obs @ network.body + network.body_bias) @ network.value
 
 
-def advantages(steps: Steps, config: LearnConfig) -> jax.Array:
-    """Generalised advantage estimates [T, E] (arXiv:1506.02438); 0 after an end.
+def advantages(steps: Steps, last_value: jax.Array, config: LearnConfig) -> jax.Array:
+    """Generalised advantage estimates [T, E] (arXiv:1506.02438); 0 after an end."""
 
-    A death is one draw of a risk that a dream knows, so its expectation is taken instead: deaths
-    are rare, and what is rarely drawn teaches slowly.
-    """
+    def back(loop, now):
+        advantage, next_value = loop
+        going = 1.0 - now.done
+        error = now.reward + config.discount * next_value * going - now.value
+        advantage = error + config.discount * config.trace * going * advantage
+        return (advantage, now.value), advantage
 
-    def back(advantage, now):
-        expected = config.discount * now.survival * now.next_value
-        later = config.discount * config.trace * (1 - now.done) * advantage
-        advantage = now.reward + expected - now.value + later
-        return advantage, advantage
-
-    return jax.lax.scan(back, jnp.zeros_like(steps.value[0]), steps, reverse=True)[1]
+    start = jnp.zeros_like(last_value), last_value
+    return jax.lax.scan(back, start, steps, reverse=True)[1]
 
 
 def _chosen(log_probs: jax.Array, choice: jax.Array) -> jax.Array:

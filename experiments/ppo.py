@@ -57,9 +57,7 @@ class Transition(NamedTuple):
     action: jax.Array
     log_prob: jax.Array
     value: jax.Array
-    next_value: jax.Array
     reward: jax.Array
-    survival: jax.Array
     done: jax.Array
 
 
@@ -115,17 +113,10 @@ def train(config: Config, env: Any, params: Any) -> tuple[dict[str, jax.Array], 
         action = jax.random.categorical(key_action, log_probs)
         log_prob = jnp.take_along_axis(log_probs, action[:, None], axis=1)[:, 0]
         keys = jax.random.split(key_step, config.envs)
-        next_obs, state, reward, terminated, truncated, info = step_all(keys, state, action, params)
-        return (next_obs, state), Transition(
-            obs=obs,
-            action=action,
-            log_prob=log_prob,
-            value=value,
-            next_value=apply(network, info["final_observation"])[1],
-            reward=reward * (1 - config.discount),  # so that values stay near 1
-            survival=info["discount"],
-            done=(terminated | truncated).astype(jnp.float32),
-        )
+        next_obs, state, reward, terminated, truncated, _ = step_all(keys, state, action, params)
+        done = (terminated | truncated).astype(jnp.float32)
+        reward = reward * (1 - config.discount)  # so that values stay near 1
+        return (next_obs, state), Transition(obs, action, log_prob, value, reward, done)
 
     def learn(carry, key, batch, advantage):
         def step(carry, rows):
@@ -145,7 +136,7 @@ def train(config: Config, env: Any, params: Any) -> tuple[dict[str, jax.Array], 
             key_play, key_learn = jax.random.split(key)
             keys = jax.random.split(key_play, config.length)
             loop, batch = jax.lax.scan(lambda x, k: play(x, k, network, params), loop, keys)
-            advantage = advantages(batch, config)
+            advantage = advantages(batch, apply(network, loop[0])[1], config)
             flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (batch, advantage))
             keys = jax.random.split(key_learn, config.epochs)
             (network, state), _ = jax.lax.scan(

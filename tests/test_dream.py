@@ -153,19 +153,6 @@ def test_death_noise_is_added_to_the_logit(dream):
     np.testing.assert_allclose([drawn.mean(), drawn.std()], [0, np.pi / 3**0.5], atol=0.1)
 
 
-@pytest.mark.parametrize("death_noise, threshold", [(1.0, 0.3), (2.0, -1.0), (0.0, 9.0)])
-def test_discount_is_the_share_that_survives(dream, death_noise, threshold):
-    env, params = dream
-    params = params.replace(
-        death_noise=jnp.float32(death_noise), death_threshold=jnp.float32(threshold)
-    )
-    _, state = env.reset(jax.random.key(1), params)
-    step = jax.vmap(env.step_env, (0, None, None, None))
-    _, _, _, terminated, info = step(keys(4000), state, actions(1)[0], params)
-    assert np.ptp(info["discount"]) < 1e-6, "it knows nothing of what was drawn"
-    np.testing.assert_allclose(info["discount"][0], 1 - terminated.mean(), atol=0.03)
-
-
 def test_a_dream_starts_at_a_real_first_frame(dream):
     env, params = dream
     sharp = params.replace(initial_logvar=jnp.full_like(params.initial_logvar, -60.0))

@@ -59,7 +59,7 @@ def test_every_variant_is_what_it_says(world, variant, shape, num_actions):
             assert obs.shape == shape and obs.dtype == reward.dtype == jnp.float32
             assert space.contains(obs) and terminated.dtype == truncated.dtype == bool
             assert not any(leaf.weak_type for leaf in jax.tree.leaves(out))
-            assert set(info) == {"terminated", "truncated", "final_observation", "discount"}
+            assert set(info) == {"terminated", "truncated", "final_observation"}
     assert len(env.step_env(key, state, action, params)) == 5
     assert np.isfinite(space.sample(jax.random.key(0))).all()
 

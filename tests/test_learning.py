@@ -1,7 +1,6 @@
 """Policy gradient learns what is known to be best, and its parts are what the papers say."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from probes import CONTROLLER, Balance, ProbeParams
 
-from dreamjax import learning
 from dreamjax.checkpoint import Store
 from dreamjax.controller import LinearController
 from dreamjax.learning import CHOICES, LearnConfig, Steps, Updates, advantages, learn
@@ -46,11 +44,12 @@ def test_it_acts_awake_as_it_is_likeliest_to_choose():
 
 def test_advantages_equal_the_sum_they_abbreviate():
     rng, config = np.random.default_rng(0), LearnConfig(discount=0.9, trace=0.8)
-    reward, value, after = rng.normal(size=(3, 7, 3)).astype(np.float32)
-    survival, chance = rng.random((2, 7, 3)).astype(np.float32)
-    done = (chance < 0.3).astype(np.float32)
-    steps = Steps(value, value, value, value, after, reward, survival, done)
-    error = reward + 0.9 * survival * after - value
+    reward, value = rng.normal(size=(2, 7, 3)).astype(np.float32)
+    done = (rng.random((7, 3)) < 0.3).astype(np.float32)
+    last = rng.normal(size=3).astype(np.float32)
+    steps = Steps(obs=value, choice=value, log_prob=value, value=value, reward=reward, done=done)
+    after = np.concatenate([value[1:], last[None]])
+    error = reward + 0.9 * (1 - done) * after - value
     wanted = np.zeros_like(error)
     for t in range(7):
         for lane in range(3):
@@ -58,33 +57,7 @@ def test_advantages_equal_the_sum_they_abbreviate():
             for later in range(t, 7):
                 wanted[t, lane] += share * error[later, lane]
                 share *= 0.9 * 0.8 * (1 - done[later, lane])
-    np.testing.assert_allclose(advantages(steps, config), wanted, rtol=1e-4, atol=1e-5)
-
-
-class Risky(Balance):
-    """As `Balance`, and says how risky a step was."""
-
-    def step_env(self, key, state, action, params):
-        *step, _ = super().step_env(key, state, action, params)
-        return *step, {"discount": jnp.float32(0.25)}
-
-
-@pytest.mark.parametrize("env", [Balance(), Risky()])
-def test_steps_know_what_comes_after_an_end_and_its_chance(env):
-    run = Updates(1, env, CONTROLLER, SMALL)
-    state = run.initial(PARAMS)
-    loop = state.obs, state.env_state
-    play = jax.jit(functools.partial(run._play, state.network, PARAMS))
-    ended = 0
-    for key in jax.random.split(jax.random.key(5), 12):
-        (obs, env_state), steps = play(loop, key)
-        followed = learning.critic(state.network, obs)
-        same = np.isclose(followed, steps.next_value, atol=1e-6)
-        np.testing.assert_array_equal(same, steps.done == 0)
-        known = 0.25 if env == Risky() else 1 - steps.done
-        np.testing.assert_array_equal(steps.survival, np.broadcast_to(known, 32))
-        ended, loop = ended + steps.done.sum(), (obs, env_state)
-    assert ended > 5
+    np.testing.assert_allclose(advantages(steps, last, config), wanted, rtol=1e-4, atol=1e-5)
 
 
 def a_batch(run, count=64):
@@ -97,7 +70,7 @@ def a_batch(run, count=64):
     blank = jnp.zeros(count)
     advantage = jax.random.normal(jax.random.key(3), (count,))
     log_prob = log_probs[jnp.arange(count), choice]
-    return network, Steps(obs, choice, log_prob, *[blank] * 5), advantage
+    return network, Steps(obs, choice, log_prob, blank, blank, blank), advantage
 
 
 def test_the_first_gradient_is_the_policy_gradient():

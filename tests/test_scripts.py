@@ -152,8 +152,9 @@ def test_expected_steps_are_the_chances_to_live(world):
     alive = [1.0]
     for key in jax.random.split(jax.random.key(2), 5):
         action = controller(weights, env.observe(key, state, None, params))
-        _, state, *_, info = env.step_env(key, state, action, params)
-        alive.append(alive[-1] * info["discount"])
+        logit = params.memory(state.carry, state.z, action, state.time)[2]
+        alive.append(alive[-1] * jax.nn.sigmoid(params.death_threshold - logit))
+        _, state, *_ = env.step_env(key, state, action, params)
     found, loop = gradient.expected_steps(
         env, controller, params, weights, first, jax.random.key(2), 5
     )
