@@ -21,6 +21,7 @@ import numpy as np
 from dreamjax import fidelity, media
 from dreamjax.agent import evaluate, evaluation_seeds, record
 from dreamjax.checkpoint import CheckpointError, Store, digest, versions
+from dreamjax.departures import WINDOW, departures
 from dreamjax.devices import is_first, product_dtype
 from dreamjax.dream import check_death_noise, check_temperature
 from dreamjax.evolution import Evolution, EvolveConfig, evolve
@@ -34,7 +35,7 @@ from dreamjax.memory_training import MemoryConfig, train_memory
 from dreamjax.policies import play_steps
 from dreamjax.real import make_env
 from dreamjax.rollouts import collect
-from dreamjax.settings import require_positive
+from dreamjax.settings import SettingError, require_positive
 from dreamjax.tasks import Score, Task
 from dreamjax.vision import VisionConfig, train_vision
 from dreamjax.workers import play
@@ -104,9 +105,12 @@ class FidelityConfig:
     controller_episodes: int = 16  # real ones of each; its dreams are 16 times as many
     seen: int = 30  # real episodes whose frames V gives back and whose flashes are counted
     horizon: int = 60  # steps dreamt on from the middle of real episodes
+    young: int = 800  # age of the games that dreams leave, to see whether they stay as deadly
 
     def __post_init__(self):
         require_positive(self, *(field.name for field in dataclasses.fields(self)))
+        if self.young % WINDOW:
+            raise SettingError(f"young must be a multiple of {WINDOW}, got {self.young}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -386,6 +390,9 @@ def fidelity_phase(run: Run) -> None:
         _, held = read_latents(run.latents).split(run.config.memory.held_out, run.seed)
         found["deaths"] = memory_metrics(world.memory, held)
         found["open_loop"] = fidelity.open_loop(world, held, horizon=config.horizon, seed=run.seed)
+        if (held.lengths > config.young).any():
+            young = {"young": config.young, "old": run.task.max_steps}
+            found["departures"] = departures(world, best, held, **young, seed=run.seed)
     for name in fidelity.BLINDFOLDED:
         seeds = evaluation_seeds(run.seed + WATCH_SEED, config.real_episodes)
         played = play(run.task, name, seeds, workers=run.config.workers, log=run.log, phase=name)
@@ -480,6 +487,13 @@ def print_fidelity(found: dict[str, Any], log: Logbook) -> None:
         log.say(f"nats a dimension, open loop: {nll[0]:.2f} at once, {nll[-1]:.2f} at the end")
         log.say(f"drift of the latents: {drift[0]:.2f} at once, {drift[-1]:.2f} at the end")
         log.say("deaths: " + _listed(found["deaths"]))
+    if "departures" in found:
+        row = found["departures"]
+        dreaming = "  ".join(f"{x:.2f}" for x in row["dreaming"])
+        log.say(
+            f"deaths in 1,000 steps of old games: {row['game']:.2f}, expected while M watches: "
+            f"{row['watching']:.2f}, in dreams that leave them, every {WINDOW} steps: {dreaming}"
+        )
 
 
 PHASES: dict[str, Callable[[Run], None]] = {

@@ -10,6 +10,8 @@ from conftest import random_memory
 from flax import nnx
 
 from dreamjax import fidelity
+from dreamjax.controller import features
+from dreamjax.departures import _padded, departures
 from dreamjax.latents import LatentSequences
 from dreamjax.logbook import Logbook
 from dreamjax.memory import MDNRNN
@@ -161,6 +163,64 @@ def test_open_loop_begins_as_one_teacher_forced_step(world):
     assert len(found["nll"]) == len(found["drift"]) == 3
     with pytest.raises(ValueError, match="no episode has 50 steps, the longest has 12"):
         fidelity.open_loop(world, latents, warm_up=9, horizon=40)
+
+
+def test_a_departure_expects_what_the_dream_itself_draws(small_task):
+    """Deaths of known chance, in ages and windows counted by hand; M and C act as in the dream."""
+    task = dataclasses.replace(small_task, max_steps=400)
+    world = world_of(task, random_memory(task, death_bias=-4.0))
+    world = dataclasses.replace(world, death_noise=1.0, death_threshold=0.5)
+    latents = sequences(task, [150, 30, 90, 300])
+    kernel = world.memory.lstm_kernel
+    kernel[...] = kernel[...].at[task.latent_size].multiply(30.0)  # actions matter
+    weights = jnp.linspace(-1, 1, world.controller().num_params)
+    found = departures(world, weights, latents, young=80, old=200, windows=2, seed=3)
+    assert found["n"] == 2 + 1 + 3  # at 80 and 120; 80; 80, 120 and 160
+    assert found["game"] == pytest.approx(1000 * 2 / (70 + 10 + 120))  # the last died past 200
+    chances, dreamt = [], []
+    z, actions, _ = _padded(latents, 80, 3)
+    for episode, length in enumerate((150, 90, 300)):
+        carry = world.memory.initial_carry()
+        for t in range(min(length, 200)):
+            if t >= 80 and t % 40 == 0:
+                dreamt.append((t, z[t, episode], carry))
+            now = z[t, episode], actions[t, episode], jnp.int32(t)
+            carry, _, logit = STEP(world.memory, carry, *now)
+            chances += [1 / (1 + np.exp(0.5 - float(logit)))] * (t >= 80)
+    assert found["watching"] == pytest.approx(1000 * np.mean(chances), rel=1e-4)
+    first = [_first_chance(world, weights, *left) for left in dreamt]
+    short = dataclasses.replace(task, max_steps=81)  # a dream that is cut has no later chances
+    cut = departures(
+        dataclasses.replace(world, task=short), weights, latents, young=80, old=81, seed=3
+    )
+    alone = [chance for (t, *_), chance in zip(dreamt, first, strict=True) if t == 80]
+    np.testing.assert_allclose(cut["dreaming"][0], 1000 * np.mean(alone), rtol=1e-4)
+    assert cut["dreaming"][1:] == [0.0] * 4 and cut["n"] == 3
+    with pytest.raises(ValueError, match="no game grew older than 300 steps, the oldest 300"):
+        departures(world, weights, latents, young=300)
+
+
+STEP = jax.jit(lambda memory, *now: memory(*now))
+
+
+def _first_chance(world, weights, t, z, carry):
+    obs = features(world.task, z, carry)
+    action = world.controller()(weights, obs)
+    logit = STEP(world.memory, carry, z, action, jnp.int32(t))[2]
+    return 1 / (1 + np.exp(0.5 - float(logit)))
+
+
+def test_a_left_dream_dies_as_often_as_expected(small_task):
+    task = dataclasses.replace(small_task, max_steps=4000)
+    world = world_of(task, constant_hazard(task, -5.0))
+    world = dataclasses.replace(world, death_noise=1.0)
+    weights = jnp.zeros(world.controller().num_params)
+    found = departures(world, weights, sequences(task, [400] * 3), young=40, windows=3)
+    np.testing.assert_allclose(found["dreaming"], 1000 / (1 + np.exp(5.0)), rtol=1e-4)
+    assert found["watching"] == pytest.approx(found["dreaming"][0])
+    deadly = dataclasses.replace(world, death_threshold=-99.0)
+    found = departures(deadly, weights, sequences(task, [400] * 3), young=40, windows=3)
+    np.testing.assert_allclose(found["dreaming"], [1000, 0, 0])
 
 
 def test_calibration_expects_the_deaths_that_happened(small_task):
