@@ -202,7 +202,7 @@ class MemoryConfig:
     num_events: int = 0  # Gaussians over all latents at once beside the factored mixture
     clock: bool = False  # whether M is told the age of an episode
     keys: bool = False  # whether M reads the key that an action presses, not the number
-    start_from: str | None = None  # run directory whose M is trained on; None starts from chance
+    start_from: str | None = None  # run or world whose M is trained on; None starts from chance
 
     def __post_init__(self):
         require_positive(

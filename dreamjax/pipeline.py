@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -221,17 +221,20 @@ def vision_phase(run: Run) -> None:
 
 
 def load_vision(run: Run):
-    """The trained V of a run."""
+    """The V that a run trained, or else the V of the world that was handed to it."""
+    store = run.store("vision")
+    if not store.steps() and (run.directory / "world").exists():
+        return load_world(run.directory).vision
     vision, _ = blank_models(run.task)
-    return run.store("vision").load(vision, prefix=".model")[0]
+    return store.load(vision, prefix=".model")[0]
 
 
 def encode_phase(run: Run) -> None:
     """Encode the recorded frames with V."""
     vision = load_vision(run)
-    encode_rollouts(vision, run.rollouts, run.latents, log=run.log)
-    if run.played.exists():
-        encode_rollouts(vision, run.played, run.latents, log=run.log)
+    recorded = [part for part in (run.rollouts, run.played) if part.exists()]
+    for part in recorded or [run.rollouts]:
+        encode_rollouts(vision, part, run.latents, log=run.log)
 
 
 def memory_phase(run: Run) -> None:
@@ -262,37 +265,53 @@ def memory_phase(run: Run) -> None:
     metrics = memory_metrics(memory, held) | {"death_threshold": threshold}
     run.log.log("held-out", store.steps()[-1], metrics)
     run.log.say("M on held-out episodes: " + _listed(metrics))
-    save_world(run.directory, world, run.meta("memory"))
+    save_world(run.directory, world, _portable(run.meta("memory")))
+
+
+def _portable(meta: dict[str, Any]) -> dict[str, Any]:
+    """`meta` to hand on with a world: of the run that M began in, its name without the path."""
+    source = meta["config"]["start_from"]
+    name = None if source is None else Path(source).resolve().name
+    return meta | {"config": meta["config"] | {"start_from": name}}
 
 
 def _memory_to_train_on(run: Run) -> MDNRNN | None:
-    """The M of the run that `start_from` names, where this run has none yet."""
-    source = run.config.memory.start_from
-    if source is None or run.store("memory").steps():
+    """The M that `start_from` names, where this run has none yet."""
+    config = run.config.memory
+    if config.start_from is None or run.store("memory").steps():
         return None
-    store, ours = Store(Path(source) / "memory"), digest(load_vision(run))
-    meta = store.meta()
-    theirs = meta.get("vision", "unknown")
+    memory, theirs = _memory_of(config.start_from, run.task)
+    ours = digest(load_vision(run))
     if theirs != ours:
         raise CheckpointError(
-            f"{store.directory} was trained on V {theirs[:12]}, but this run's V is {ours[:12]}; "
-            "start from an M of the same V, or from nothing"
+            f"M of {config.start_from} was trained on V {theirs[:12]}, but this run's V is "
+            f"{ours[:12]}; start from an M of the same V, or from nothing"
         )
-    _check_grows(store.directory, meta["config"], run.config.memory)
-    num_events = meta["config"].get("num_events", 0)
-    variant = run.config.memory.variant() | {"num_events": num_events}
-    blank = blank_models(run.task, **variant)[1]
-    return store.load(blank, prefix=".memory")[0]
+    _check_grows(memory, config)
+    memory.clock, memory.keys = config.clock, config.keys
+    return memory
 
 
-def _check_grows(origin: Path, had: Mapping[str, Any], config: MemoryConfig) -> None:
+def _memory_of(source: str, task: Task) -> tuple[MDNRNN, str]:
+    """The newest M of a run, or that of a world, and the digest of its V."""
+    store = Store(Path(source) / "memory")
+    if not store.steps():
+        world = load_world(source)
+        return world.memory, digest(world.vision)
+    meta = store.meta()
+    had = {name: meta["config"].get(name, 0) for name in VARIANT}
+    memory = store.load(blank_models(task, **had)[1], prefix=".memory")[0]
+    return memory, meta.get("vision", "unknown")
+
+
+def _check_grows(memory: MDNRNN, config: MemoryConfig) -> None:
     """An M may gain what sets it apart from the paper's, but neither change nor lose it."""
     for name in VARIANT:
-        old, new = had.get(name, 0), getattr(config, name)
+        old, new = getattr(memory, name), getattr(config, name)
         if old not in (0, new):
             flag = name.replace("_", "-")
             raise CheckpointError(
-                f"{origin} has an M with {name}={old}, but this run asks for {new}; "
+                f"M of {config.start_from} has {name}={old}, but this run asks for {new}; "
                 f"set --memory.{flag} as it was"
             )
 

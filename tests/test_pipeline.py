@@ -7,15 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from dreamjax import cli
-from dreamjax.checkpoint import CheckpointError, Store
+from dreamjax.checkpoint import CheckpointError, Store, digest
+from dreamjax.latents import read_latents
 from dreamjax.pipeline import phases_of
 from dreamjax.presets import PRESETS
-from dreamjax.worlds import load_controller, load_world
+from dreamjax.worlds import load_controller, load_world, save_world
 from experiments import take_cover, temperature
 
 TINY = [  # smaller than the preset in all that takes time here
@@ -178,17 +180,35 @@ def test_m_is_trained_on_where_v_is_the_same(smoke, tmp_path, capsys):
     assert cli.main(words) == 0
     ours, theirs = (load_world(directory).memory.head_kernel[...] for directory in (run, smoke[0]))
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    made = Store(run / "world").meta()["config"]
+    assert made["start_from"] == smoke[0].name, "no path of this machine in what is handed on"
     shutil.rmtree(run / "memory")
-    other = tmp_path / "other"
-    Store(other / "memory").save(0, {"any": np.zeros(1)}, {"vision": "another"})
+    other, theirs = tmp_path / "other", load_world(smoke[0])
+    doubled = jax.tree.map(lambda x: 2 * x, theirs.vision)
+    save_world(other, dataclasses.replace(theirs, vision=doubled), {})
     words[words.index(str(smoke[0]))] = str(other)
     assert cli.main(words) == 1
     assert "start from an M of the same V, or from nothing" in capsys.readouterr().err
-    meta = Store(smoke[0] / "memory").meta()
-    meta["config"]["clock"] = True
-    Store(other / "memory").save(1, {"any": np.zeros(1)}, meta)
+    clocked = load_world(smoke[0])
+    clocked.memory.clock = True
+    save_world(tmp_path / "clocked", clocked, {})
+    words[words.index(str(other))] = str(tmp_path / "clocked")
     assert cli.main(words) == 1
-    assert "has an M with clock=True, but this run asks for False" in capsys.readouterr().err
+    assert "has clock=True, but this run asks for False" in capsys.readouterr().err
+
+
+def test_a_world_that_was_handed_on_learns_from_its_own_play(smoke, tmp_path):
+    """Record, encode and train on with no more than an exported world."""
+    world, run = str(tmp_path / "world"), tmp_path / "run"
+    assert cli.main(["export", "--run-dir", str(smoke[0]), "--target", world]) == 0
+    words = ["take-cover", "--run-dir", str(run), "--collect.episodes", "4"]
+    assert cli.main(["record", *words, "--world", world]) == 0
+    assert cli.main(["encode", *words]) == 0
+    assert read_latents(run / "latents").vision == digest(load_world(world).vision)
+    words += ["--preset", "smoke", *TINY, "--memory.start-from", world]
+    assert cli.main(["train-memory", *words, "--memory.learning-rate", "1e-9"]) == 0
+    ours, theirs = (load_world(place).memory.head_kernel[...] for place in (run, world))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_two_runs_cannot_share_a_directory(smoke, capsys):
