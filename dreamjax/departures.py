@@ -86,14 +86,7 @@ def _padded(latents: LatentSequences, young: int, seed: int):
     time = np.arange(steps)[:, None]
     alive = time < latents.lengths[long]
     index = starts + np.minimum(time, latents.lengths[long] - 1)
-    mu, logvar = (x[index].astype(np.float32) for x in (latents.mu, latents.logvar))
-    noise = np.random.default_rng(seed).standard_normal(mu.shape, np.float32)
-    return mu + np.exp(logvar / 2) * noise, latents.actions[index], alive
-
-
-def _chance(params: EnvParams, logit: jax.Array) -> jax.Array:
-    risk = (logit - params.death_threshold) / jnp.maximum(params.death_noise, 1e-6)
-    return jax.nn.sigmoid(risk)
+    return latents.draw(index, seed), latents.actions[index], alive
 
 
 @jax.jit
@@ -104,7 +97,7 @@ def _watch(params: EnvParams, z: jax.Array, actions: jax.Array):
     def step(carry, now):
         z, action, time = now
         carry, _, logit = params.memory(carry, z, action, jnp.full(lanes, time))
-        return carry, _chance(params, logit)
+        return carry, params.death_chance(logit)
 
     def window(carry, now):
         after, chance = jax.lax.scan(step, carry, now)
@@ -122,7 +115,7 @@ def _leave(env, controller, windows: int, params: EnvParams, weights, state: Env
 
     def one(state, alive, key):
         action = controller(weights, env.observe(key, state, None, params))
-        chance = _chance(params, params.memory(state.carry, state.z, action, state.time)[2])
+        chance = params.death_chance(params.memory(state.carry, state.z, action, state.time)[2])
         _, after, _, died, _ = env.step_env(key, state, action, params)
         going = ~died & (after.time < params.max_steps_in_episode)
         return (after, alive & going), (jnp.where(alive, chance, 0.0), alive)

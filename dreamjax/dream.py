@@ -58,6 +58,11 @@ class EnvParams(environment.EnvParams):
     death_noise: float = 0.0
     max_steps_in_episode: int = 2100
 
+    def death_chance(self, logit: jax.Array) -> jax.Array:
+        """Probability [...] that a dream ends where M's death logit is `logit` [...]."""
+        risk = (logit - self.death_threshold) / jnp.maximum(self.death_noise, 1e-6)
+        return jax.nn.sigmoid(risk)
+
 
 @struct.dataclass
 class Noise:

@@ -326,9 +326,7 @@ def _windows(latents: LatentSequences, length: int, episodes: int, seed: int):
             "shorten the horizon"
         )
     index = starts + np.arange(length)[:, None]
-    mu, logvar = (x[index].astype(np.float32) for x in (latents.mu, latents.logvar))
-    noise = np.random.default_rng(seed).standard_normal(mu.shape, np.float32)
-    return mu + np.exp(logvar / 2) * noise, latents.actions[index]
+    return latents.draw(index, seed), latents.actions[index]
 
 
 @functools.partial(jax.jit, static_argnums=4)

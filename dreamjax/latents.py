@@ -53,6 +53,12 @@ class LatentSequences:
         first = (np.cumsum(self.lengths) - self.lengths)[:n]
         return self.mu[first].astype(np.float32), self.logvar[first].astype(np.float32)
 
+    def draw(self, index: np.ndarray, seed: int) -> np.ndarray:
+        """z of the frames at `index` [...], drawn from their posteriors: float32 [..., Z]."""
+        mu, logvar = (x[index].astype(np.float32) for x in (self.mu, self.logvar))
+        noise = np.random.default_rng(seed).standard_normal(mu.shape, np.float32)
+        return mu + np.exp(logvar / 2) * noise
+
     def split(
         self, held_out: float = 0.1, seed: int = 0
     ) -> tuple["LatentSequences", "LatentSequences"]:

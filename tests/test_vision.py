@@ -14,6 +14,7 @@ from dreamjax import checkpoint, rollouts, vision
 from dreamjax.logbook import Logbook
 from dreamjax.tasks import TAKE_COVER
 from dreamjax.vision import VAE, VisionConfig, train_vision, vae_loss
+from experiments import vision_ablation
 
 Z = TAKE_COVER.latent_size
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -250,3 +251,18 @@ def test_a_resumed_run_repeats_an_unbroken_one(recorded, tmp_path):
     template = jax.eval_shape(blank)
     loaded, _ = store.load(template, prefix=".model")
     assert checkpoint.digest(loaded) == checkpoint.digest(whole)
+
+
+def test_the_ablation_judges_each_v_trained_its_own_way(monkeypatch, tmp_path):
+    trained = []
+
+    def train(seed, task, directory, settings, *, log):
+        assert (seed, task, directory) == (0, TAKE_COVER, tmp_path)
+        trained.append((settings.final_learning_rate, settings.salient_weight))
+        return jax.tree.map(lambda x: x + 1e-3 * len(trained), blank())
+
+    monkeypatch.setattr(vision_ablation, "train_vision", train)
+    monkeypatch.setattr(vision_ablation, "unseen_frames", lambda episodes: frames(episodes))
+    found = vision_ablation.main(vision_ablation.Config(tmp_path, episodes=4))
+    assert trained == [(1e-3, 1.0), (1e-3, 10.0), (2e-5, 1.0), (2e-5, 10.0)]
+    assert len({row["error"] for row in found.values()}) == len(found) == 5
