@@ -125,6 +125,8 @@ def test_gymnax_wrappers_and_the_five_value_api(world):
         obs, state = old.reset(jax.random.key(0), params)
         obs, state, reward, done, info = old.step(jax.random.key(0), state, jnp.int32(1), params)
         assert obs.shape == (1088,) and done.dtype == bool
+        short = params.replace(max_steps_in_episode=1)
+        assert old.step(jax.random.key(0), state, jnp.int32(1), short)[3], "a cut ends it too"
     assert legacy(env) == legacy(env)
 
 

@@ -288,6 +288,7 @@ def test_an_event_moves_all_latents_or_none(tau):
     assert (place == place[:, :1]).all(), "never half an event"
     wanted = scipy.special.softmax(np.log([0.7, 0.2, 0.1]) / tau)
     close(np.array([(place[:, 0] == k).mean() for k in (0, 1, -1)]), wanted, atol=0.03)
+    close(z[place[:, 0] == 1].std(axis=0), np.exp(-3) * tau**0.5, rtol=0.15)
 
 
 def test_events_are_learned_where_latents_jump_together():
