@@ -196,6 +196,17 @@ def test_salient_pixels_weigh_more():
     assert loss(dim, 5.0)[1]["salient"] == 0
 
 
+def test_latents_are_drawn_as_frames():
+    class Grey:  # as bright as the first latent
+        def decode(self, z):
+            return jnp.zeros((len(z), 64, 64, 3)) + z[:, :1, None, None]
+
+    jax.tree_util.register_static(Grey)
+    drawn = vision.drawn(Grey(), jnp.array([[0.0], [0.2], [0.5], [1.0]]))
+    assert drawn.shape == (4, 64, 64, 3) and drawn.dtype == np.uint8
+    np.testing.assert_array_equal(drawn[:, 0, 0, 0], [0, 51, 128, 255])
+
+
 def test_learning_rate_falls_along_a_cosine():
     config = VisionConfig(steps=100, learning_rate=1e-3, final_learning_rate=1e-5)
     rates = [float(config.rate(step)) for step in (0, 50, 100)]
