@@ -6,6 +6,7 @@ Legend: A action numbers, D weights of C, G games played at once, H LSTM units.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from dreamjax import rollouts
 from dreamjax.controller import controller_for, features
 from dreamjax.files import writable
 from dreamjax.logbook import Logbook
+from dreamjax.memory import MDNRNN, Carry
 from dreamjax.population import Policy
 from dreamjax.tasks import Task
+from dreamjax.vision import VAE
 from dreamjax.workers import VectorGame
 from dreamjax.worlds import World
 
@@ -56,29 +59,57 @@ class Agent:
         self._world, self._weights, self._key = world, weights, key
         self._carry = world.memory.initial_carry((num_games,))
         self._age = np.zeros(num_games, np.int32)
-        policy = policy or controller_for(world.task)
-        self._act = jax.jit(functools.partial(_act, world.task, policy))
+        act = jax.vmap(policy or controller_for(world.task), (None, 0))
+
+        @jax.jit
+        def step(weights, *now):
+            return step_awake(world.task, functools.partial(act, weights), *now)
+
+        self._step = step
 
     def act(self, frames: np.ndarray, restart: np.ndarray) -> np.ndarray:
         """Actions [G, A] for frames uint8 [G, 64, 64, 3]; `restart` [G] marks first frames."""
         self._key, key = jax.random.split(self._key)
         self._age = np.where(restart, 0, self._age + 1)
         models = self._world.vision, self._world.memory
-        self._carry, action, self.z = self._act(
-            key, models, self._weights, self._carry, frames, self._age
+        self._carry, action, obs = self._step(
+            self._weights, key, models, self._carry, frames, self._age
         )
+        self.z = obs[:, : self._world.task.latent_size]
         return np.asarray(action)
 
 
-def _act(task: Task, policy: Policy, key, models, weights, carry, frames, age):
-    """Encode, act, remember: C reads (z, carry) before M consumes z and the action."""
+def step_awake(
+    task: Task,
+    act: Callable[[jax.Array], jax.Array],
+    key: jax.Array,
+    models: tuple[VAE, MDNRNN],
+    carry: Carry,
+    frames: jax.Array,
+    age: jax.Array,
+) -> tuple[Carry, jax.Array, jax.Array]:
+    """Encode, act, remember: C reads (z, carry) before M consumes z and the action.
+
+    Args:
+      task: says what C reads.
+      act: `features [G, F] -> actions [G, A]`.
+      key: PRNG key of V's sampling; consumed.
+      models: V and M.
+      carry: M's (c, h), each [G, H]; zeroed where `age` is 0.
+      frames: uint8 [G, 64, 64, 3].
+      age: int32 [G], steps since the episode began.
+
+    Returns:
+      the next carry, the actions, and the features [G, F] that they were chosen by.
+    """
     vision, memory = models
     mu, logvar = vision.encode(frames)
     z = mu + jnp.exp(logvar / 2) * jax.random.normal(key, mu.shape)
     carry = jax.tree.map(lambda x: jnp.where((age == 0)[:, None], 0.0, x), carry)
-    action = jax.vmap(policy, (None, 0))(weights, features(task, z, carry))
+    obs = features(task, z, carry)
+    action = act(obs)
     carry, _, _ = memory(carry, z, action, age)
-    return carry, action, z
+    return carry, action, obs
 
 
 def evaluation_seeds(seed: int, episodes: int) -> list[int]:

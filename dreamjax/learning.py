@@ -226,39 +226,68 @@ class Updates:
         play = functools.partial(self._play, state.network, env_params)
         (obs, env_state), steps = jax.lax.scan(play, (state.obs, state.env_state), keys)
         last_value = critic(state.network, obs)
-        advantage = advantages(steps, last_value, self.config)
-        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (steps, advantage))
-        keys = jax.random.split(key_learn, self.config.epochs)
         learnt = state.network, state.optimiser
-        learnt, losses = jax.lax.scan(lambda x, key: self._epoch(x, key, rows), learnt, keys)
+        (network, optimiser), loss = self.improve(*learnt, key_learn, steps, last_value)
         metrics = {
             "life": steps.done.size / jnp.maximum(steps.done.sum(), 1.0),  # steps to a death
-            "loss": losses.mean(),
+            "loss": loss,
         }
-        network, optimiser = learnt
         average = optax.incremental_update(
             network.weights, state.average, 1 - self.config.averaging
         )
         loop = {"obs": obs, "env_state": env_state}
         return state.replace(network=network, average=average, optimiser=optimiser, **loop), metrics
 
+    def improve(
+        self,
+        network: Network,
+        optimiser: optax.OptState,
+        key: jax.Array,
+        steps: Steps,
+        last_value: jax.Array,
+    ) -> tuple[tuple[Network, optax.OptState], jax.Array]:
+        """Learn from what happened, in a dream or awake.
+
+        Args:
+          network, optimiser: before.
+          key: PRNG key of the order; consumed.
+          steps: [T, E] of each, chosen by `network`.
+          last_value: [E] the critic's answer to what follows them.
+
+        Returns:
+          the network and the optimiser's state after, and the mean loss.
+        """
+        advantage = advantages(steps, last_value, self.config)
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (steps, advantage))
+        keys = jax.random.split(key, self.config.epochs)
+        learnt = network, optimiser
+        learnt, losses = jax.lax.scan(lambda x, key: self._epoch(x, key, rows), learnt, keys)
+        return learnt, losses.mean()
+
     def _play(self, network: Network, env_params: Any, loop, key):
         """One step of all dreams."""
         obs, env_state = loop
         key_choice, key_step = jax.random.split(key)
-        log_probs = self.log_probs(network.weights, obs)
-        choice = jax.random.categorical(key_choice, log_probs)
+        choice = self.choose(key_choice, network.weights, obs)
         action = jnp.asarray(CHOICES)[choice][:, None]
         keys = jax.random.split(key_step, len(obs))
         step = jax.vmap(self.env.step, (0, 0, 0, None))
         next_obs, env_state, reward, ended, cut, _ = step(keys, env_state, action, env_params)
-        return (next_obs, env_state), Steps(
+        return (next_obs, env_state), self.judged(network, obs, choice, reward, ended | cut)
+
+    def choose(self, key: jax.Array, weights: jax.Array, obs: jax.Array) -> jax.Array:
+        """Draw one of `CHOICES` for features [..., F]: its number, int32 [...]."""
+        return jax.random.categorical(key, self.log_probs(weights, obs))
+
+    def judged(self, network: Network, obs, choice, reward, done) -> Steps:
+        """`Steps` of what was chosen and what came of it, [...] of each."""
+        return Steps(
             obs=obs,
             choice=choice,
-            log_prob=_chosen(log_probs, choice),
+            log_prob=_chosen(self.log_probs(network.weights, obs), choice),
             value=critic(network, obs),
             reward=reward * (1 - self.config.discount),  # so that values stay near 1
-            done=(ended | cut).astype(jnp.float32),
+            done=done.astype(jnp.float32),
         )
 
     def _epoch(self, learnt, key: jax.Array, rows: tuple[Steps, jax.Array]):

@@ -12,8 +12,11 @@ from flax import nnx
 from dreamjax import real, rollouts
 from dreamjax.agent import Agent, evaluate, evaluation_seeds, record
 from dreamjax.dream import EnvState
+from dreamjax.learning import LearnConfig, Updates, initial_network
 from dreamjax.vision import VAE
+from dreamjax.workers import VectorGame
 from dreamjax.worlds import World
+from experiments import awake
 
 EPISODES = 45  # more than the games played at once, so that slots are used again
 
@@ -96,3 +99,37 @@ def test_recorded_episodes_are_those_played(world, tmp_path):
     record(world, weights(world), tmp_path, 33, seed=3, workers=2)
     assert paths[1].stat().st_mtime_ns == before[1]
     assert next(rollouts.stream(paths[:1], strict=True)).seeds.tolist() == found.tolist()
+
+
+def test_steps_played_while_learning_end_where_the_games_do(world):
+    """One game after another in each slot; C remembers nothing across an end."""
+    config = LearnConfig(lanes=2, length=24, batches=4)
+    updates = Updates(0, world.env(), world.controller(), config)
+    network = initial_network(jax.random.key(0), weights(world), config.critic)
+    with VectorGame(world.task, 2) as game:
+        player = awake.Player(world, updates, game, seed=0)
+        steps, last_value = player.play(network, 24)
+    lives = (3 + real.engine_seed(2 * 10**10 + 2 * i) // 2 % 7 for i in range(24))
+    left, done = [next(lives), next(lives)], np.zeros((24, 2))
+    for t, slot in np.ndindex(24, 2):
+        left[slot] -= 1
+        if not left[slot]:
+            done[t, slot], left[slot] = 1, next(lives)
+    np.testing.assert_array_equal(steps.done, done)
+    remembers = jnp.abs(steps.obs[1:, :, world.task.latent_size :]).max(-1) > 0
+    np.testing.assert_array_equal(remembers, done[:-1] == 0)
+    assert set(np.unique(steps.choice)) == {0, 1, 2} and last_value.shape == (2,)
+    assert (jnp.diff(steps.reward.ravel()) == 0).all() and steps.reward[0, 0] > 0
+
+
+def test_learning_awake_starts_with_the_critic(world, capsys):
+    """C stays as it is for so many updates and moves in the next; the games' lives are told."""
+    start = weights(world)
+    config = awake.Config(steps=10 * 16, games=2, length=8, only_critic=10)
+    learning = config.learning()
+    found = awake.learnt(world, start, config, learning)
+    np.testing.assert_allclose(found, start, rtol=1e-5)
+    assert "160 steps:" in capsys.readouterr().out
+    moving = dataclasses.replace(config, only_critic=9)
+    moved = awake.learnt(world, start, moving, learning) - start
+    assert 5e-6 < jnp.abs(moved).max() < 0.01
