@@ -18,6 +18,7 @@ from dreamjax.fidelity import reconstruction
 from dreamjax.logbook import Logbook
 from dreamjax.policies import play_steps
 from dreamjax.real import make_env
+from dreamjax.settings import require_positive
 from dreamjax.tasks import TAKE_COVER
 from dreamjax.vision import VAE, VisionConfig, train_vision
 from dreamjax.worlds import load_world
@@ -34,6 +35,9 @@ class Config:
     weight: float = 10.0  # of a fireball's pixel, where it counts more
     episodes: int = 10  # games to judge on
     seed: int = 0
+
+    def __post_init__(self):
+        require_positive(self, "steps", "episodes")
 
 
 def main(config: Config) -> dict[str, dict[str, float]]:

@@ -103,22 +103,23 @@ def test_recorded_episodes_are_those_played(world, tmp_path):
 
 def test_steps_played_while_learning_end_where_the_games_do(world):
     """One game after another in each slot; C remembers nothing across an end."""
-    config = LearnConfig(lanes=2, length=24, batches=4)
+    config = LearnConfig(lanes=4, length=24, batches=4)
     updates = Updates(0, world.env(), world.controller(), config)
     network = initial_network(jax.random.key(0), weights(world), config.critic)
-    with VectorGame(world.task, 2) as game:
+    with VectorGame(world.task, 4) as game:
         player = awake.Player(world, updates, game, seed=0)
         steps, last_value = player.play(network, 24)
-    lives = (3 + real.engine_seed(2 * 10**10 + 2 * i) // 2 % 7 for i in range(24))
-    left, done = [next(lives), next(lives)], np.zeros((24, 2))
-    for t, slot in np.ndindex(24, 2):
+    lives = (3 + real.engine_seed(2 * 10**10 + 2 * i) // 2 % 7 for i in range(40))
+    left, done = [next(lives) for _ in range(4)], np.zeros((24, 4))
+    for t, slot in np.ndindex(24, 4):
         left[slot] -= 1
         if not left[slot]:
             done[t, slot], left[slot] = 1, next(lives)
+    assert done.sum(1).max() > 1, "two games are to end together"
     np.testing.assert_array_equal(steps.done, done)
     remembers = jnp.abs(steps.obs[1:, :, world.task.latent_size :]).max(-1) > 0
     np.testing.assert_array_equal(remembers, done[:-1] == 0)
-    assert set(np.unique(steps.choice)) == {0, 1, 2} and last_value.shape == (2,)
+    assert set(np.unique(steps.choice)) == {0, 1, 2} and last_value.shape == (4,)
     assert (jnp.diff(steps.reward.ravel()) == 0).all() and steps.reward[0, 0] > 0
 
 
