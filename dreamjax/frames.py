@@ -68,17 +68,18 @@ class FrameStream:
 
     def _shuffled(self, position: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """`(frames, order)` of each block from the stream's frame `position` on."""
-        with ThreadPoolExecutor(1, "frames") as reader:
-            plan = self._plan(position)
-            block, order = next(plan)
-            reading = reader.submit(self._read, block)
-            while True:
-                frames = reading.result()
-                next_block, next_order = next(plan)
-                if next_block != block:
-                    reading = reader.submit(self._read, next_block)
-                yield frames, order
-                block, order = next_block, next_order
+        # Not a `with`: the garbage collector may end this generator where joining deadlocks.
+        reader = ThreadPoolExecutor(1, "frames")
+        plan = self._plan(position)
+        block, order = next(plan)
+        reading = reader.submit(self._read, block)
+        while True:
+            frames = reading.result()
+            next_block, next_order = next(plan)
+            if next_block != block:
+                reading = reader.submit(self._read, next_block)
+            yield frames, order
+            block, order = next_block, next_order
 
     def _plan(self, position: int) -> Iterator[tuple[Block, np.ndarray]]:
         """Blocks for ever, each with the order in which its frames are still to come."""

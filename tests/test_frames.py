@@ -1,5 +1,8 @@
 """The stream of training frames: complete, shuffled, resumable, and small in memory."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 
@@ -67,6 +70,26 @@ def test_batches_depend_on_seed_and_step_alone(recorded, room):
 def test_frames_of_different_shards_are_mixed(recorded):
     first = numbers(stream(recorded).take(0, 1))[0]
     assert len(np.unique(np.searchsorted(np.cumsum(LENGTHS), first, side="right"))) > 1
+
+
+def test_dropping_a_stream_waits_for_no_thread(recorded, monkeypatch):
+    """It may be the garbage collector that drops it, in a thread that holds what a join needs."""
+    begun, go_on, read = threading.Event(), threading.Event(), FrameStream._read
+
+    def slow(self, block):
+        if begun.is_set():
+            go_on.wait(10)
+        begun.set()
+        return read(self, block)
+
+    monkeypatch.setattr(FrameStream, "_read", slow)
+    used = stream(recorded, frames=16)
+    used.take(0, 1)
+    start = time.monotonic()
+    used._batches.close()  # as when it is garbage
+    waited = time.monotonic() - start
+    go_on.set()
+    assert waited < 5, "a read under way must not keep it"
 
 
 def test_memory_holds_two_blocks_and_all_that_fits_is_read_once(recorded, monkeypatch):
