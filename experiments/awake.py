@@ -7,6 +7,7 @@ what it does not gain is beyond the features, the linear controller or the learn
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import tyro
 
 from dreamjax.agent import evaluate, step_awake
 from dreamjax.learning import CHOICES, LearnConfig, Network, Steps, Updates, critic, initial_network
+from dreamjax.pipeline import score
 from dreamjax.settings import require_positive
 from dreamjax.workers import VectorGame
 from dreamjax.worlds import World, load_controller, load_world
@@ -39,7 +41,7 @@ class Config:
     episodes: int = 200  # to judge C by, before and after
 
     def __post_init__(self):
-        require_positive(self, "episodes")
+        require_positive(self, "episodes", "games")
 
     def learning(self) -> LearnConfig:
         """As the dream's learning takes it."""
@@ -54,16 +56,21 @@ class Config:
         )
 
 
-def main(config: Config) -> dict[str, np.ndarray]:
-    """Learn, judge before and after, print; the returns [episodes] of both."""
+def main(config: Config) -> dict[str, dict[str, Any]]:
+    """Judge C, let it learn, judge it in the same games; the scores before and after."""
     learning, world = config.learning(), load_world(config.world)
     start = jnp.asarray(load_controller(config.start, world))
-    found = {}
-    for name, weights in ("before", start), ("after", learnt(world, start, config, learning)):
-        returns = evaluate(world, weights, config.episodes, config.seed).returns
-        error = 1.96 * returns.std(ddof=1) / len(returns) ** 0.5 if len(returns) > 1 else np.nan
-        print(f"{name:<8}{returns.mean():>6.0f} ± {error:.0f} in {len(returns)} games", flush=True)
-        found[name] = returns
+    found = {"before": judged("before", world, start, config)}
+    after = learnt(world, start, config, learning)
+    return found | {"after": judged("after", world, after, config)}
+
+
+def judged(name: str, world: World, weights: jax.Array, config: Config) -> dict[str, Any]:
+    """C's score in the real game, which is printed."""
+    found = score(evaluate(world, weights, config.episodes, config.seed).returns)
+    print(
+        "{:<8}{mean:.0f} ± {std:.0f}, n {n}, 95 % interval {ci95}".format(name, **found), flush=True
+    )
     return found
 
 
