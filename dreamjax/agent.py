@@ -17,10 +17,11 @@ import numpy as np
 from dreamjax import rollouts
 from dreamjax.controller import controller_for, features
 from dreamjax.files import writable
-from dreamjax.logbook import Logbook
+from dreamjax.logbook import Bar, Logbook
 from dreamjax.memory import MDNRNN, Carry
 from dreamjax.population import Policy
-from dreamjax.tasks import Task
+from dreamjax.real import engine_seed
+from dreamjax.tasks import FRAME_SHAPE, Task
 from dreamjax.vision import VAE
 from dreamjax.workers import VectorGame
 from dreamjax.worlds import World
@@ -58,31 +59,47 @@ class Agent:
     ):
         self._world, self._weights, self._key = world, weights, key
         self._carry = world.memory.initial_carry((num_games,))
+        self._seeds = np.zeros(num_games, np.uint32)
         self._age = np.zeros(num_games, np.int32)
-        act = jax.vmap(policy or controller_for(world.task), (None, 0))
+        policies = jax.vmap(policy or controller_for(world.task), (None, 0))
 
         @jax.jit
-        def step(weights, *now):
-            return step_awake(world.task, functools.partial(act, weights), *now)
+        def step(key, weights, models, carry, frames, seeds, age):
+            keys = jax.vmap(functools.partial(_noise_key, key))(seeds, age)
+            act = functools.partial(policies, weights)
+            carry, action, obs = step_awake(world.task, act, keys, models, carry, frames, age)
+            return carry, action, obs[:, : world.task.latent_size]
 
         self._step = step
 
-    def act(self, frames: np.ndarray, restart: np.ndarray) -> np.ndarray:
-        """Actions [G, A] for frames uint8 [G, 64, 64, 3]; `restart` [G] marks first frames."""
-        self._key, key = jax.random.split(self._key)
-        self._age = np.where(restart, 0, self._age + 1)
+    def begin(self, slots: np.ndarray, seeds: list[int]) -> None:
+        """Episodes of these game seeds begin in `slots` with the next frames."""
+        self._seeds[slots] = [engine_seed(seed) for seed in seeds]
+        self._age[slots] = 0
+
+    def act(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Actions [G, A] for frames uint8 [G, 64, 64, 3], and the latents [G, Z] seen in them.
+
+        V's sampling depends on the key, the game's seed and the episode's age alone, so that an
+        episode is the same whatever is played beside it.
+        """
         models = self._world.vision, self._world.memory
-        self._carry, action, obs = self._step(
-            self._weights, key, models, self._carry, frames, self._age
+        self._carry, action, z = self._step(
+            self._key, self._weights, models, self._carry, frames, self._seeds, self._age
         )
-        self.z = obs[:, : self._world.task.latent_size]
-        return np.asarray(action)
+        action, z = np.asarray(action), np.asarray(z)
+        self._age = self._age + 1
+        return action, z
+
+
+def _noise_key(key: jax.Array, seed: jax.Array, age: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(key, seed), age)
 
 
 def step_awake(
     task: Task,
     act: Callable[[jax.Array], jax.Array],
-    key: jax.Array,
+    keys: jax.Array,
     models: tuple[VAE, MDNRNN],
     carry: Carry,
     frames: jax.Array,
@@ -93,7 +110,7 @@ def step_awake(
     Args:
       task: says what C reads.
       act: `features [G, F] -> actions [G, A]`.
-      key: PRNG key of V's sampling; consumed.
+      keys: [G] PRNG keys of V's sampling; consumed.
       models: V and M.
       carry: M's (c, h), each [G, H]; zeroed where `age` is 0.
       frames: uint8 [G, 64, 64, 3].
@@ -104,7 +121,8 @@ def step_awake(
     """
     vision, memory = models
     mu, logvar = vision.encode(frames)
-    z = mu + jnp.exp(logvar / 2) * jax.random.normal(key, mu.shape)
+    noise = jax.vmap(lambda key: jax.random.normal(key, mu.shape[1:]))(keys)
+    z = mu + jnp.exp(logvar / 2) * noise
     carry = jax.tree.map(lambda x: jnp.where((age == 0)[:, None], 0.0, x), carry)
     obs = features(task, z, carry)
     action = act(obs)
@@ -142,6 +160,7 @@ def evaluate(
     Raises:
       ValueError: no episodes asked for.
       ImportError: the game is not installed; says how to install it.
+      WorkerError: the game could not be kept running.
     """
     if episodes <= 0:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
@@ -152,7 +171,7 @@ def evaluate(
         VectorGame(world.task, num_games, workers) as game,
         log.progress("evaluate", episodes, "episodes") as bar,
     ):
-        return _play_all(agent, game, evaluation_seeds(seed, episodes), bar, Tape())
+        return play_all(agent, game, evaluation_seeds(seed, episodes), bar, Tape())
 
 
 def record(
@@ -186,23 +205,20 @@ def record(
     if not missing:
         return
     seeds = [seed for shard in missing for seed in seeds[shard * GAMES :][:GAMES]]
-    agent = Agent(world, weights, GAMES, jax.random.key(seeds[0]))
+    agent = Agent(world, weights, GAMES, jax.random.key(seed))
     tape = ShardTape(list(missing.values()), seeds, world.task)
     with (
         VectorGame(world.task, GAMES, workers) as game,
         log.progress("record", len(seeds), "episodes") as bar,
     ):
-        _play_all(agent, game, seeds, bar, tape)
+        play_all(agent, game, seeds, bar, tape)
 
 
 class Tape:
     """Hears of every step of every episode; keeps nothing."""
 
-    def add(self, episodes, frames, actions, rewards, terminated) -> None:
+    def add(self, episodes, frames, latents, actions, rewards, terminated) -> None:
         """One step of each of `episodes`."""
-
-    def drop(self, episode: int) -> None:
-        """Forget an episode whose game crashed; it is played again."""
 
     def end(self, episode: int) -> None:
         """An episode is over."""
@@ -221,14 +237,11 @@ class ShardTape(Tape):
         self._paths, self._seeds, self._task = paths, seeds, task
         self._steps, self._ended = {}, set()
 
-    def add(self, episodes, frames, actions, rewards, terminated) -> None:
+    def add(self, episodes, frames, latents, actions, rewards, terminated) -> None:
         """As `Tape`."""
+        del latents
         for episode, *step in zip(episodes, frames, actions, rewards, terminated, strict=True):
             self._steps.setdefault(episode, []).append(step)
-
-    def drop(self, episode: int) -> None:
-        """As `Tape`."""
-        self._steps.pop(episode, None)
 
     def end(self, episode: int) -> None:
         """As `Tape`; writes the shard that this completes."""
@@ -255,34 +268,40 @@ class ShardTape(Tape):
         )
 
 
-def _play_all(agent: Agent, game: VectorGame, seeds: list[int], bar, tape: Tape) -> Played:
-    """Play each seed once; a slot takes the next seed when its episode ends."""
+def play_all(agent: Agent, game: VectorGame, seeds: list[int], bar: Bar, tape: Tape) -> Played:
+    """Play each seed once; a slot takes the next seed when its episode ends.
+
+    Args:
+      agent, game: of one number of slots, which is at most that of the seeds.
+      seeds: of the episodes.
+      bar: counts the episodes.
+      tape: hears of their steps.
+
+    Raises:
+      WorkerError: the game could not be kept running.
+    """
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), int)
     slots = np.arange(game.num_games)
     episode = slots.copy()  # which seed each slot plays
-    upcoming, finished = len(slots), []
-    frames = game.reset(slots, [seeds[i] for i in slots])
-    restart = np.ones(len(slots), bool)
+    upcoming, finished, begun = len(slots), [], slots
+    frames = np.zeros((len(slots), *FRAME_SHAPE), np.uint8)
     while len(active := np.flatnonzero(episode >= 0)):
-        action = agent.act(frames, restart)
-        now, reward, terminated, truncated, lost = game.step(active, action[active])
-        tape.add(episode[active], frames[active], action[active], reward, terminated)
-        restart[:] = False
+        if len(begun):
+            theirs = [seeds[i] for i in episode[begun]]
+            frames[begun] = game.reset(begun, theirs)
+            agent.begin(begun, theirs)
+        action, z = agent.act(frames)
+        now, reward, terminated, truncated = game.step(active, action[active])
+        tape.add(episode[active], frames[active], z[active], action[active], reward, terminated)
         frames[active] = now
         lengths[episode[active]] += 1
         returns[episode[active]] += reward
-        for slot in active[lost]:
-            returns[episode[slot]] = lengths[episode[slot]] = 0
-            tape.drop(episode[slot])
-        ended = active[(terminated | truncated) & ~lost]
+        ended = active[terminated | truncated]
         for slot in ended:
             tape.end(int(episode[slot]))
             finished.append(returns[episode[slot]])
             bar.advance(1, f"mean {np.mean(finished):.0f}")
             episode[slot] = upcoming if upcoming < len(seeds) else -1
             upcoming += episode[slot] >= 0
-        again = np.concatenate([ended[episode[ended] >= 0], active[lost]])
-        if len(again):
-            frames[again] = game.reset(again, [seeds[i] for i in episode[again]])
-            restart[again] = True
+        begun = ended[episode[ended] >= 0]
     return Played(returns=returns, lengths=lengths)

@@ -6,11 +6,13 @@ without a word, so every file is checked against the manifest before orbax reads
 A checkpoint appears under its name only once it is whole; nothing older is removed before that.
 """
 
+import errno
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,20 +84,37 @@ def digest(tree: Any) -> str:
 class Store:
     """The checkpoints of one phase, newest `keep` of them.
 
+    Only what passes its manifest counts: a damaged or stray folder is never resumed from, never a
+    reason to delete a sound one, and gives way when its step is saved.
+
     Args:
       directory: parent of the step folders.
       keep: how many to keep.
+      seconds: time between two checkpoints of a training.
     """
 
-    def __init__(self, directory: Path | str, keep: int = 2):
+    def __init__(self, directory: Path | str, keep: int = 2, seconds: float = 120.0):
         self.directory = Path(directory).absolute()
         self.keep = keep
+        self.seconds = seconds
 
     def steps(self) -> list[int]:
-        """Steps that have a folder, oldest first; stray names are ignored."""
+        """Steps of the sound checkpoints, oldest first.
+
+        Raises:
+          CheckpointError: one was written by another version of dreamjax.
+        """
+        return [int(folder.name) for folder in self._folders() if _fault(folder) is None]
+
+    def faults(self) -> list[str]:
+        """A line for each folder named as a checkpoint that is none or is damaged."""
+        found = (_fault(folder) for folder in self._folders())
+        return [fault for fault in found if fault is not None]
+
+    def _folders(self) -> list[Path]:
         if not self.directory.is_dir():
             return []
-        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdecimal())
+        return sorted(p for p in self.directory.iterdir() if re.fullmatch(r"\d{8,}", p.name))
 
     def save(self, step: int, tree: Any, meta: Mapping[str, Any]) -> None:
         """Write checkpoint `step`, then drop all but the newest `keep`.
@@ -110,10 +129,11 @@ class Store:
         target = self.directory / f"{step:08d}"
         temporary = self.directory / f".{step:08d}.{os.getpid()}"
         arrays = flatten(tree)
+        size = sum(array.nbytes for array in arrays.values())
         try:
-            writable(self.directory)
-            shutil.rmtree(temporary, ignore_errors=True)
+            self._remove_halves(writable(self.directory))
             temporary.mkdir()
+            _require_room(temporary / "room", size)
             _checkpointer().save(temporary / "arrays", arrays)
             document = {"format": FORMAT, "step": step, "versions": versions(), **meta}
             write_json(temporary / "meta.json", document)
@@ -123,13 +143,20 @@ class Store:
             os.rename(temporary, target)
         except Exception as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            size = sum(array.nbytes for array in arrays.values()) / 1e6
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise CheckpointError(
-                f"cannot save {target} ({size:.0f} MB needed): {reason}; older checkpoints are kept"
+                f"cannot save {target} ({size / 1e6:.0f} MB needed): {reason}; older checkpoints "
+                "are kept"
             ) from error
-        for old in self.steps()[: -self.keep]:
+        others = [other for other in self.steps() if other != step]
+        for old in others[: len(others) - (self.keep - 1)]:
             shutil.rmtree(self.directory / f"{old:08d}", ignore_errors=True)
+
+    def _remove_halves(self, directory: Path) -> None:
+        """Remove what saves that were killed left behind; one process at a time writes here."""
+        for path in directory.iterdir():
+            if re.fullmatch(r"\.\d{8,}\.\d+", path.name):
+                shutil.rmtree(path, ignore_errors=True)
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """`meta.json` of a checkpoint that passes its manifest; the newest one by default."""
@@ -145,7 +172,9 @@ class Store:
         Raises:
           CheckpointError: no sound checkpoint, or one made for something else.
         """
-        folder, meta = self._sound(None)
+        folder, meta, passed = self._sound(None)
+        for fault in passed:
+            print(f"skipped {fault}", flush=True)
         arrays = _checkpointer().restore(folder / "arrays")
         inside = {
             name.removeprefix(prefix): np.asarray(array)
@@ -154,19 +183,45 @@ class Store:
         }
         return unflatten(template, inside, str(folder)), meta
 
-    def _sound(self, step: int | None) -> tuple[Path, dict[str, Any]]:
-        """Folder and meta of checkpoint `step`, or of the newest that passes its manifest."""
+    def _sound(self, step: int | None) -> tuple[Path, dict[str, Any], list[str]]:
+        """Folder and meta of checkpoint `step` or of the newest sound one, and faults of newer."""
         faults = []
-        for candidate in reversed(self.steps() if step is None else [step]):
-            folder = self.directory / f"{candidate:08d}"
+        for folder in reversed(self._folders()):
+            if step not in (None, int(folder.name)):
+                continue
             fault = _fault(folder)
             if fault is None:
-                for line in faults:
-                    print(f"skipped {line}", flush=True)
-                return folder, json.loads((folder / "meta.json").read_text())
+                return folder, json.loads((folder / "meta.json").read_text()), faults
             faults.append(fault)
         found = "; ".join(faults) or "nothing there"
-        raise CheckpointError(f"no usable checkpoint in {self.directory} ({found}); train it first")
+        maker = _MAKERS.get(self.directory.name, "what makes it")
+        again = f"run {maker} again, which makes it anew" if faults else "train it first"
+        raise CheckpointError(f"no usable checkpoint in {self.directory} ({found}); {again}")
+
+
+_MAKERS = {  # the command whose checkpoints lie in a folder of that name
+    "vision": "train-vision",
+    "memory": "train-memory",
+    "world": "train-memory",
+    "controller": "learn or evolve",
+}
+
+
+def _require_room(path: Path, size: int) -> None:
+    """Find out beforehand whether `size` bytes can be written: orbax reports that at great length.
+
+    Raises:
+      OSError: they cannot.
+    """
+    with open(path, "wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, max(size, 1))
+        except AttributeError:  # macOS
+            pass
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+    path.unlink()
 
 
 def _checkpointer():
@@ -188,16 +243,23 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None."""
+    """What is wrong with a checkpoint folder, or None.
+
+    Raises:
+      CheckpointError: nothing is, but another version of dreamjax wrote it.
+    """
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError):
+        manifest = dict(json.loads((folder / "manifest.json").read_text()))
+    except (OSError, ValueError, TypeError):
         return f"{folder} (no manifest: unfinished or not a checkpoint)"
     found = _hashes(folder)
-    for name, sha in manifest.items():
-        if found.get(name) != sha:
+    for name, sha in {"meta.json": None, **manifest}.items():
+        if sha is None or found.get(name) != sha:
             return f"{folder} ({name} is damaged or missing)"
     version = json.loads((folder / "meta.json").read_text()).get("format")
     if version != FORMAT:
-        return f"{folder} (format {version}, this dreamjax reads {FORMAT})"
+        raise CheckpointError(
+            f"{folder} has format {version}, this dreamjax reads {FORMAT}; use the dreamjax that "
+            "wrote it, or another directory"
+        )
     return None

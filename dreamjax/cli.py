@@ -5,20 +5,24 @@ import dataclasses
 import importlib
 import io
 import json
+import re
 import shlex
-import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from dreamjax.settings import SettingError
+from dreamjax import stopping
+from dreamjax.settings import SettingError, check_seed
 from dreamjax.tasks import CAR_RACING, TAKE_COVER, TASKS
 
 PRESET_NAMES = ("smoke", "quick", "cpu", "paper")
 DEFAULT_PRESET = "quick"
 DEVICES = ("auto", "cpu", "gpu", "tpu")
+DEBUG = "--debug"  # anywhere on the command line: show where an error came from
+FAULTS = (ValueError, ImportError, ArithmeticError, OSError, RuntimeError, MemoryError)
 
 ABOUT = {
     "run": "Do every phase into one run directory, from wherever it stopped.",
@@ -37,28 +41,73 @@ ABOUT = {
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        command = _parse(argv)
-        command()
-    except KeyboardInterrupt:
-        print(f"\nstopped; resume with: dreamjax {shlex.join(argv)}", file=sys.stderr)
-        return 130
-    except (ValueError, ImportError, ArithmeticError, OSError, RuntimeError) as error:
-        print(f"dreamjax: {error}", file=sys.stderr)
-        return 1
+    words = [word for word in argv if word != DEBUG]
+    said = f"\nstopped; resume with: dreamjax {shlex.join(words)}\n"
+    with stopping.at_once(said):
+        try:
+            _choose_devices(words)
+            command = _parse(words)
+            stopping.by_interrupt()
+            command()
+        except KeyboardInterrupt:
+            return _end(said, 130)
+        except FAULTS as error:
+            if DEBUG in argv:
+                traceback.print_exc()
+            return _end(f"{_line(error, words)}\n", 1)
     return 0
+
+
+def _end(said: str, status: int) -> int:
+    """`status`, once `said` is."""
+    from dreamjax import devices
+
+    sys.stderr.write(said)
+    if devices.in_a_job():
+        devices.leave(status)
+    return status
+
+
+def _line(error: BaseException, words: list[str]) -> str:
+    """What went wrong, and what to do, in one line."""
+    from dreamjax import devices
+
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, MemoryError) or re.search("out of memory|RESOURCE_EXHAUSTED", text, re.I):
+        text = f"out of memory ({text}); use fewer lanes, a smaller batch, population or world"
+    elif devices.in_a_job() and "Gloo" in text:
+        return devices.lost(words, text)
+    return f"dreamjax: {text}"
+
+
+def _choose_devices(words: list[str]) -> None:
+    """Do what `--device` and `--distributed` say, before an import asks jax for its devices."""
+    from dreamjax import devices
+
+    name, distributed = next(iter(words), ""), "--distributed" in words
+    if distributed and name in ABOUT and name != "evolve":
+        raise ValueError(
+            f"{name} runs on one host; only evolve takes --distributed: do the phases before it "
+            "on one host, in a directory that all hosts share"
+        )
+    device = _value_of(words, "--device", "auto")
+    if device not in DEVICES or not {"-h", "--help"}.isdisjoint(words):
+        return  # the parser has something to say
+    if distributed:
+        devices.join(words)
+    if distributed or device != "auto":
+        devices.use(device)
 
 
 def _parse(argv: list[str]) -> Any:
     """The subcommand that `argv` asks for, filled in."""
     from dreamjax.presets import PRESETS
 
-    preset = _preset(argv)
+    preset = _value_of(argv, "--preset", DEFAULT_PRESET)
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
     commands = [_phase_command(name, PRESETS[preset], preset) for name in ABOUT]
-    union = Info | Bench | Export
+    union = Info | Bench | Export | Doctor
     for command in commands:
         union = union | command
     said = io.StringIO()
@@ -80,14 +129,14 @@ def _setting_error(error: BaseException | None) -> SettingError | None:
     return error
 
 
-def _preset(argv: list[str]) -> str:
-    """The value of `--preset`, found before parsing because it supplies the defaults."""
+def _value_of(argv: list[str], option: str, default: str) -> str:
+    """The value of an option that is needed before the command line can be parsed."""
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        if word == "--preset":
+        if word == option:
             return following
-        if word.startswith("--preset="):
-            return word.removeprefix("--preset=")
-    return DEFAULT_PRESET
+        if word.startswith(f"{option}="):
+            return word.removeprefix(f"{option}=")
+    return default
 
 
 def _phase_command(name: str, config: Any, preset: str) -> Any:
@@ -118,24 +167,17 @@ def _run(command: Any, name: str) -> None:
     from dreamjax.files import writable
     from dreamjax.logbook import Logbook
     from dreamjax.pipeline import AWAKE, Run, phases_of, run_phases
-    from dreamjax.worlds import adopt_world
 
-    if command.distributed and name != "evolve":
-        raise ValueError(
-            f"{name} runs on one host; only evolve takes --distributed: do the phases before it "
-            "on one host, in a directory that all hosts share"
-        )
-    devices.use(command.device, command.distributed)
-    directory = writable(command.run_dir)
-    log = Logbook(directory) if devices.is_first() else Logbook(quiet=True)
-    run = Run(directory, TASKS[command.task], command.seed, command.config, log)
+    check_seed(command.seed)
     phases = phases_of(command.config) if name == "run" else (name,)
     if command.world is not None:
         if not set(phases) & set(AWAKE):
             raise ValueError(f"{name} comes before the world; leave out --world {command.world}")
-        adopt_world(directory, command.world, run.task)
         phases = tuple(phase for phase in phases if phase in AWAKE)
-    run_phases(run, phases)
+    directory = writable(command.run_dir)
+    log = Logbook(directory) if devices.is_first() else Logbook(quiet=True)
+    run = Run(directory, TASKS[command.task], command.seed, command.config, log)
+    run_phases(run, phases, command.world)
 
 
 @dataclasses.dataclass
@@ -170,6 +212,22 @@ class Export:
 
 
 @dataclasses.dataclass
+class Doctor:
+    """Tell what a run directory holds, what is damaged, and what each command would do next."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional]  # the run
+
+    def __call__(self) -> None:
+        from dreamjax import doctor
+
+        found = doctor.examine(self.run_dir)
+        print("\n".join(doctor.lines(found)))
+        damaged = sum(len(finding.damaged) for finding in found)
+        if damaged:
+            raise ValueError(f"{self.run_dir} has {damaged} damaged parts; see above")
+
+
+@dataclasses.dataclass
 class Bench:
     """Measure this machine: dream steps/s, a generation, training, the real game, the rivals."""
 
@@ -181,9 +239,6 @@ class Bench:
     device: Literal[DEVICES] = "auto"
 
     def __call__(self) -> None:
-        from dreamjax import devices
-
-        devices.use(self.device)
         _benchmarks().run(self.quick, self.world, self.lanes, self.json, self.plot)
 
 

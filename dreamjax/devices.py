@@ -1,12 +1,25 @@
-"""What the device at hand is good at."""
+"""Which devices and processes do the work, and what they are good at."""
 
+import atexit
+import contextlib
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import multihost_utils
 
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # as /proc/cpuinfo names them
 _FIRST_GPU = 8.0  # compute capability with bfloat16 tensor cores
+
+COORDINATOR_SECONDS = 20.0  # how long the first process of a job may take to answer
+HEARTBEAT_SECONDS = 20  # silence after which a process of a job counts as lost
 
 
 def product_dtype(bfloat16: bool | None = None) -> jnp.dtype:
@@ -35,31 +48,150 @@ def _cpu_flags() -> set[str]:
     return set(next(named, "").split())
 
 
-def use(device: str, distributed: bool = False) -> None:
-    """Choose the device of everything that follows; call it before jax has looked for devices.
+def use(device: str) -> None:
+    """Choose the device of everything that follows, before anything has asked jax for one.
 
     Args:
       device: cpu, gpu, tpu, or auto for the best there is.
-      distributed: join the other processes of a cluster first; jax finds them by the scheduler's
-        environment (SLURM, Open MPI, TPU pods) or by `JAX_COORDINATOR_ADDRESS` and friends.
 
     Raises:
       ValueError: the device is not there. Nothing falls back in silence.
     """
     if device != "auto":
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
-    if distributed:
-        jax.distributed.initialize()
     try:
         jax.devices()
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError) as error:  # the latter where no plugin is installed
+        reason = next(iter(str(error).splitlines()), "jax has no plugin for it")
         raise ValueError(
             f"there is no {device} here ({reason}); use --device auto, or install dreamjax with "
             "the extra cuda12, cuda13 or tpu"
         ) from None
 
 
+def join(words: list[str]) -> None:
+    """Join the other processes of a job; call it before `use`.
+
+    jax finds them by the scheduler's environment (SLURM, Open MPI, TPU pods); elsewhere
+    `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` tell.
+
+    Args:
+      words: the command line, to be told again if a process is lost.
+
+    Raises:
+      ValueError: the variables are not numbers, or no coordinator answers.
+    """
+    address, index = os.environ.get("JAX_COORDINATOR_ADDRESS"), _number("JAX_PROCESS_ID")
+    if address and index:
+        _find_coordinator(address)
+    _leave_word(words)
+    try:
+        jax.distributed.initialize(
+            address,
+            _number("JAX_NUM_PROCESSES"),
+            index,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"cannot join a job of several processes ({str(error).splitlines()[0]}); start it by "
+            "SLURM, Open MPI or on a TPU pod, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
+            "and JAX_PROCESS_ID"
+        ) from None
+
+
+def _number(variable: str) -> int | None:
+    value = os.environ.get(variable)
+    if value is not None and not value.isdecimal():
+        raise ValueError(f"{variable} must be a number of at least 0, got {value!r}")
+    return None if value is None else int(value)
+
+
+def _find_coordinator(address: str) -> None:
+    """Wait until the job's first process listens: jax itself would abort where it does not."""
+    host, _, port = address.rpartition(":")
+    end = time.monotonic() + COORDINATOR_SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except (OSError, ValueError, OverflowError) as error:
+            reason = error
+        if time.monotonic() > end:
+            raise ValueError(
+                f"no coordinator answers at {address} ({reason}); start the process with "
+                "JAX_PROCESS_ID=0 there, or correct JAX_COORDINATOR_ADDRESS"
+            )
+        time.sleep(0.5)
+
+
+_WATCH = """
+import os, sys
+if not sys.stdin.buffer.read():  # the pipe's other end was closed without a word
+    print(sys.argv[1], file=sys.stderr, flush=True)
+elif os.path.exists(sys.argv[2]):
+    os.unlink(sys.argv[2])
+"""
+
+
+def _leave_word(words: list[str]) -> None:
+    """See that one line is said even if jax aborts this process, as it does when another is lost.
+
+    What its C++ says goes into a file, so that the line is not lost among stack traces.
+    """
+    handle, log = tempfile.mkstemp(prefix="dreamjax-job-", suffix=".log")
+    said = lost(words, f"what jax said is in {log}")
+    terminal = os.fdopen(os.dup(2), "w", buffering=1)
+    watch = subprocess.Popen(
+        [sys.executable, "-S", "-c", _WATCH, said, log],
+        stdin=subprocess.PIPE,
+        stderr=terminal,
+        start_new_session=True,
+    )
+    sys.stderr.flush()
+    os.dup2(handle, 2)
+    os.close(handle)
+    sys.stderr = terminal
+    _watches.append(watch)
+    atexit.register(_go_in_peace)
+
+
+_watches: list[subprocess.Popen] = []  # one where this process is one of a job's
+
+
+def _go_in_peace() -> None:
+    while _watches:
+        with contextlib.suppress(OSError):
+            _watches.pop().communicate(b"all is well")
+
+
+def lost(words: list[str], detail: str) -> str:
+    """The line that is said when a job loses a process."""
+    return (
+        f"dreamjax: a process of this job was lost or never came ({detail}); "
+        f"resume with: dreamjax {shlex.join(words)}"
+    )
+
+
+def leave(status: int) -> None:
+    """End this process of a job at once; a usual exit waits minutes for those that are lost."""
+    _go_in_peace()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def in_a_job() -> bool:
+    """Whether this process is one of several."""
+    return bool(_watches)
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes and talks."""
     return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Go on only when every process of the job has come this far."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)

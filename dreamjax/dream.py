@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
@@ -100,6 +101,12 @@ def check_death_noise(death_noise: float) -> None:
         )
 
 
+def check_death_threshold(death_threshold: float) -> None:
+    """Raise SettingError unless `death_threshold` is a number; infinity lets nobody die."""
+    if np.isnan(death_threshold):
+        raise SettingError("death_threshold must be a number, got nan; the paper's is 0")
+
+
 def env_params(
     task: Task,
     memory: MDNRNN,
@@ -117,6 +124,7 @@ def env_params(
     """
     tau = check_temperature(task.temperature if temperature is None else temperature)
     check_death_noise(death_noise)
+    check_death_threshold(death_threshold)
     for name, array in (("initial_mu", initial_mu), ("initial_logvar", initial_logvar)):
         if array.ndim != 2 or not len(array) or array.shape[1] != task.latent_size:
             raise ValueError(
@@ -197,7 +205,8 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         state = EnvState(time=state.time + 1, z=z, carry=carry)
         obs = self.observe(None, state, action, params)
         risk = death_logit + params.death_noise * noise.logistic
-        return obs, state, jnp.float32(1.0), risk > params.death_threshold, {}
+        alive = risk <= params.death_threshold  # never where a number is missing
+        return obs, state, jnp.float32(1.0), ~alive, {}
 
     def observe(
         self, key: jax.Array | None, state: EnvState, action: jax.Array | None, params: EnvParams

@@ -17,7 +17,7 @@ from flax import struct
 from dreamjax.checkpoint import Store
 from dreamjax.controller import start_weights
 from dreamjax.logbook import Logbook
-from dreamjax.population import Policy, all_devices, evaluate, lanes_that_fit
+from dreamjax.population import Policy, all_devices, evaluate, evaluation_key, lanes_that_fit
 from dreamjax.settings import SettingError, require_positive
 from dreamjax.strategies import make_strategy
 from dreamjax.training import fit
@@ -39,9 +39,12 @@ class EvolveConfig:
         require_positive(self, "generations", "rollouts", "sigma", "eval_every", "eval_rollouts")
         if self.population < 4:
             raise SettingError(
-                f"population must be at least 4 (CMA-ES needs parents), got {self.population}"
+                "evolve.population must be at least 4 (CMA-ES needs parents), got "
+                f"{self.population}"
             )
         make_strategy(self.strategy, self.population, 2, self.sigma)
+
+    grows = ("generations",)  # settings that a later call may raise
 
 
 @struct.dataclass
@@ -107,7 +110,6 @@ def evolve(
         meta=meta,
         unit="generations",
         show="mean",
-        save_seconds=60.0,
     )
 
 
@@ -190,9 +192,8 @@ class Generations:
         return state.replace(es=es), history
 
     def _evaluation(self, state: Evolution, number: jax.Array, env_params: Any):
-        key = jax.random.fold_in(jax.random.fold_in(self.key, number), 1)
         played = self.play(
-            key,
+            evaluation_key(self.key, number),
             env_params=env_params,
             weights=state.es.mean[None],
             num_rollouts=self.config.eval_rollouts,

@@ -1,6 +1,7 @@
 """Files that are either the old one or the new one, never half."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -9,25 +10,57 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class WriteError(OSError):
+    """A file that could not be written: `str` is one line with path, reason and remedy."""
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+        if self.errno in _FULL:
+            return "free some space and run the same command again"
+        return "make it writable, or choose another directory"
+
+    def __str__(self) -> str:
+        return f"cannot write {self.filename}: {self.strerror}; {self.remedy}"
+
+
+@contextlib.contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Turn an OSError inside, which seldom names a file, into `WriteError` of `path`."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        raise WriteError(error.errno, error.strerror or str(error), str(path)) from error
+
 
 @contextlib.contextmanager
 def replacing(path: Path | str) -> Iterator[IO[bytes]]:
-    """A binary file to fill, which takes `path`'s place once it is whole and on the disk."""
+    """A binary file to fill, which takes `path`'s place once it is whole and on the disk.
+
+    Raises:
+      WriteError: the disk refused (full, read-only); `path` is what it was.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
-            _lock(file)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with writing(path):
+            with open(temporary, "wb") as file:
+                _lock(file)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write JSON in place of what `path` held."""
+    """Write JSON in place of what `path` held; raises as `replacing`."""
     with replacing(path) as file:
         file.write(json.dumps(value, indent=2).encode() + b"\n")
 

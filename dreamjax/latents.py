@@ -5,8 +5,6 @@ Shapes: N frames, E episodes (laid one after another), Z latent, A numbers in an
 """
 
 import dataclasses
-import zipfile
-import zlib
 from pathlib import Path
 
 import jax
@@ -22,7 +20,7 @@ FORMAT = 1
 _BATCH = 16  # frames encoded together: what they need stays in a CPU's cache
 _CALL = 512  # frames in one compiled call
 _PER_FRAME = ("mu", "logvar", "actions", "rewards")
-_PER_EPISODE = ("lengths", "terminated")
+_PER_EPISODE = ("lengths", "terminated", "seeds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +33,7 @@ class LatentSequences:
       rewards: float32 [N]; reward t is what action t earned.
       lengths: int32 [E]; they sum to N.
       terminated: bool [E]; True is death, False is an episode cut by the step cap.
+      seeds: int64 [E]; the game's, by which episodes are held out.
       vision: digest of the V that encoded them.
       profile: the variant of the game that was played.
     """
@@ -45,6 +44,7 @@ class LatentSequences:
     rewards: np.ndarray
     lengths: np.ndarray
     terminated: np.ndarray
+    seeds: np.ndarray
     vision: str
     profile: str
 
@@ -59,10 +59,12 @@ class LatentSequences:
         noise = np.random.default_rng(seed).standard_normal(mu.shape, np.float32)
         return mu + np.exp(logvar / 2) * noise
 
-    def split(
-        self, held_out: float = 0.1, seed: int = 0
-    ) -> tuple["LatentSequences", "LatentSequences"]:
-        """Divide whole episodes at random into `(train, held)`, at least one on each side.
+    def split(self, held_out: float = 0.1) -> tuple["LatentSequences", "LatentSequences"]:
+        """Divide whole episodes into `(train, held)`, at least one on each side.
+
+        An episode is held out by its own seed alone. So whatever is recorded later, whichever M
+        is trained on, and whatever share a later run holds out, what one M was trained on judges
+        none of its descendants, as long as there are episodes enough for both sides (about 30).
 
         Raises:
           ValueError: fewer than two episodes.
@@ -70,9 +72,8 @@ class LatentSequences:
         episodes = len(self.lengths)
         if episodes < 2:
             raise ValueError(f"cannot hold out one of {episodes} episodes; collect more")
-        number = int(np.clip(round(held_out * episodes), 1, episodes - 1))
-        held = np.zeros(episodes, bool)
-        held[np.random.default_rng(seed).permutation(episodes)[:number]] = True
+        place = places(self.seeds)
+        held = place < np.clip(held_out, np.nextafter(place.min(), 1), place.max())
         return self._select(~held), self._select(held)
 
     def _select(self, episodes: np.ndarray) -> "LatentSequences":
@@ -80,6 +81,15 @@ class LatentSequences:
         parts = {name: getattr(self, name)[frames] for name in _PER_FRAME}
         parts |= {name: getattr(self, name)[episodes] for name in _PER_EPISODE}
         return dataclasses.replace(self, **parts)
+
+
+def places(seeds: np.ndarray) -> np.ndarray:
+    """A place in [0, 1) for each seed [E], as good as drawn at random (the SplitMix64 hash)."""
+    with np.errstate(over="ignore"):
+        x = seeds.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) / 2.0**53
 
 
 def encode_rollouts(
@@ -148,13 +158,17 @@ def _read(path: Path) -> LatentSequences:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = dict(archive)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except rollouts.UNREADABLE as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is missing or damaged ({reason}); encode again") from None
     if arrays.pop("format", None) != FORMAT:
         raise ValueError(f"{path} is not a file of latents of format {FORMAT}; encode again")
-    strings = {name: str(arrays.pop(name)) for name in ("vision", "profile")}
-    return LatentSequences(**arrays, **strings)
+    wanted = {field.name for field in dataclasses.fields(LatentSequences)}
+    missing = sorted(wanted - set(arrays))
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; encode again")
+    strings = {name: str(arrays[name]) for name in ("vision", "profile")}
+    return LatentSequences(**{name: arrays[name] for name in wanted} | strings)
 
 
 def read_latents(directory: Path | str) -> LatentSequences:

@@ -21,12 +21,14 @@ from flax import struct
 from dreamjax.checkpoint import Store
 from dreamjax.controller import LinearController, start_weights
 from dreamjax.logbook import Logbook
-from dreamjax.population import evaluate
-from dreamjax.settings import SettingError, require_positive
+from dreamjax.memory import pressed
+from dreamjax.population import evaluate, evaluation_key
+from dreamjax.settings import SettingError, require_positive, require_within
 from dreamjax.tasks import PRESSED
 from dreamjax.training import fit
 
 CHOICES = (-1.0, 0.0, 1.0)  # left, stay, right
+_MAY_BE_ZERO = ("trace", "entropy", "averaging")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +53,18 @@ class LearnConfig:
     def __post_init__(self):
         require_positive(
             self,
-            *(f.name for f in dataclasses.fields(self) if f.name not in ("entropy", "averaging")),
+            *(f.name for f in dataclasses.fields(self) if f.name not in _MAY_BE_ZERO),
         )
-        if not 0 <= self.averaging < 1:
-            raise SettingError(f"averaging must be from 0 to below 1, got {self.averaging}")
+        require_within(
+            self, discount="(0, 1)", trace="[0, 1]", entropy="[0, inf)", averaging="[0, 1)"
+        )
         if self.lanes * self.length % self.batches:
             raise SettingError(
-                f"batches={self.batches} does not divide lanes x length = "
+                f"learn.batches={self.batches} does not divide lanes x length = "
                 f"{self.lanes * self.length} steps; choose a divisor"
             )
+
+    grows = ()  # no later call may raise a setting: the learning rate falls over all steps
 
     @property
     def updates(self) -> int:
@@ -133,7 +138,7 @@ def learn(
     """Learn a linear controller's weights in a gymnax environment whose action is one number.
 
     While it learns, C draws one of `CHOICES`; awake it acts as its squashed output says, which
-    the game takes for the likeliest of them.
+    the game takes for the likeliest of them. A draw that agrees with that output acts as it does.
 
     Args:
       seed: of everything random.
@@ -269,7 +274,7 @@ class Updates:
         obs, env_state = loop
         key_choice, key_step = jax.random.split(key)
         choice = self.choose(key_choice, network.weights, obs)
-        action = jnp.asarray(CHOICES)[choice][:, None]
+        action = self.action(network.weights, obs, choice)
         keys = jax.random.split(key_step, len(obs))
         step = jax.vmap(self.env.step, (0, 0, 0, None))
         next_obs, env_state, reward, ended, cut, _ = step(keys, env_state, action, env_params)
@@ -278,6 +283,15 @@ class Updates:
     def choose(self, key: jax.Array, weights: jax.Array, obs: jax.Array) -> jax.Array:
         """Draw one of `CHOICES` for features [..., F]: its number, int32 [...]."""
         return jax.random.categorical(key, self.log_probs(weights, obs))
+
+    def action(self, weights: jax.Array, obs: jax.Array, choice: jax.Array) -> jax.Array:
+        """What is done, [..., 1], of a choice [...] for features [..., F].
+
+        Where the draw is C's own choice, the number is C's own too: M then reads while C learns
+        what it will read awake.
+        """
+        own, drawn = self.controller(weights, obs)[..., 0], jnp.asarray(CHOICES)[choice]
+        return jnp.where(pressed(own) == drawn, own, drawn)[..., None]
 
     def judged(self, network: Network, obs, choice, reward, done) -> Steps:
         """`Steps` of what was chosen and what came of it, [...] of each."""
@@ -321,8 +335,7 @@ class Updates:
         return 0.5 * error - gain - config.entropy * entropy
 
     def _evaluation(self, state: Learning, number: jax.Array, env_params: Any):
-        key = jax.random.fold_in(jax.random.fold_in(self.key, number), 1)
-        weights = state.average
+        key, weights = evaluation_key(self.key, number), state.average
         played = evaluate(
             key, self.env, env_params, self.controller, weights[None], self.config.eval_rollouts
         )

@@ -2,15 +2,20 @@
 
 import contextlib
 import csv
+import io
 import json
 import math
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dreamjax.files import replacing, writing
 
 PLAIN_LINE_SECONDS = 10.0  # how often a piped run prints a line
 
@@ -69,23 +74,34 @@ class Logbook:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def log(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one row to `metrics.jsonl` and one row per metric to `metrics.csv`."""
+        """Append one row to `metrics.jsonl` and one row per metric to `metrics.csv`.
+
+        Raises:
+          WriteError: the disk refused (full, read-only); one line.
+        """
         if self.directory is None:
             return
         values = {name: _finite(value) for name, value in metrics.items()}
-        stamp = round(time.time(), 3)
-        row = {"time": stamp, "phase": phase, "step": int(step), **values}
-        with open(self.directory / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
-        path = self.directory / "metrics.csv"
-        new = not path.exists()
-        with open(path, "a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(["time", "phase", "step", "metric", "value"])
-            writer.writerows(
-                [stamp, phase, int(step), name, value] for name, value in values.items()
-            )
+        place = {"time": round(time.time(), 3), "phase": phase, "step": int(step)}
+        _append(self.directory / "metrics.jsonl", json.dumps(place | values) + "\n")
+        rows = ([*place.values(), *metric] for metric in values.items())
+        _append(self.directory / "metrics.csv", _csv(rows), _csv([[*place, "metric", "value"]]))
+
+    def rewind(self, phase: str, step: int) -> None:
+        """Drop the rows of `phase` after `step`, which a run that goes on from there logs again.
+
+        Raises:
+          WriteError: the disk refused; the rows are what they were.
+        """
+        if self.directory is None:
+            return
+        for name, place in (("metrics.jsonl", _json_place), ("metrics.csv", _csv_place)):
+            path = self.directory / name
+            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+            kept = [line for line in lines if not _is_after(place, line, phase, step)]
+            if kept != lines:
+                with replacing(path) as file:
+                    file.writelines(kept)
 
     @contextlib.contextmanager
     def progress(self, phase: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
@@ -115,3 +131,47 @@ def _thousands(value: float) -> str:
 def _finite(value: float) -> float | None:
     value = float(value)
     return value if math.isfinite(value) else None  # JSON has no NaN
+
+
+def _csv(rows: Iterable[list[Any]]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
+
+
+def _append(path: Path, text: str, header: str = "") -> None:
+    """Add `text` to a file; a new one begins with `header`."""
+    with writing(path), open(path, "a+b") as file:
+        _cut_torn_line(file)
+        file.write((text if file.tell() else header + text).encode())
+
+
+def _cut_torn_line(file: IO[bytes]) -> None:
+    """Go to the end of a file, less a last line that a crash or a full disk cut short."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(end - 1, 0))
+    if file.read(1) not in (b"", b"\n"):
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)
+
+
+def _is_after(
+    place: Callable[[bytes], tuple[str, int]], line: bytes, phase: str, step: int
+) -> bool:
+    """Whether a row is of `phase` and later than `step`; one that cannot be read is not."""
+    try:
+        found, at = place(line)
+    except (ValueError, LookupError, TypeError, csv.Error):
+        return False
+    return found == phase and at > step
+
+
+def _json_place(line: bytes) -> tuple[str, int]:
+    row = json.loads(line)
+    return row["phase"], int(row["step"])
+
+
+def _csv_place(line: bytes) -> tuple[str, int]:
+    (row,) = csv.reader([line.decode()])
+    return row[1], int(row[2])

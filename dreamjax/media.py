@@ -1,5 +1,6 @@
 """Pictures of a run: training curves, and a film of real | reconstruction | dream."""
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dreamjax.agent import Agent, evaluation_seeds
+from dreamjax.agent import Agent, Tape, evaluation_seeds, play_all
 from dreamjax.dream import EnvState
-from dreamjax.real import make_env
+from dreamjax.logbook import Logbook
 from dreamjax.vision import drawn
+from dreamjax.workers import VectorGame
 from dreamjax.worlds import World
 
 FILM_STEPS = 420  # 12 seconds of Take Cover
@@ -20,16 +22,18 @@ FILM_STRIDE = 3  # every third tic is shown: 35 tics a second are more than a GI
 SCALE = 3  # 64 pixels become 192
 CAPTION = 14  # height of the line of text, in pixels
 
-PANELS = (  # phase, metrics of one panel, label
-    ("vision", ("reconstruction", "kl"), "V: squared error and KL"),
-    ("memory", ("nll",), "M: nats per latent dimension"),
-    ("memory", ("death_loss",), "M: death loss"),
-    ("evolve", ("mean", "max", "eval"), "C: return in the dream"),
+PANELS = (  # phase, metrics of one panel, label, what a step is
+    ("vision", ("reconstruction", "kl"), "V: squared error and KL", "update"),
+    ("memory", ("nll",), "M: nats per latent dimension", "update"),
+    ("memory", ("death_loss",), "M: death loss", "update"),
+    ("evolve", ("mean", "max", "eval"), "C, evolved: return in the dream", "generation"),
+    ("learn", ("life", "best_eval", "eval"), "C, learnt: steps survived in the dream", "update"),
 )
+FEW = 40  # points of a curve that are marked one by one
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Rows of a `metrics.jsonl`; a last line cut short by a crash is dropped."""
+    """Rows of a `metrics.jsonl`; lines cut short by a crash are dropped."""
     rows = []
     for line in path.read_text().splitlines():
         try:
@@ -40,32 +44,44 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def draw_curves(metrics: Path, target: Path) -> None:
-    """Training curves of a run as one PNG."""
+    """Training curves of a run as one PNG, a panel for each that it has; none, and no file."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = read_metrics(metrics)
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 3.2))
-    for axis, (phase, names, label) in zip(axes, PANELS, strict=True):
-        for name in names:
-            points = [
-                (r["step"], r[name])
-                for r in rows
-                if r["phase"] == phase and r.get(name) is not None
-            ]
-            if points:
-                axis.plot(
-                    *zip(*points, strict=True), label=name, marker="." if len(points) < 40 else ""
-                )
+    found = _panel_curves(read_metrics(metrics))
+    if not found:
+        return
+    figure, axes = plt.subplots(
+        1, len(found), figsize=(4 * len(found), 3.2), squeeze=False, layout="constrained"
+    )
+    for axis, (label, unit, curves) in zip(axes[0], found, strict=True):
+        for name, points in curves.items():
+            axis.plot(points.keys(), points.values(), label=name, marker="." * (len(points) < FEW))
         axis.set_title(label, fontsize=9)
-        axis.set_xlabel("generation" if phase == "evolve" else "update", fontsize=8)
-        if axis.lines:
-            axis.legend(fontsize=7)
-    figure.tight_layout()
+        axis.set_xlabel(unit, fontsize=8)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(fontsize=7)
     figure.savefig(target, dpi=110)
     plt.close(figure)
+
+
+def _panel_curves(rows: list[dict]) -> list[tuple[str, str, dict[str, dict[int, float]]]]:
+    """Label, unit and curves of every panel that has any."""
+    found = []
+    for phase, names, label, unit in PANELS:
+        mine = [row for row in rows if row["phase"] == phase]
+        curves = {name: points for name in names if (points := _points(mine, name))}
+        if curves:
+            found.append((label, unit, curves))
+    return found
+
+
+def _points(rows: list[dict], name: str) -> dict[int, float]:
+    """A metric by its step, in order. A run that was killed repeats rows: the last one counts."""
+    last = {row["step"]: row[name] for row in rows if row.get(name) is not None}
+    return dict(sorted(last.items()))
 
 
 def film(world: World, weights: jax.Array, target: Path, seed: int = 0) -> int:
@@ -80,6 +96,9 @@ def film(world: World, weights: jax.Array, target: Path, seed: int = 0) -> int:
 
     Returns:
       Steps filmed.
+
+    Raises:
+      WorkerError: the game could not be kept running.
     """
     frames, latents, actions = _play(world, weights, seed)
     dreamt, died = _dream(world, latents[0], actions, seed)
@@ -97,21 +116,26 @@ def film(world: World, weights: jax.Array, target: Path, seed: int = 0) -> int:
 
 
 def _play(world: World, weights: jax.Array, seed: int):
-    """One real episode: frames [T, 64, 64, 3], latents [T, Z], actions [T, A]."""
-    agent = Agent(world, weights, 1, jax.random.key(seed))
-    env = make_env(world.task)
-    frames, latents, actions = [], [], []
-    frame, _ = env.reset(seed=evaluation_seeds(seed, 1)[0])
-    ended = False
-    while not ended and len(frames) < FILM_STEPS:
-        action = agent.act(frame[None], np.array([not frames]))[0]
-        frames.append(frame)
-        latents.append(np.asarray(agent.z[0]))
-        actions.append(action)
-        frame, _, terminated, truncated, _ = env.step(action)
-        ended = terminated or truncated
-    env.close()
-    return np.array(frames), np.array(latents), np.array(actions)
+    """An evaluation's first episode: frames [T, 64, 64, 3], latents [T, Z], actions [T, A]."""
+    steps = min(world.task.max_steps, FILM_STEPS)
+    agent, reel = Agent(world, weights, 1, jax.random.key(seed)), _Reel()
+    with (
+        VectorGame(dataclasses.replace(world.task, max_steps=steps), 1) as game,
+        Logbook(quiet=True).progress("film", 1, "episodes") as bar,
+    ):
+        play_all(agent, game, evaluation_seeds(seed, 1), bar, reel)
+    return map(np.stack, zip(*reel.steps, strict=True))
+
+
+class _Reel(Tape):
+    """Keeps what was seen and done in the one episode it hears of."""
+
+    def __init__(self):
+        self.steps = []
+
+    def add(self, episodes, frames, latents, actions, rewards, terminated) -> None:
+        """As `Tape`."""
+        self.steps.append((frames[0], latents[0], actions[0]))
 
 
 def _dream(world: World, z: np.ndarray, actions: np.ndarray, seed: int) -> tuple[np.ndarray, int]:

@@ -81,7 +81,7 @@ def calibrated_threshold(memory: MDNRNN, latents: LatentSequences, *, seed: int 
     if not deaths:
         return 0.0
     excess = lambda threshold: special.expit(logit - threshold).sum() - deaths  # noqa: E731
-    return float(optimize.brentq(excess, -50.0, 50.0))
+    return float(optimize.brentq(excess, logit.min() - 50.0, logit.max() + 50.0))
 
 
 def _teacher_forced(memory, latents, seed, lanes=100, length=200):

@@ -32,9 +32,11 @@ from dreamjax.memory import (
     reset,
     with_events,
 )
-from dreamjax.settings import SettingError, require_positive
+from dreamjax.settings import require_positive, require_within
 from dreamjax.tasks import Task
 from dreamjax.training import fit
+
+DIVERGED = 1e3  # loss of an M past hope; one that knows nothing starts below 10
 
 
 @jax.custom_vjp
@@ -208,8 +210,17 @@ class MemoryConfig:
         require_positive(
             self, "steps", "batch_size", "sequence_length", "learning_rate", "steps_per_call"
         )
-        if self.num_events < 0:
-            raise SettingError(f"num_events must be at least 0, got {self.num_events}")
+        require_within(
+            self,
+            min_learning_rate="[0, inf)",
+            decay="(0, 1]",
+            clip="(0, inf]",
+            death_weight="(0, inf)",
+            held_out="(0, 1)",
+            num_events="[0, inf)",
+        )
+
+    grows = ("steps",)  # settings that a later call may raise
 
     def variant(self) -> dict[str, Any]:
         """What M is beyond the paper's: `MDNRNN`'s keywords."""
@@ -266,7 +277,7 @@ def train_memory(
     posterior in every update.
 
     Args:
-      seed: of the weights, the held-out episodes, the order and the noise.
+      seed: of the weights, the order and the noise.
       task: the game.
       latents: the recorded episodes, encoded.
       config: sizes and rates.
@@ -292,6 +303,7 @@ def train_memory(
         meta=meta,
         unit="frames",
         units_per_step=trainer.layout.lanes * trainer.layout.length,
+        most=DIVERGED,
     )
     return state.memory
 
@@ -304,7 +316,7 @@ class Trainer:
 
     def __init__(self, seed: int, task: Task, latents: LatentSequences, config: MemoryConfig):
         _check(task, latents, config)
-        train, _ = latents.split(config.held_out, seed)
+        train, _ = latents.split(config.held_out)
         self.task, self.config = task, config
         self.frames = on_device(train, task.dies)
         self.layout = Layout.of(int(train.lengths.sum()), config)

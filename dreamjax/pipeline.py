@@ -8,6 +8,8 @@ same call resumes a run that was stopped anywhere.
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
+import itertools
 import json
 import os
 import time
@@ -22,11 +24,11 @@ from dreamjax import fidelity, media
 from dreamjax.agent import evaluate, evaluation_seeds, record
 from dreamjax.checkpoint import CheckpointError, Store, digest, versions
 from dreamjax.departures import WINDOW, departures
-from dreamjax.devices import is_first, product_dtype
-from dreamjax.dream import check_death_noise, check_temperature
+from dreamjax.devices import is_first, product_dtype, wait_for_all
+from dreamjax.dream import check_death_noise, check_death_threshold, check_temperature
 from dreamjax.evolution import Evolution, EvolveConfig, evolve
 from dreamjax.files import writable, write_json
-from dreamjax.latents import encode_rollouts, read_latents
+from dreamjax.latents import LatentSequences, encode_rollouts, read_latents
 from dreamjax.learning import LearnConfig, Learning, learn
 from dreamjax.logbook import Logbook
 from dreamjax.memory import MDNRNN, VARIANT
@@ -34,13 +36,14 @@ from dreamjax.memory_metrics import calibrated_threshold, memory_metrics
 from dreamjax.memory_training import MemoryConfig, train_memory
 from dreamjax.policies import play_steps
 from dreamjax.real import make_env
-from dreamjax.rollouts import collect
-from dreamjax.settings import SettingError, require_positive
+from dreamjax.rollouts import UNREADABLE, collect, frame_counts, shard_paths
+from dreamjax.settings import SettingError, require_positive, require_within
 from dreamjax.tasks import Score, Task
-from dreamjax.vision import VisionConfig, train_vision
+from dreamjax.vision import VAE, VisionConfig, train_vision
 from dreamjax.workers import play
 from dreamjax.worlds import (
     World,
+    adopt_world,
     blank_models,
     export_world,
     load_controller,
@@ -65,6 +68,7 @@ class CollectConfig:
 
     def __post_init__(self):
         require_positive(self, "episodes")
+        require_within(self, min_steps="[0, inf)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +85,8 @@ class DreamConfig:
             check_temperature(self.temperature)
         if self.death_noise is not None:
             check_death_noise(self.death_noise)
+        if self.death_threshold is not None:
+            check_death_threshold(self.death_threshold)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +99,7 @@ class EvaluateConfig:
 
     def __post_init__(self):
         require_positive(self, "episodes", "baseline_episodes")
+        require_within(self, watch_episodes="[0, inf)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +117,7 @@ class FidelityConfig:
     def __post_init__(self):
         require_positive(self, *(field.name for field in dataclasses.fields(self)))
         if self.young % WINDOW:
-            raise SettingError(f"young must be a multiple of {WINDOW}, got {self.young}")
+            raise SettingError(f"fidelity.young must be a multiple of {WINDOW}, got {self.young}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +134,12 @@ class RunConfig:
     fidelity: FidelityConfig = FidelityConfig()
     controller: Literal["evolve", "learn"] = "evolve"  # how `run` finds C; the paper evolves it
     workers: int | None = None  # processes that play the game; None is one a core
+    save_seconds: float = 120.0  # between two checkpoints of a training; 0 is after every call
+
+    def __post_init__(self):
+        require_within(self, save_seconds="[0, inf)")
+        if self.workers is not None and self.workers < 1:
+            raise SettingError(f"workers must be at least 1, got {self.workers}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,44 +169,65 @@ class Run:
 
     def store(self, phase: str) -> Store:
         """Training checkpoints of a phase."""
-        return Store(self.directory / phase)
+        return Store(self.directory / phase, seconds=self.config.save_seconds)
 
-    def meta(self, section: str, **hashes: str) -> dict[str, Any]:
+    def meta(self, section: str, **facts: Any) -> dict[str, Any]:
         """What a phase's checkpoints record and must agree on to be resumed."""
         return {
             "task": self.task.name,
             "profile": self.task.profile,
             "seed": self.seed,
             "config": dataclasses.asdict(getattr(self.config, section)),
-            **hashes,
+            **facts,
         }
 
 
-GROWS = ("steps", "generations", "episodes")  # settings that a later call may raise
+def check_resumable(
+    store: Store, meta: dict[str, Any], grows: tuple[str, ...], other_data: str = "collect"
+) -> None:
+    """Refuse to go on with checkpoints made under other settings, or from other data.
 
-
-def check_resumable(store: Store, meta: dict[str, Any]) -> None:
-    """Refuse to go on with checkpoints made under other settings.
+    Args:
+      store: the phase's checkpoints.
+      meta: what they are to have been made with.
+      grows: settings that may have been raised, or lowered, since.
+      other_data: what to do where the data has changed.
 
     Raises:
       CheckpointError: names the first difference and the remedy.
     """
     if not store.steps():
         return
-    found = store.meta()
-    wanted = _settings(meta)
-    for name, value in _settings(found).items():
+    wanted = _settings(meta, grows)
+    for name, value in _settings(store.meta(), grows).items():
         if name in wanted and wanted[name] != value:
+            remedy = other_data if name == "data" else "use another run directory"
             raise CheckpointError(
                 f"{store.directory} was made with {name}={value}, now {name}={wanted[name]}; "
-                "use another run directory, or remove that folder to make it anew"
+                f"{remedy}, or remove that folder to make it anew"
             )
 
 
-def _settings(meta: dict[str, Any]) -> dict[str, Any]:
+def _settings(meta: dict[str, Any], grows: tuple[str, ...]) -> dict[str, Any]:
     flat = {name: meta[name] for name in meta if name not in ("config", "versions", "step")}
-    config = {name: value for name, value in meta["config"].items() if name not in GROWS}
+    loose = (*grows, "bfloat16") if "products" in meta else grows  # what was wished: see products
+    config = {name: value for name, value in meta["config"].items() if name not in loose}
     return json.loads(json.dumps(flat | config))  # as they read back: tuples are lists
+
+
+def recorded_data(counts: dict[Path, int]) -> str:
+    """A name for the frames that V is trained on, of each shard; it changes when they do."""
+    return _named(sum(counts.values()), [(path.name, n) for path, n in counts.items()])
+
+
+def encoded_data(latents: LatentSequences) -> str:
+    """A name for the episodes that M is trained on; it changes when they do."""
+    return _named(len(latents.mu), latents.seeds.tolist(), latents.lengths.tolist())
+
+
+def _named(frames: int, *identity: Any) -> str:
+    sha = hashlib.sha256(repr(identity).encode()).hexdigest()
+    return f"{frames:,} frames ({sha[:8]})"
 
 
 def collect_phase(run: Run) -> None:
@@ -213,8 +247,11 @@ def collect_phase(run: Run) -> None:
 
 def vision_phase(run: Run) -> None:
     """Train V on the recorded frames."""
-    store, meta = run.store("vision"), run.meta("vision")
-    check_resumable(store, meta)
+    data = recorded_data(frame_counts(run.rollouts, say=run.log.say))
+    products = str(product_dtype(run.config.vision.bfloat16))
+    store, meta = run.store("vision"), run.meta("vision", data=data, products=products)
+    again = "run collect, which makes again what was set aside, use another run directory"
+    check_resumable(store, meta, run.config.vision.grows, again)
     train_vision(
         run.seed, run.task, run.rollouts, run.config.vision, log=run.log, store=store, meta=meta
     )
@@ -223,7 +260,7 @@ def vision_phase(run: Run) -> None:
 def load_vision(run: Run):
     """The V that a run trained, or else the V of the world that was handed to it."""
     store = run.store("vision")
-    if not store.steps() and (run.directory / "world").exists():
+    if not store.directory.exists() and (run.directory / "world").exists():
         return load_world(run.directory).vision
     vision, _ = blank_models(run.task)
     return store.load(vision, prefix=".model")[0]
@@ -245,34 +282,66 @@ def memory_phase(run: Run) -> None:
             f"{run.latents} was encoded by V {latents.vision[:12]}, but this run's V is "
             f"{digest(vision)[:12]}; run encode again"
         )
-    store, meta = run.store("memory"), run.meta("memory", vision=digest(vision))
-    check_resumable(store, meta)
-    memory = train_memory(
-        run.seed,
-        run.task,
-        latents,
-        run.config.memory,
-        log=run.log,
-        store=store,
-        meta=meta,
-        memory=_memory_to_train_on(run),
-    )
-    mu, logvar = latents.starts(NUM_STARTS)
-    _, held = latents.split(run.config.memory.held_out, run.seed)
+    store, config = run.store("memory"), run.config.memory
+    made = {"vision": digest(vision), "data": encoded_data(latents), "held_out_by": "seed"}
+    meta = run.meta("memory", **made, products=str(product_dtype(config.bfloat16)))
+    _begin_again(run, meta)
+    train_on = f"to train on with these, add --memory.start-from {run.directory}"
+    check_resumable(store, meta, config.grows, train_on)
+    began = _memory_to_train_on(run)
+    kept = {"log": run.log, "store": store, "meta": meta}
+    memory = train_memory(run.seed, run.task, latents, config, memory=began, **kept)
+    if not _is_bound(run, vision, memory):
+        _bind(run, vision, memory, latents)
+
+
+def _is_bound(run: Run, vision: VAE, memory: MDNRNN) -> bool:
+    """Whether the run's world is of these V and M already."""
+    store = run.store("world")
+    if not store.steps():
+        return False
+    found = store.meta()
+    return (found["vision"], found["memory"]) == (digest(vision), digest(memory))
+
+
+def _bind(run: Run, vision: VAE, memory: MDNRNN, latents: LatentSequences) -> None:
+    """Judge and calibrate M on the held-out episodes; save V, M and starts as the run's world."""
+    made = run.store("memory").meta()
+    _, held = latents.split(made["config"]["held_out"])
     threshold = calibrated_threshold(memory, held)
-    starts = jax.numpy.asarray(mu), jax.numpy.asarray(logvar)
+    starts = (jax.numpy.asarray(part) for part in latents.starts(NUM_STARTS))
     world = World(run.task, vision, memory, *starts, death_threshold=threshold, death_noise=1.0)
     metrics = memory_metrics(memory, held) | {"death_threshold": threshold}
-    run.log.log("held-out", store.steps()[-1], metrics)
+    run.log.log("held-out", made["step"], metrics)
     run.log.say("M on held-out episodes: " + _listed(metrics))
-    save_world(run.directory, world, _portable(run.meta("memory")))
+    save_world(run.directory, world, _portable(made))
 
 
-def _portable(meta: dict[str, Any]) -> dict[str, Any]:
-    """`meta` to hand on with a world: of the run that M began in, its name without the path."""
-    source = meta["config"]["start_from"]
+def _begin_again(run: Run, meta: dict[str, Any]) -> None:
+    """Set M's checkpoints aside where `start_from` asks to train this run's own M on new data."""
+    store, source = run.store("memory"), run.config.memory.start_from
+    if source is None or not is_first() or not store.steps():
+        return
+    found = store.meta()
+    if Path(source).resolve() != run.directory.resolve() or found.get("data") == meta["data"]:
+        return
+    memory, _ = _memory_of(source, run.task)
+    if digest(memory) != digest(load_world(run.directory).memory):
+        raise CheckpointError(
+            f"M of {run.directory} has not been trained to its end; run train-memory without "
+            "--memory.start-from on its old data first, or remove its folder to make it anew"
+        )
+    kept = next(p for n in itertools.count(1) if not (p := run.directory / f"memory-{n}").exists())
+    store.directory.rename(kept)
+    run.log.say(f"M so far is kept in {kept}; training it on")
+
+
+def _portable(made: dict[str, Any]) -> dict[str, Any]:
+    """What M was made with, to hand on with a world: of the run that it began in, no path."""
+    source = made["config"]["start_from"]
     name = None if source is None else Path(source).resolve().name
-    return meta | {"config": meta["config"] | {"start_from": name}}
+    told = {key: value for key, value in made.items() if key not in ("format", "versions", "step")}
+    return told | {"steps": made["step"], "config": made["config"] | {"start_from": name}}
 
 
 def _memory_to_train_on(run: Run) -> MDNRNN | None:
@@ -345,7 +414,7 @@ def _find_controller(run: Run, phase: str, find: Callable[..., Evolution | Learn
     for name in ("temperature", "death_threshold", "death_noise"):
         settings[name] = float(getattr(params, name))
     store, meta = run.store(phase), run.meta(phase, world=world.digest(), **settings)
-    check_resumable(store, meta)
+    check_resumable(store, meta, getattr(run.config, phase).grows)
     kept = {"log": run.log, "store": store, "meta": meta, "watch": _alarm(run, world)}
     found = find(world.env(), params, world.controller(), **kept)
     meta |= {"phase": phase, "dream": float(found.best_score)}
@@ -385,11 +454,11 @@ def evaluate_phase(run: Run) -> None:
         "versions": versions(),
     }
     write_json(run.directory / "results.json", results)
+    print_results(results, run.log)
     metrics = run.directory / "metrics.jsonl"
     if metrics.exists():  # not where a world was handed on
         media.draw_curves(metrics, run.directory / "curves.png")
     media.film(world, weights, run.directory / "dream.gif", run.seed)
-    print_results(results, run.log)
 
 
 def record_phase(run: Run) -> None:
@@ -406,7 +475,7 @@ def fidelity_phase(run: Run) -> None:
     best = load_controller(run.directory, world)
     found = {"policies": {}}
     if run.latents.exists():
-        _, held = read_latents(run.latents).split(run.config.memory.held_out, run.seed)
+        _, held = read_latents(run.latents).split(run.config.memory.held_out)
         found["deaths"] = memory_metrics(world.memory, held)
         found["open_loop"] = fidelity.open_loop(world, held, horizon=config.horizon, seed=run.seed)
         if (held.lengths > config.young).any():
@@ -534,8 +603,13 @@ def phases_of(config: RunConfig) -> tuple[str, ...]:
     return tuple(name for name in PHASES if name not in CONTROLLERS or name == config.controller)
 
 
-def run_phases(run: Run, phases: tuple[str, ...] | None = None) -> None:
+def run_phases(run: Run, phases: tuple[str, ...] | None = None, world: str | None = None) -> None:
     """Do the named phases, or a whole run's, one process at a time in a directory.
+
+    Args:
+      run: the run.
+      phases: names of phases; None is a whole run's.
+      world: a world to dream, which the directory is given first unless it has it.
 
     Raises:
       ValueError: a directory that cannot be written, is in use, or holds another game.
@@ -544,20 +618,37 @@ def run_phases(run: Run, phases: tuple[str, ...] | None = None) -> None:
     if set(phases) & set(CONTROLLERS):
         _must_dream(run.task)
     with _locked(directory) if is_first() else contextlib.nullcontext():
-        write_json(
-            directory / "config.json",
-            {
-                "task": run.task.name,
-                "profile": run.task.profile,
-                "seed": run.seed,
-                "config": dataclasses.asdict(run.config),
-                "versions": versions(),
-            },
-        )
+        if is_first():
+            _check_game(run)
+            if world is not None:
+                adopt_world(directory, world, run.task)
+        wait_for_all("the directory is ready")
         for name in phases:
             start = time.monotonic()
             (PHASES | ASIDE)[name](run)
             run.log.log("seconds", 0, {name: time.monotonic() - start})
+
+
+def _check_game(run: Run) -> None:
+    """Refuse a directory that holds another game, or another variant of it."""
+    for part, profile in profiles(run.directory):
+        if profile != run.task.profile:
+            raise CheckpointError(
+                f"{run.directory / part} is of the game {profile}, not of {run.task.name}'s "
+                f"{run.task.profile}; choose another directory"
+            )
+
+
+def profiles(directory: Path) -> Iterator[tuple[str, str]]:
+    """`(folder, profile of the game)` of everything in a run directory."""
+    for part in ("rollouts", "played", "latents"):
+        for path in shard_paths(directory / part)[:1]:
+            with contextlib.suppress(*UNREADABLE), np.load(path) as shard:
+                yield part, str(shard["profile"])
+    for part in ("vision", "memory", "world", *CONTROLLERS):
+        store = Store(directory / part)
+        if store.steps():
+            yield part, store.meta()["profile"]
 
 
 def export(directory: Path, target: Path) -> None:

@@ -8,7 +8,6 @@ by `dreamjax.workers` in a process group and a working directory of its own.
 
 import contextlib
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dreamjax import real
+from dreamjax import real, scratch
 from dreamjax.tasks import Task
 
 _TICK_SECONDS = 1.0
@@ -35,12 +34,11 @@ class Player:
         self._games = []
         self._ticks, self._ticked = 0, time.monotonic()
 
-    def open(self, task: Task, factory: str, games: int, screen: bool) -> list[str]:
-        """Start `games` games; returns the shared-memory files of their engines."""
+    def open(self, task: Task, factory: str, games: int, screen: bool) -> None:
+        """Start `games` games."""
         real.FACTORIES[task.profile] = factory
         for _ in range(games):
             self._games.append(real.make_env(task, screen=screen))
-        return real.engine_files()
 
     def run(self, target: str, job: Any) -> Any:
         """`target(game, job, tick)` for the "module:function" `target`."""
@@ -72,7 +70,9 @@ class Player:
 
 
 def main(descriptor: int, parent: int) -> None:
-    """Answer requests until the parent hangs up or dies."""
+    """Answer requests until the parent hangs up or dies; then remove the working directory."""
+    if not os.path.exists(scratch.LOCK):
+        sys.exit("only dreamjax.workers starts a player, in a directory made for it")
     tempfile.tempdir = os.getcwd()
     os.set_inheritable(descriptor, False)  # an engine holding it would hide this process's death
     threading.Thread(target=_outlive_not, args=(parent,), daemon=True).start()
@@ -103,10 +103,7 @@ def _outlive_not(parent: int) -> None:
 
 def _end() -> None:
     """Kill this process and its engines; closing a hung engine politely would block for ever."""
-    for file in real.engine_files():
-        with contextlib.suppress(OSError):
-            os.unlink(file)
-    shutil.rmtree(os.getcwd(), ignore_errors=True)
+    scratch.clear(tempfile.gettempdir())
     os.killpg(0, signal.SIGKILL)
 
 

@@ -8,6 +8,7 @@ computed in, the device, or the lanes beside it.
 
 import functools
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ Policy = Callable[[jax.Array, jax.Array], jax.Array]  # (weights [D], obs) -> ac
 COMPACTION = 0.7  # on a CPU a batch shrinks to this share of its size, again and again
 SMALLEST_BATCH = 4  # below it, smaller batches are no faster
 MEMORY_SHARE = 0.5  # of a device's memory that lanes may fill
+EVALUATION = 2**31  # names the evaluations' branch of the keys: no step has that number
 COPIES = 4  # a step's memory, in lanes' own sizes: before, after and between
 
 
@@ -56,6 +58,14 @@ class Returns:
     steps: jax.Array
 
 
+def evaluation_key(key: jax.Array, number: jax.Array) -> jax.Array:
+    """The key of evaluation `number`, which shares nothing with those of the steps between.
+
+    `fold_in(k, i)` is `split(k)[i]`, so it takes a branch that no step can have.
+    """
+    return jax.random.fold_in(jax.random.fold_in(key, EVALUATION), number)
+
+
 def batch_sizes(lanes: int, platform: str) -> tuple[int, ...]:
     """Batch sizes that `lanes` episodes pass through as they end.
 
@@ -76,12 +86,15 @@ def lane_bytes(env: Any, env_params: Any, num_params: int) -> int:
 
 
 def device_memory() -> int:
-    """Bytes a device has in all (an accelerator) or to spare (a CPU)."""
+    """Bytes a device has in all (an accelerator) or to spare (a CPU; in all where unknown)."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
-    with open("/proc/meminfo") as file:
-        rows = dict(line.split(":") for line in file)
+    try:
+        with open("/proc/meminfo") as file:
+            rows = dict(line.split(":") for line in file)
+    except FileNotFoundError:  # macOS tells only what there is in all
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(rows["MemAvailable"].split()[0]) * 1024
 
 

@@ -12,8 +12,9 @@ import importlib
 import importlib.metadata
 import math
 import os
-import shutil
-import tempfile
+import resource
+import shlex
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from dreamjax import leash
+from dreamjax.scratch import SHARED, Scratch
 from dreamjax.tasks import FRAME_SHAPE, PRESSED, TAKE_COVER, TASKS, Task
 
 # Profile -> "module:function", the function taking (task, screen) and returning the bare game.
@@ -190,6 +193,7 @@ _DOOM_PROFILES = {
     ),
     "takecover-vizdoom": _DoomProfile(),
 }
+_SHARED_MEGABYTES = 11
 _DOOM_ROWS = 100  # of 120; the original kept 400 of 480
 
 
@@ -221,8 +225,9 @@ class TakeCover(gymnasium.Env):
     def __init__(self, profile: str = TAKE_COVER.profile, screen: bool = True):
         self.screen = screen
         self.game = _doom_game(_DOOM_PROFILES[profile])
-        self._directory = tempfile.mkdtemp(prefix="dreamjax-doom-")
-        self._cleanup = weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
+        self._scratch = Scratch("doom")
+        self._cleanup = weakref.finalize(self, self._scratch.clear)
+        _leash(self.game, self._scratch.path)
         self._shrink = _shrinker(_DOOM_ROWS, 160)
         self._frame = np.zeros(FRAME_SHAPE, np.uint8)
         self._start()
@@ -260,9 +265,13 @@ class TakeCover(gymnasium.Env):
             self._frame = self._shrink(self.game.get_state().screen_buffer[:_DOOM_ROWS])
 
     def _start(self) -> None:
+        _check_limit()
         # The engine writes into its working directory and obeys a `_vizdoom.cfg` found there.
-        with self._faults(), _WORKING_DIRECTORY, contextlib.chdir(self._directory):
+        with self._faults(), _WORKING_DIRECTORY, contextlib.chdir(self._scratch.path):
+            others = engine_files()
             self.game.init()
+            for file in set(engine_files()) - set(others):
+                Path(os.path.basename(file)).touch()
 
     @contextlib.contextmanager
     def _faults(self) -> Iterator[None]:
@@ -298,13 +307,49 @@ def _doom_game(profile: _DoomProfile):
     return game
 
 
-def engine_files(process: int | str = "self") -> list[str]:
-    """Shared-memory files that a process holds for its engines: litter, once it is killed."""
+def _check_limit() -> None:
+    """Refuse a start that would end in a segmentation fault of VizDoom's."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and limit < _SHARED_MEGABYTES << 20:
+        raise OSError(
+            f"VizDoom shares {_SHARED_MEGABYTES} MB of memory with its engine, but files may have "
+            f"{limit >> 20} MB at most here; lift it with: ulimit -f unlimited"
+        )
+
+
+def _leash(game, directory: Path) -> None:
+    """Have a game's engine die with this process, and name its shared memory in `directory`.
+
+    So no engine outlives a run whose processes are all killed at once, and its memory is known
+    even where it or this process dies as it starts. Only Linux can do so.
+    """
+    script, engine = directory / "engine", Path(_vizdoom().__file__).with_name("vizdoom")
+    words = sys.executable, "-IS", os.path.abspath(leash.__file__), str(os.getpid()), str(engine)
+    script.write_bytes(os.fsencode(_LEASHED.format(command=shlex.join(words), shared=SHARED)))
+    script.chmod(0o700)
+    runs = os.access(script, os.X_OK) and os.access(engine, os.X_OK)  # a folder may be noexec
+    if sys.platform == "linux" and runs:
+        game.set_vizdoom_path(str(script))
+
+
+_LEASHED = """#!/bin/sh
+for word; do
+  if [ "$before" = +viz_instance_id ]; then
+    : > "{shared}MQCtr$word"; : > "{shared}MQDoom$word"; : > "{shared}SM$word"
+  fi
+  before=$word
+done
+exec {command} "$@"
+"""
+
+
+def engine_files() -> list[str]:
+    """Shared-memory files that this process holds for its engines: litter, once it is killed."""
     try:
-        lines = Path(f"/proc/{process}/maps").read_text().splitlines()
-    except OSError:  # the process is gone, or the system has no /proc
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:  # the system has no /proc
         return []
-    return sorted({line.split()[-1] for line in lines if "/dev/shm/ViZDoom" in line})
+    return sorted({line.split()[-1] for line in lines if f"/dev/shm/{SHARED}" in line})
 
 
 def _box2d():

@@ -7,8 +7,10 @@ Shapes: N frames of a shard, E its episodes (laid one after another), A numbers 
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import re
+import shutil
 import time
 import zipfile
 import zlib
@@ -21,10 +23,12 @@ import numpy as np
 from dreamjax import files, policies, real
 from dreamjax.logbook import Logbook
 from dreamjax.tasks import FRAME_SHAPE, Task
-from dreamjax.workers import run_jobs
+from dreamjax.workers import _worker_count, run_jobs
 
 FORMAT = 1
+EPISODE_BYTES = 10_000  # less than any game's take: Take Cover's 850,000, CarRacing's 1,300,000
 MAX_TRIES = 1000  # episodes played for each one kept before `min_steps` counts as too high
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 _DTYPES = {
     "frames": np.uint8,
     "actions": np.float32,
@@ -91,7 +95,7 @@ def write(path: Path | str, rollouts: Rollouts) -> None:
     """Write a shard so that `path` is either what it was or the whole new shard.
 
     Raises:
-      OSError: the disk refused (full, read-only); one line with path and size.
+      OSError: the disk refused (full, read-only); one line with path, size and remedy.
     """
     arrays = {name: getattr(rollouts, name) for name in _DTYPES}
     arrays |= {"profile": np.array(rollouts.profile), "format": np.array(FORMAT)}
@@ -99,10 +103,10 @@ def write(path: Path | str, rollouts: Rollouts) -> None:
         with files.replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
             for name, array in arrays.items():
                 _write_array(archive, name, array)
-    except OSError as error:
+    except files.WriteError as error:
         size = sum(array.nbytes for array in arrays.values()) / 1e6
         raise OSError(
-            f"cannot write {path} (up to {size:.1f} MB needed): {error.strerror or error}"
+            f"cannot write {path} (up to {size:.1f} MB needed): {error.strerror}; {error.remedy}"
         ) from error
 
 
@@ -134,7 +138,7 @@ def _load(path: Path | str, names: Iterable[str]) -> dict[str, np.ndarray]:
             arrays = {name: archive[name] for name in names}
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise DamagedShardError(f"{path} is damaged ({str(error).splitlines()[0]})") from None
     if version != FORMAT:
         raise ValueError(f"{path} has shard format {version}, this dreamjax reads {FORMAT}")
@@ -265,7 +269,9 @@ def collect(
       WorkerError: the game could not be kept running; finished shards are kept.
     """
     _check_request(task, episodes, policy, shard_episodes, min_steps)
+    _worker_count(workers, episodes)  # raises here what it would once the directory is claimed
     log, directory = log or Logbook(quiet=True), files.writable(directory)
+    _check_room(directory, episodes)
     settings = {
         "task": task.name,
         "profile": task.profile,
@@ -275,7 +281,7 @@ def collect(
         "shard_episodes": shard_episodes,
         "min_steps": min_steps,
     }
-    _claim(directory, settings, episodes, real.package(task))
+    _claim(directory, task, settings, episodes, log.say)
     files.remove_stale(directory)
     found = _episode_counts(directory, log.say)
     jobs = [
@@ -303,12 +309,23 @@ def _check_request(task, episodes, policy, shard_episodes, min_steps) -> None:
         )
 
 
-def _claim(directory: Path, settings: dict, episodes: int, package: str) -> None:
+def _check_room(directory: Path, episodes: int) -> None:
+    least, have = episodes * EPISODE_BYTES, shutil.disk_usage(directory).total
+    if 0 < have < least:  # 0: a disk that does not tell
+        raise ValueError(
+            f"{episodes} episodes take more than {least / 1e9:.0f} GB, but the disk of {directory} "
+            f"holds {have / 1e9:.0f} GB in all; ask for fewer or choose another directory"
+        )
+
+
+def _claim(directory: Path, task: Task, settings: dict, episodes: int, say) -> None:
     """Write `collection.json`, or check that the one there is of the same collection."""
     path = directory / "collection.json"
     if not path.exists() and shard_paths(directory):
         raise ValueError(f"{directory} holds shards of unknown origin; choose another directory")
-    old = json.loads(path.read_text()) if path.exists() else {}
+    old = {}
+    if path.exists():
+        old = _claimed(path, settings) or _reclaimed(path, task, settings, say)
     for name, value in settings.items():
         if old.get(name, value) != value:
             raise ValueError(
@@ -316,7 +333,64 @@ def _claim(directory: Path, settings: dict, episodes: int, package: str) -> None
                 "choose another directory"
             )
     episodes = max(episodes, old.get("episodes", 0))
-    files.write_json(path, {**settings, "episodes": episodes, "package": package})
+    files.write_json(path, {**settings, "episodes": episodes, "package": real.package(task)})
+
+
+def _claimed(path: Path, settings: dict) -> dict | None:
+    """What a `collection.json` says; None where it is damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(found, dict) and found.keys() >= settings.keys()
+    return found if whole and type(found.get("episodes")) is int else None
+
+
+def _reclaimed(path: Path, task: Task, settings: dict, say: Callable[[str], None]) -> dict:
+    """No settings at all, in place of a damaged `collection.json` of these settings.
+
+    Raises:
+      ValueError: a shard beside it shows that they were others, or does not show it.
+    """
+    names = "policy", "seed", "shard_episodes", "min_steps"
+    policy, seed, size, least = (settings[name] for name in names)
+
+    def is_ours(shard: Path) -> bool:
+        number = int(shard.stem.removeprefix("shard-"))
+        return _was_recorded_by(_ShardJob(shard, task, policy, seed, number, size, least))
+
+    if not all(ours for _, ours in _sound(shard_paths(path.parent), is_ours, False, say)):
+        raise ValueError(
+            f"{path} is damaged, and the shards beside it were not recorded by this command, as "
+            "far as they tell; give the settings that they were recorded with, or choose another "
+            "directory"
+        )
+    with files.replacing(path.with_name(f"{path.name}.corrupt")) as file:
+        file.write(path.read_bytes())
+    say(f"{path} is damaged; set aside as {path.name}.corrupt and written anew")
+    return {}
+
+
+def _was_recorded_by(job: _ShardJob) -> bool:
+    """Whether a shard is what `job` makes, as far as can be told without playing.
+
+    Not told: whether `min_steps` was higher, so that more were dropped. Where a game's actions are
+    not from -1 to 1, nothing can be told, and the answer is no.
+    """
+    names = "actions", "lengths", "terminated", "seeds", "profile"
+    actions, lengths, terminated, seeds, profile = _load(job.path, names).values()
+    in_order = itertools.islice(_episode_seeds(job), None if job.min_steps else len(seeds))
+    space = gymnasium.spaces.Box(-1, 1, (job.task.action_size,), np.float32)
+    rng = np.random.default_rng(real.engine_seed(seeds[0]))
+    act, cap = policies.POLICIES[job.policy](space, rng), job.task.max_steps
+    return (
+        profile == job.task.profile
+        and len(lengths) <= job.episodes
+        and (lengths >= job.min_steps).all()
+        and np.where(terminated, lengths <= cap, lengths == cap).all()
+        and all(seed in in_order for seed in seeds)  # `in` goes on from the seed before
+        and np.array_equal(actions[: lengths[0]], [act(step) for step in range(lengths[0])])
+    )
 
 
 def _plan(directory: Path, episodes: int, size: int) -> Iterator[tuple[int, Path, int]]:

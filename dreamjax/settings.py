@@ -1,20 +1,59 @@
 """Settings that cannot be, refused in one line before anything runs."""
 
+import math
 from typing import Any
+
+MOST_SEED = 2**31 - 1  # what every generator of random numbers here takes
 
 
 class SettingError(ValueError):
     """A setting out of its range; names the value and the remedy."""
 
 
+def name_of(settings: Any, field: str) -> str:
+    """A field as the command line has it: `vision.steps` of `VisionConfig.steps`."""
+    section = type(settings).__name__.removesuffix("Config").lower()
+    return field if section == "run" else f"{section}.{field}"
+
+
 def require_positive(settings: Any, *names: str) -> None:
     """Check fields of a settings dataclass.
 
     Raises:
-      SettingError: one of `names` is not above zero.
+      SettingError: one of `names` is not above zero, or not finite.
     """
     for name in names:
         value = getattr(settings, name)
-        if not value > 0:
+        if not 0 < value < math.inf:
             least = "at least 1" if isinstance(value, int) else "more than 0"
-            raise SettingError(f"{name} must be {least}, got {value}")
+            raise SettingError(f"{name_of(settings, name)} must be {least}, got {value}")
+
+
+def require_within(settings: Any, **ranges: str) -> None:
+    """Check fields of a settings dataclass against ranges in the usual notation.
+
+    Args:
+      settings: the dataclass.
+      ranges: for each field, such as "[0, 1)": a bracket includes its end.
+
+    Raises:
+      SettingError: a field lies outside its range, or is not a number.
+    """
+    for name, text in ranges.items():
+        value = getattr(settings, name)
+        low, high = (float(end) for end in text[1:-1].split(","))
+        above = value >= low if text[0] == "[" else value > low
+        below = value <= high if text[-1] == "]" else value < high
+        if not (above and below):
+            raise SettingError(f"{name_of(settings, name)} must be in {text}, got {value}")
+
+
+def check_seed(seed: int) -> int:
+    """`seed` itself.
+
+    Raises:
+      SettingError: it is negative or too large.
+    """
+    if not 0 <= seed <= MOST_SEED:
+        raise SettingError(f"seed must be from 0 to {MOST_SEED:,}, got {seed}")
+    return seed

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from dreamjax.checkpoint import Store
+from dreamjax.devices import is_first
+from dreamjax.files import writable
 from dreamjax.logbook import Logbook
 
 Advance = Callable[[Any, int], tuple[Any, int, Mapping[str, float]]]
@@ -29,7 +32,7 @@ def fit(
     unit: str = "steps",
     units_per_step: int = 1,
     show: str = "loss",
-    save_seconds: float = 120.0,
+    most: float = math.inf,
 ) -> Any:
     """Advance `state` to step `total`; resume from `store`'s newest checkpoint if it has one.
 
@@ -40,16 +43,23 @@ def fit(
         that a resumed run repeats an unbroken one.
       total: step to stop at.
       log: receives metrics and progress.
-      store: where checkpoints go; None keeps none.
+      store: where checkpoints go, and how often; None keeps none.
       meta: written into every checkpoint.
       unit, units_per_step, show: what the progress counts, and the metric beside it.
-      save_seconds: time between checkpoints.
+      most: value of that metric beyond which the phase has diverged.
 
     Raises:
-      FloatingPointError: a metric is not finite. The last checkpoint stays.
+      FloatingPointError: a metric is not finite, or beyond `most`. The last checkpoint stays.
       KeyboardInterrupt: a first Ctrl-C or SIGTERM, once the state is saved.
+      ValueError: `store`'s folder cannot be written.
     """
-    state, step = _resumed(state, store)
+    if store is not None and is_first():
+        writable(store.directory)
+    state, step = _resumed(state, store, log)
+    log.rewind(phase, step)
+    if step >= total:
+        log.say(f"{phase}: finished before, at step {step}; nothing to do")
+        return state
     saved = time.monotonic()
 
     def save():
@@ -63,29 +73,47 @@ def fit(
         while step < total:
             state, count, metrics = advance(state, step)
             step += count
-            bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-            if bad:
-                raise FloatingPointError(
-                    f"{phase}: {bad[0]} is not finite at step {step}; the checkpoints before it "
-                    "are kept; try a lower learning rate or another seed"
-                )
+            _check(phase, step, metrics, {show: most})
             log.log(phase, step, metrics)
             bar.advance(count * units_per_step, f"{show} {float(metrics[show]):.4g}")
-            if stop.is_set() or time.monotonic() - saved > save_seconds:
+            stopped = _anywhere(stop.is_set())
+            if store is not None and (stopped or time.monotonic() - saved >= store.seconds):
                 save()
                 saved = time.monotonic()
-            if stop.is_set():
+            if stopped:
                 raise KeyboardInterrupt
     save()
     return state
 
 
-def _resumed(state: Any, store: Store | None) -> tuple[Any, int]:
+def _anywhere(here: bool) -> bool:
+    """Whether something holds in any process of the job."""
+    if jax.process_count() == 1:
+        return here
+    return bool(np.any(multihost_utils.process_allgather(np.array(here))))
+
+
+def _check(phase: str, step: int, metrics: Mapping[str, float], most: Mapping[str, float]) -> None:
+    for name, value in metrics.items():
+        if math.isfinite(value) and value <= most.get(name, math.inf):
+            continue
+        fault = f"has grown to {value:.3g}" if math.isfinite(value) else "is not finite"
+        raise FloatingPointError(
+            f"{phase}: {name} {fault} at step {step}; the checkpoints before it are kept; try a "
+            "lower learning rate or another seed"
+        )
+
+
+def _resumed(state: Any, store: Store | None, log: Logbook) -> tuple[Any, int]:
     """The newest checkpoint and its step; of several processes all get what the first found."""
     step = 0
-    if store is not None and store.steps() and jax.process_index() == 0:
-        state, found = store.load(state)
-        step = found["step"]
+    if store is not None and is_first():
+        if store.steps():
+            state, found = store.load(state)
+            step = found["step"]
+        else:
+            for fault in store.faults():
+                log.say(f"skipped {fault}; beginning anew")
     if jax.process_count() > 1:
         state, step = multihost_utils.broadcast_one_to_all((state, step))
     return state, int(step)

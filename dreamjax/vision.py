@@ -176,6 +176,11 @@ class VisionConfig:
             "memory_gb",
         )
 
+    @property
+    def grows(self) -> tuple[str, ...]:
+        """Settings that a later call may raise: none whose rate falls over all steps."""
+        return ("steps",) if self.learning_rate == self.final_learning_rate else ()
+
     def rate(self, step: jax.Array) -> jax.Array:
         """The learning rate of a step."""
         share = self.final_learning_rate / self.learning_rate

@@ -10,22 +10,20 @@ import builtins
 import contextlib
 import dataclasses
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Pipe, wait
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dreamjax import policies, real
 from dreamjax.logbook import Logbook
+from dreamjax.scratch import Scratch
 from dreamjax.tasks import FRAME_SHAPE, Task
 
 TIMEOUT = 60.0  # seconds of silence after which a worker counts as hung
@@ -63,8 +61,8 @@ class _Worker:
     """One player process, seen from its parent."""
 
     def __init__(self, task: Task, games: int, screen: bool):
-        self.directory = Path(tempfile.mkdtemp(prefix="dreamjax-worker-"))
-        self.files = []
+        self._scratch = Scratch("worker")
+        self.directory = self._scratch.path
         self.heard = time.monotonic()
         self.connection, theirs = Pipe()
         with theirs, open(self.directory / "log", "wb") as log:
@@ -96,14 +94,12 @@ class _Worker:
         try:
             kind, *content = self.connection.recv()
         except (EOFError, ConnectionError):
-            raise _LostError(f"a worker died{self._last_words()}") from None
+            raise _LostError(f"a worker died{self._cause()}{self._last_words()}") from None
         self.heard = time.monotonic()
         if kind == "crash":
             raise _LostError(content[0])
         if kind == "error":
             _raise(*content)
-        if kind == "open":
-            self.files = content[0]
         return kind, content[0]
 
     def answer(self, timeout: float) -> Any:
@@ -117,15 +113,18 @@ class _Worker:
 
     def end(self) -> None:
         """Kill the worker with its engines, and remove what they leave behind."""
-        files = {*self.files, *real.engine_files(self.process.pid)}
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.connection.close()
-        for file in files:
-            with contextlib.suppress(OSError):
-                os.unlink(file)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self._scratch.clear()
+
+    def _cause(self) -> str:
+        """The signal that ended the worker, if it was one."""
+        with contextlib.suppress(subprocess.TimeoutExpired, ValueError):
+            number = signal.Signals(-self.process.wait(1))  # its end of the pipe closed just now
+            return f" of {number.name} ({signal.strsignal(number)})"
+        return ""
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):
@@ -306,12 +305,15 @@ def play(
 class VectorGame:
     """Real games played in step, for an agent in this process. Use it in a `with` block.
 
+    An episode is a function of its seed and its actions, so a game that is lost is played again
+    up to where it was, and nobody notices.
+
     Args:
       task: the game.
       num_games: number of slots.
       workers: processes; None for one a core.
-      timeout: seconds after which a worker that does not answer is replaced.
-      retries: how often a reset is tried again.
+      timeout: seconds of silence after which a worker is replaced.
+      retries: how often an episode is tried again.
 
     Raises:
       ValueError: `num_games` or `workers` is not positive.
@@ -330,7 +332,8 @@ class VectorGame:
             raise ValueError(f"num_games must be at least 1, got {num_games}")
         self.task, self.num_games = task, num_games
         self._timeout, self._retries = timeout, retries
-        self._alive = np.zeros(num_games, bool)
+        self._episodes: list[_Episode | None] = [None] * num_games
+        self._here = np.zeros(num_games, bool)  # the slot's game is where its episode is
         self._workers = [None] * _worker_count(workers, num_games)
         for index in range(len(self._workers)):
             self._start(index)
@@ -358,26 +361,17 @@ class VectorGame:
 
         Raises:
           ImportError: the game's package is missing.
-          WorkerError: a worker was lost more than `retries` times.
+          WorkerError: an episode was lost more than `retries` times.
         """
-        slots, seeds = np.asarray(slots), [int(seed) for seed in seeds]
-        frames = np.zeros((len(slots), *FRAME_SHAPE), np.uint8)
-        waiting = np.ones(len(slots), bool)
-        for _ in range(self._retries + 1):
-            rows = np.flatnonzero(waiting)
-            requests = self._requests("reset", slots[rows], [seeds[row] for row in rows])
-            answers, reason = self._exchange(requests)
-            for part, answer in answers:
-                frames[rows[part]] = answer
-                waiting[rows[part]] = False
-                self._alive[slots[rows[part]]] = True
-            if not waiting.any():
-                return frames
-        raise WorkerError(f"the game was lost {self._retries + 1} times in a row: {reason}")
+        slots = np.asarray(slots)
+        for slot, seed in zip(slots, seeds, strict=True):
+            self._episodes[slot] = _Episode(int(seed))
+        self._here[slots] = False
+        return self._bring(slots)
 
     def step(
         self, slots: Sequence[int], actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Play one step in each slot.
 
         Args:
@@ -385,54 +379,111 @@ class VectorGame:
           actions: [S, A].
 
         Returns:
-          Frames uint8 [S, 64, 64, 3], rewards float32 [S], and bools terminated, truncated and
-          lost, each [S]. A lost game crashed: reset its slot and play the episode again.
+          Frames uint8 [S, 64, 64, 3], rewards float32 [S], and bools terminated and truncated,
+          each [S].
 
         Raises:
-          ValueError: an action the game does not take.
+          ValueError: an action the game does not take. The episodes of all these slots are over.
+          RuntimeError: a slot has no episode.
+          WorkerError: an episode was lost more than `retries` times.
         """
         slots, actions = np.asarray(slots), np.asarray(actions, np.float32)
+        self._check_playing(slots)
         frames = np.zeros((len(slots), *FRAME_SHAPE), np.uint8)
         rewards = np.zeros(len(slots), np.float32)
         terminated, truncated = np.zeros((2, len(slots)), bool)
-        rows = np.flatnonzero(self._alive[slots])
-        answers, _ = self._exchange(self._requests("step", slots[rows], actions[rows]))
-        for part, answer in answers:
-            for whole, values in zip((frames, rewards, terminated, truncated), answer, strict=True):
-                whole[rows[part]] = values
-        return frames, rewards, terminated, truncated, ~self._alive[slots]
+        waiting = np.ones(len(slots), bool)
+        while waiting.any():
+            rows = np.flatnonzero(waiting)
+            self._bring(slots[rows])
+            for part, answer in self._ask("step", slots[rows], actions[rows]):
+                for whole, values in zip(
+                    (frames, rewards, terminated, truncated), answer, strict=True
+                ):
+                    whole[rows[part]] = values
+                waiting[rows[part]] = False
+        for slot, action, over in zip(slots, actions, terminated | truncated, strict=True):
+            self._episodes[slot].actions.append(action)
+            if over:
+                self._episodes[slot] = None
+        return frames, rewards, terminated, truncated
 
-    def _requests(self, method: str, slots: np.ndarray, values: Any) -> dict[int, tuple]:
-        """For each worker concerned: its rows of `slots` and the request that serves them."""
-        count, requests = len(self._workers), {}
+    def _check_playing(self, slots: np.ndarray) -> None:
+        idle = [int(slot) for slot in slots if self._episodes[slot] is None]
+        if idle:
+            raise RuntimeError(f"no episode is running in slot {idle[0]}; call reset() first")
+
+    def _bring(self, slots: np.ndarray) -> np.ndarray:
+        """Bring games that are elsewhere into their episodes; the first frames of these."""
+        frames = np.zeros((len(slots), *FRAME_SHAPE), np.uint8)
+        while len(rows := np.flatnonzero(~self._here[slots])):
+            seeds = [self._episodes[slot].seed for slot in slots[rows]]
+            for part, first in self._ask("reset", slots[rows], seeds):
+                frames[rows[part]] = first
+                self._here[slots[rows[part]]] = True
+            self._catch_up(slots[rows])
+        return frames
+
+    def _catch_up(self, slots: np.ndarray) -> None:
+        """Play games that have just begun up to where their episodes are."""
+        pasts = {slot: self._episodes[slot].actions for slot in slots}
+        for step in range(max(map(len, pasts.values()))):
+            behind = [slot for slot in slots if self._here[slot] and step < len(pasts[slot])]
+            if behind:
+                self._ask("step", np.array(behind), [pasts[slot][step] for slot in behind])
+
+    def _ask(self, method: str, slots: np.ndarray, values: Sequence) -> list[tuple]:
+        """`[(rows of slots, answer)]` of the workers concerned, without those that were lost."""
+        count, parts = len(self._workers), {}
         for index in np.unique(slots % count):
-            part = np.flatnonzero(slots % count == index)
+            part = parts[index] = np.flatnonzero(slots % count == index)
             mine = [values[row] for row in part]
-            requests[int(index)] = part, (method, (slots[part] // count).tolist(), mine)
-        return requests
-
-    def _exchange(self, requests: dict[int, tuple]) -> tuple[list[tuple], str]:
-        """Ask every worker, then hear every one: `[(rows, answer)]` and why others are missing."""
-        for index, (_, request) in requests.items():
-            self._workers[index].send(*request)
+            self._workers[index].send(method, (slots[part] // count).tolist(), mine)
         answers, reason, fault = [], "", None
-        for index, (part, _) in requests.items():
+        for index, part in parts.items():
             try:
                 answers.append((part, self._workers[index].answer(self._timeout)))
             except _LostError as loss:
                 reason = str(loss)
-                self._workers[index].end()
-                self._start(index)
+                self._lose(index)
             except Exception as error:  # the worker lives on, but who knows how far it came
                 fault = error
-                self._alive[index :: len(self._workers)] = False
         if fault is not None:
+            for slot in slots:
+                self._episodes[slot] = None
             raise fault
-        return answers, reason
+        self._check_losses(reason)
+        return answers
+
+    def _lose(self, index: int) -> None:
+        """Replace a worker; count that its episodes were lost."""
+        self._workers[index].end()
+        self._start(index)
+        for episode in self._episodes[index :: len(self._workers)]:
+            if episode is not None:
+                episode.losses += 1
+
+    def _check_losses(self, reason: str) -> None:
+        """Give up on an episode that is lost again and again; one of several may be the cause."""
+        lost = [e for e in self._episodes if e is not None and e.losses > self._retries]
+        if lost:
+            seeds = " or ".join(str(episode.seed) for episode in lost)
+            raise WorkerError(
+                f"the game with seed {seeds} was lost {lost[0].losses} times: {reason}"
+            )
 
     def _start(self, index: int) -> None:
-        """Put a new worker in place; the slots it serves have no episode."""
+        """Put a new worker in place."""
         count = len(self._workers)
         games = len(range(index, self.num_games, count))
-        self._alive[index::count] = False
+        self._here[index::count] = False
         self._workers[index] = _Worker(self.task, games, True)
+
+
+@dataclasses.dataclass
+class _Episode:
+    """What is needed to play an episode again up to where it is."""
+
+    seed: int
+    actions: list[np.ndarray] = dataclasses.field(default_factory=list)
+    losses: int = 0  # how often its worker was lost

@@ -4,10 +4,13 @@ A run keeps its world in full precision as a checkpoint. A world to hand on is o
 `arrays.safetensors` in half precision and `world.json`; those in `shipped/` go by their names.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
 import json
+import reprlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,18 @@ from dreamjax.vision import VAE
 FORMAT = 1
 CONTROLLER = "controller"  # C's weights among the arrays of an exported world
 SHIPPED = Path(__file__).parent / "shipped"
+
+_FAULTS = (OSError, ValueError, KeyError, RecursionError, MemoryError, safetensors.SafetensorError)
+_LARGEST = float(np.finfo(np.float32).max)
+_FACTS = {  # what a world's facts may say: value where there is none, type, range, in words
+    "starts": (None, (int,), 1, 10**9, "a whole number from 1 to 10^9"),
+    "death_threshold": (0.0, (int, float), -_LARGEST, _LARGEST, "a finite float32"),
+    "death_noise": (0.0, (int, float), 0, _LARGEST, "a finite float32 of at least 0"),
+    "num_events": (0, (int,), 0, 10**5, "a whole number from 0 to 10^5"),
+    "clock": (False, (bool,), False, True, "true or false"),
+    "keys": (False, (bool,), False, True, "true or false"),
+    "dream": (0.0, (int, float), -_LARGEST, _LARGEST, "a finite float32"),  # what C earned in it
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +116,12 @@ class World:
         }
 
     def digest(self) -> str:
-        """SHA-256 identity; controllers record it."""
-        return digest(self.arrays())
+        """SHA-256 identity; controllers record it.
+
+        It covers the arrays and, where M is not the paper's, how it reads and predicts.
+        """
+        variant = {name: int(getattr(self.memory, name)) for name in VARIANT}
+        return digest(self.arrays() | {name: value for name, value in variant.items() if value})
 
 
 def blank_models(task: Task, **variant: Any) -> tuple[VAE, MDNRNN]:
@@ -137,11 +156,14 @@ def load_world(source: Path | str) -> World:
     if (folder / "world.json").exists():
         return _load_exported(folder)[0]
     store = Store(folder / "world")
-    if not store.steps():
+    if not store.directory.is_dir():
         raise CheckpointError(f"no world in {folder}; {_remedy(source)}")
     meta = store.meta()
-    blank = _blank_world(meta, store.directory)
-    return dataclasses.replace(blank, **store.load(blank.arrays())[0])
+    with _refusing(store.directory, "make it anew by train-memory, or use another run directory"):
+        blank = _blank_world(meta, store.directory)
+        arrays = store.load(blank.arrays())[0]
+        _check_finite(flatten(arrays))
+    return dataclasses.replace(blank, **arrays)
 
 
 def shipped_worlds() -> list[str]:
@@ -159,17 +181,61 @@ def _remedy(source: Path | str) -> str:
     return f"train one there, or name a shipped one: {', '.join(near)}"
 
 
+@contextlib.contextmanager
+def _refusing(origin: Path | str, remedy: str) -> Iterator[None]:
+    """Say whatever is wrong with `origin` in one line, as a CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except _FAULTS as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{origin} is damaged ({reason}); {remedy}") from None
+
+
+def _check_finite(arrays: Mapping[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():  # such an M dreams the perfect score
+            raise ValueError(f"{name} holds NaN or infinity")
+
+
+def _check_names(arrays: Mapping[str, np.ndarray], blank: World) -> None:
+    wanted = flatten(blank.arrays()).keys()
+    for name in sorted(wanted ^ (arrays.keys() - {CONTROLLER})):
+        state = "is missing" if name in wanted else "is none of a world's"
+        raise ValueError(f"array {reprlib.repr(name)} {state}")
+
+
 def _blank_world(meta: dict[str, Any], origin: Path) -> World:
-    """A world of the right shapes, to load into."""
-    if meta["task"] not in TASKS:
+    """A world of the right shapes, to load into.
+
+    Raises:
+      ValueError: a fact in `meta` that cannot be; CheckpointError: an unknown game.
+    """
+    if meta.get("task") not in list(TASKS):
         raise CheckpointError(
-            f"{origin} is of the game {meta['task']}; this dreamjax knows {list(TASKS)}"
+            f"{origin} is of the game {reprlib.repr(meta.get('task'))}; this dreamjax knows "
+            f"{list(TASKS)}; use a world of one of these"
         )
     task = TASKS[meta["task"]]
-    starts = jax.ShapeDtypeStruct((meta["starts"], task.latent_size), jnp.float32)
-    deaths = {name: meta.get(name, 0.0) for name in ("death_threshold", "death_noise")}
-    models = blank_models(task, **{name: meta[name] for name in VARIANT if name in meta})
+    facts = {name: _fact(meta, name) for name in _FACTS}
+    if meta.get("profile") != task.profile:
+        raise ValueError(
+            f"profile is {reprlib.repr(meta.get('profile'))}, but {task.name} is {task.profile!r}"
+        )
+    starts = jax.ShapeDtypeStruct((facts["starts"], task.latent_size), jnp.float32)
+    deaths = {name: facts[name] for name in ("death_threshold", "death_noise")}
+    models = blank_models(task, **{name: facts[name] for name in VARIANT})
     return World(task, *models, starts, starts, **deaths)
+
+
+def _fact(meta: dict[str, Any], name: str) -> Any:
+    """A fact of a world, if it can be; `type` keeps true from passing for 1."""
+    default, types, least, most, words = _FACTS[name]
+    value = meta.get(name, default)
+    if type(value) not in types or not least <= value <= most:  # NaN is in no range
+        raise ValueError(f"{name} is {reprlib.repr(value)}, but must be {words}")
+    return value
 
 
 def export_world(
@@ -185,11 +251,17 @@ def export_world(
       world: the world.
       weights: of the controller that goes with it.
       meta: data, settings and scores for `world.json`.
+
+    Raises:
+      ValueError: the folder cannot be written, or a number is beyond half precision.
     """
     target = files.writable(Path(target))
-    arrays = {name: array.astype(np.float16) for name, array in flatten(world.arrays()).items()}
+    with np.errstate(over="ignore"):  # what it makes infinite is refused
+        arrays = {name: array.astype(np.float16) for name, array in flatten(world.arrays()).items()}
     if weights is not None:
         arrays[CONTROLLER] = np.asarray(weights)
+    with _refusing("the world in half precision", "train it again"):
+        _check_finite(arrays)
     blob = safetensors.numpy.save(arrays)
     with files.replacing(target / "arrays.safetensors") as file:
         file.write(blob)
@@ -202,23 +274,50 @@ def export_world(
 
 
 def _load_exported(folder: Path) -> tuple[World, jax.Array | None, dict[str, Any]]:
-    """The world, C's weights [D] if there are any, and `world.json` of an exported folder."""
-    path = folder / "arrays.safetensors"
-    try:
-        meta = json.loads((folder / "world.json").read_text())
-        blob = path.read_bytes()
-        sound = hashlib.sha256(blob).hexdigest() == meta["sha256"] and meta["format"] == FORMAT
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder} is damaged ({error}); fetch or export it again") from None
-    if not sound:
-        raise CheckpointError(
-            f"{path} is not the file that world.json describes; fetch or export it again"
+    """The world, C's weights [D] if there are any, and `world.json` of an exported folder.
+
+    Whoever made the folder made its SHA-256 too, so nothing in it is believed unseen.
+    """
+    with _refusing(folder, "fetch or export it again"):
+        meta, blob = _documented(folder)
+        blank = _blank_world(meta, folder)
+        arrays = {k: x.astype(np.float32) for k, x in safetensors.numpy.load(blob).items()}
+        _check_names(arrays, blank)
+        _check_finite(arrays)
+        world = dataclasses.replace(blank, **unflatten(blank.arrays(), arrays, str(folder)))
+        weights = arrays.get(CONTROLLER)
+        return world, None if weights is None else _checked_weights(weights, world), meta
+
+
+def _documented(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """`world.json` of an exported folder, and the bytes of its arrays, which are those it names."""
+    meta = json.loads(_content(folder / "world.json"))
+    if not isinstance(meta, dict):
+        raise ValueError(f"world.json is not an object, but {reprlib.repr(meta)}")
+    if meta.get("format") != FORMAT:
+        found = reprlib.repr(meta.get("format"))
+        raise ValueError(f"format is {found}, this dreamjax reads {FORMAT}")
+    blob = _content(folder / "arrays.safetensors")
+    if meta.get("sha256") != hashlib.sha256(blob).hexdigest():
+        raise ValueError("arrays.safetensors is not the file that world.json describes")
+    return meta, blob
+
+
+def _content(path: Path) -> bytes:
+    if not path.is_file():  # a pipe would never answer, a device never end
+        raise ValueError(f"{path.name} is missing or no plain file")
+    return path.read_bytes()
+
+
+def _checked_weights(weights: np.ndarray | jax.Array, world: World) -> jax.Array:
+    """C's weights [D], if C in this world has as many."""
+    size = world.controller().num_params
+    if weights.shape != (size,):
+        raise ValueError(
+            f"C has weights {list(weights.shape)}, but {world.task.name} takes [{size}]"
         )
-    arrays = {k: x.astype(np.float32) for k, x in safetensors.numpy.load(blob).items()}
-    blank = _blank_world(meta, folder)
-    world = dataclasses.replace(blank, **unflatten(blank.arrays(), arrays, str(folder)))
-    weights = arrays.get(CONTROLLER)
-    return world, None if weights is None else jnp.asarray(weights), meta
+    _check_finite({CONTROLLER: np.asarray(weights)})
+    return jnp.asarray(weights)
 
 
 def adopt_world(directory: Path | str, source: Path | str, task: Task) -> None:
@@ -242,9 +341,13 @@ def adopt_world(directory: Path | str, source: Path | str, task: Task) -> None:
         made = meta.get("world")
     else:
         made = Store(folder / "world").meta()
-    save_world(directory, world, {"source": Path(source).name, "made": made})
-    if weights is not None:
+    if weights is not None:  # C first: a run that has a world adopts nothing more
+        if "dream" not in meta:
+            raise CheckpointError(
+                f'{folder / "world.json"} lacks "dream", what its C earned; export it again'
+            )
         save_controller(directory, world, weights, {"dream": meta["dream"]})
+    save_world(directory, world, {"source": Path(source).name, "made": made})
 
 
 def save_controller(
@@ -253,6 +356,7 @@ def save_controller(
     """Store C's weights [D] under `directory`/controller, bound to the world it was evolved in."""
     store = Store(Path(directory) / "controller", keep=1)
     meta = {**meta, "task": world.task.name, "world": world.digest(), "size": len(weights)}
+    meta |= {name: getattr(world.memory, name) for name in VARIANT}
     meta |= {"vision": digest(world.vision), "memory": digest(world.memory)}
     store.save(max(store.steps(), default=-1) + 1, {"weights": weights}, meta)
 
@@ -270,20 +374,31 @@ def load_controller(source: Path | str, world: World) -> jax.Array:
     folder = _folder(source)
     if (folder / "world.json").exists():
         origin, weights, _ = _load_exported(folder)
-        _check_bound(folder, origin.digest(), world)
+        _check_bound(folder, origin.task.name, origin.digest(), {world.digest()}, world)
         if weights is None:
             raise CheckpointError(f"{folder} has a world but no C; evolve one in it")
         return weights
     store = Store(folder / "controller")
     meta = store.meta()
-    _check_bound(store.directory, meta["world"], world)
-    template = {"weights": jax.ShapeDtypeStruct((meta["size"],), jnp.float32)}
-    return store.load(template)[0]["weights"]
+    with _refusing(store.directory, "evolve again"):
+        _check_bound(store.directory, meta["task"], meta["world"], _identities(meta, world), world)
+        template = {"weights": jax.ShapeDtypeStruct((meta["size"],), jnp.float32)}
+        return _checked_weights(store.load(template)[0]["weights"], world)
 
 
-def _check_bound(origin: Path, evolved_in: str, world: World) -> None:
-    if evolved_in != world.digest():
+def _identities(meta: dict[str, Any], world: World) -> set[str]:
+    """What a controller with `meta` may call `world`."""
+    if set(VARIANT) <= set(meta):
+        return {world.digest()}
+    return {world.digest(), digest(world.arrays())}  # of runs when it covered the arrays alone
+
+
+def _check_bound(
+    origin: Path, task: str, evolved_in: str, identities: set[str], world: World
+) -> None:
+    if task != world.task.name or evolved_in not in identities:
         raise CheckpointError(
-            f"{origin} was evolved in world {evolved_in[:12]}, but this is world "
-            f"{world.digest()[:12]}; V, M and C must come from one run: evolve again"
+            f"{origin} was evolved in world {evolved_in[:12]} of {task}, but this is world "
+            f"{world.digest()[:12]} of {world.task.name}; V, M and C must come from one run: "
+            "evolve again"
         )

@@ -116,7 +116,8 @@ class Player:
         def act(obs):
             return jnp.asarray(CHOICES)[self._updates.choose(key_choice, weights, obs)][:, None]
 
-        return step_awake(self._world.task, act, key_z, models, carry, frames, age)
+        keys = jax.random.split(key_z, len(frames))
+        return step_awake(self._world.task, act, keys, models, carry, frames, age)
 
     def _look(self, weights: jax.Array):
         self._key, key = jax.random.split(self._key)
@@ -128,10 +129,10 @@ class Player:
         rows = []
         for _ in range(length):
             self._carry, action, obs = self._look(network.weights)
-            self._frames, reward, ended, cut, lost = self._game.step(self._slots, action)
+            self._frames, reward, ended, cut = self._game.step(self._slots, action)
             self._age = self._age + 1
-            over = ended | cut | lost
-            self._lengths += self._age[over & ~lost].tolist()
+            over = ended | cut
+            self._lengths += self._age[over].tolist()
             self._restart(np.flatnonzero(over))
             rows.append((obs, action[:, 0].astype(int) + 1, reward, over))
         steps = self._judged(network, *map(jnp.stack, zip(*rows, strict=True)))

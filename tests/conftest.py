@@ -14,6 +14,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # equal programs compile once
 import jax
 import jax.numpy as jnp
 import pytest
+from command import dreamjax
 from flax import nnx
 
 from dreamjax.dream import DreamEnv, env_params
@@ -27,6 +28,12 @@ def random_memory(task, seed=0, death_bias=-3.0):
     memory.head_kernel[...] = memory.head_kernel[...].at[:, -1].multiply(8.0)
     memory.head_bias[...] = memory.head_bias[...].at[-1].set(death_bias)
     return memory
+
+
+@pytest.fixture(autouse=True)
+def few_batch_sizes(monkeypatch):
+    """Each batch size is a loop to compile, and none changes a return (test_evolution.py)."""
+    monkeypatch.setattr("dreamjax.population.COMPACTION", 0.25)
 
 
 @pytest.fixture
@@ -45,3 +52,12 @@ def dream(small_task):
     mu = jax.random.normal(key, (9, small_task.latent_size))
     params = env_params(small_task, memory, mu, jnp.full_like(mu, -2.0), temperature=1.0)
     return DreamEnv(small_task), params
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    """A finished run of the smoke preset, not to be changed, and what it printed."""
+    directory = tmp_path_factory.mktemp("runs") / "smoke run"  # a path with a space
+    status, out, err = dreamjax("run", "take-cover", "--preset", "smoke", "--run-dir", directory)
+    assert status == 0, err
+    return directory, out

@@ -1,6 +1,8 @@
 """The awake agent sees, remembers and acts exactly as the dreaming one."""
 
 import dataclasses
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +10,13 @@ import numpy as np
 import pytest
 from conftest import random_memory
 from flax import nnx
+from processes import children, engines_in, running
 
-from dreamjax import real, rollouts
+from dreamjax import agent, real, rollouts
 from dreamjax.agent import Agent, evaluate, evaluation_seeds, record
 from dreamjax.dream import EnvState
 from dreamjax.learning import LearnConfig, Updates, initial_network
+from dreamjax.tasks import TAKE_COVER
 from dreamjax.vision import VAE
 from dreamjax.workers import VectorGame
 from dreamjax.worlds import World
@@ -46,13 +50,13 @@ def test_every_episode_is_played_once_and_counted(world):
 def test_awake_and_dreaming_agree_given_the_same_latents(world):
     """Fed the latents that V sampled, the dream's memory and C's features follow the agent's."""
     frames = np.random.default_rng(0).integers(0, 255, (6, 1, 64, 64, 3), np.uint8)
-    agent = Agent(world, weights(world), 1, jax.random.key(0))
+    player = Agent(world, weights(world), 1, jax.random.key(0))
     controller = world.controller()
     env, params = world.env(), world.params()
     carry = world.memory.initial_carry()
     for t, frame in enumerate(frames):
-        action = agent.act(frame, np.array([t == 0]))[0]
-        state = EnvState(time=jnp.int32(t), z=agent.z[0], carry=carry)
+        (action,), (z,) = player.act(frame)
+        state = EnvState(time=jnp.int32(t), z=jnp.asarray(z), carry=carry)
         obs = env.observe(None, state, None, params)
         np.testing.assert_allclose(controller(weights(world), obs), action, atol=1e-6)
         _, after, *_ = env.step_env(jax.random.key(t), state, action, params)
@@ -63,16 +67,83 @@ def test_a_new_episode_forgets_the_old_one(world):
     """Two slots see the same; the one that restarts remembers one step, the other two."""
     sharp = world.vision
     sharp.logvar.bias[...] = sharp.logvar.bias[...] - 100.0  # V's sampling is then exact
-    agent = Agent(world, weights(world), 2, jax.random.key(0))
+    player = Agent(world, weights(world), 2, jax.random.key(0))
     frame = np.full((2, 64, 64, 3), 90, np.uint8)
-    first = agent.act(frame, np.array([True, True]))
-    once = np.asarray(agent._carry[1])
-    second = agent.act(frame, np.array([False, True]))
-    twice = np.asarray(agent._carry[1])
+    first, _ = player.act(frame)
+    once = np.asarray(player._carry[1])
+    player.begin(np.array([1]), [8])
+    second, _ = player.act(frame)
+    twice = np.asarray(player._carry[1])
     np.testing.assert_allclose(twice[1], once[1], atol=1e-6)
     assert np.abs(twice[0] - once[0]).max() > 1e-3
     np.testing.assert_allclose(second[1], first[1], atol=1e-6)  # C read no old memory
     assert np.abs(second[0] - first[0]).max() > 1e-4
+
+
+class Notes(agent.Tape):
+    """Keeps every step of every episode."""
+
+    def __init__(self):
+        self.steps = {}
+
+    def add(self, episodes, *columns):
+        for episode, *step in zip(episodes, *columns, strict=True):
+            self.steps.setdefault(int(episode), []).append(step)
+
+    def actions(self, episode):
+        return np.stack([action for _, _, action, _, _ in self.steps[episode]])
+
+
+def test_an_episode_is_the_same_whatever_is_played_beside_it(world, monkeypatch):
+    """It depends on its seed and the evaluation's alone: not on slots, neighbours or number."""
+
+    def noted(episodes, slots, seed=3):
+        notes = Notes()
+        monkeypatch.setattr(agent, "Tape", lambda: notes)
+        monkeypatch.setattr(agent, "GAMES", slots)
+        evaluate(world, weights(world), episodes, seed, workers=1)
+        return [notes.actions(episode) for episode in range(episodes)]
+
+    few, many = noted(3, slots=2), noted(9, slots=4)
+    for one, other in zip(few, many[:3], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert np.abs(few[0][0] - few[1][0]).max() > 1e-3  # equal first frames, other noise
+    assert evaluation_seeds(2003, 1) == evaluation_seeds(3, 1)
+    assert np.abs(few[0][0] - noted(1, slots=1, seed=2003)[0][0]).max() > 1e-3
+
+
+def test_an_evaluation_is_the_same_to_the_bit_when_an_engine_and_a_worker_are_killed(
+    world, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(agent, "GAMES", 3)
+    doom = dataclasses.replace(world.task, profile=TAKE_COVER.profile)
+    world = dataclasses.replace(world, task=doom)
+    killed = []
+
+    class Killer(Notes):
+        def add(self, episodes, *columns):
+            super().add(episodes, *columns)
+            taken = sum(map(len, self.steps.values()))
+            if not killed and taken > 60:
+                killed.append(engines_in(tmp_path)[0])
+            elif len(killed) == 1 and taken > 210:
+                killed.append(children(os.getpid())[-1])
+            else:
+                return
+            os.kill(killed[-1], signal.SIGKILL)
+
+    def evaluated(notes):
+        monkeypatch.setattr(agent, "Tape", lambda: notes)
+        played = evaluate(world, weights(world), 5, seed=2, workers=2)
+        steps = [step for episode in range(5) for step in notes.steps[episode]]
+        return [*map(np.stack, zip(*steps, strict=True)), played.returns, played.lengths]
+
+    calm, troubled = evaluated(Notes()), evaluated(Killer())
+    assert len(killed) == 2 and not running(killed)
+    assert calm[-1].sum() > 250 and np.ptp(calm[2]) > 0.1
+    for one, other in zip(calm, troubled, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_no_episodes_is_named(world):
@@ -94,11 +165,13 @@ def test_recorded_episodes_are_those_played(world, tmp_path):
     before = [path.stat().st_mtime_ns for path in paths]
     record(world, weights(world), tmp_path, 33, seed=3, workers=2)
     assert [path.stat().st_mtime_ns for path in paths] == before
-    found = next(rollouts.stream(paths[:1], strict=True)).seeds
-    paths[0].unlink()
+    found = next(rollouts.stream(paths[1:], strict=True))
+    paths[1].unlink()
     record(world, weights(world), tmp_path, 33, seed=3, workers=2)
-    assert paths[1].stat().st_mtime_ns == before[1]
-    assert next(rollouts.stream(paths[:1], strict=True)).seeds.tolist() == found.tolist()
+    assert paths[0].stat().st_mtime_ns == before[0]
+    again = next(rollouts.stream(paths[1:], strict=True))
+    assert again.seeds.tolist() == found.seeds.tolist()
+    np.testing.assert_allclose(again.actions, found.actions, atol=1e-5)
 
 
 def test_steps_played_while_learning_end_where_the_games_do(world):

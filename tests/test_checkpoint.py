@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dreamjax import checkpoint
 from dreamjax.checkpoint import CheckpointError, Store, digest
 
 TREE = {"kernel": jnp.arange(12.0).reshape(3, 4), "count": {"step": jnp.int32(7)}}
@@ -59,11 +60,41 @@ def test_a_flipped_bit_is_noticed_and_the_older_one_is_used(tmp_path, capsys):
 
 
 def test_stray_names_are_ignored(tmp_path):
+    """Nor do they age a sound checkpoint; halves of saves that were killed are removed."""
+    store = Store(tmp_path, keep=1)
+    store.save(1, TREE, {})
+    for name in ("12", "98", "00000099", "notes", ".00000099.1"):
+        (tmp_path / name).mkdir()
+    assert store.load(TREE)[1]["step"] == 1 and store.steps() == [1]
+    assert len(store.faults()) == 1 and "00000099" in store.faults()[0]
+    store.save(2, TREE, {})
+    assert store.steps() == [2]
+    assert sorted(os.listdir(tmp_path)) == ["00000002", "00000099", "12", "98", "notes"]
+
+
+def test_a_damaged_checkpoint_gives_way_to_a_sound_one(tmp_path):
     store = Store(tmp_path)
     store.save(1, TREE, {})
-    for name in ("12", "notes", ".00000099.1"):
-        (tmp_path / name).mkdir()
-    assert store.load(TREE)[1]["step"] == 1
+    flip(tmp_path / "00000001")
+    assert store.steps() == []
+    store.save(1, TREE, {})
+    assert store.steps() == [1]
+
+
+@pytest.mark.parametrize("manifest", ["", "[1]", "{}", '{"arrays": "x"}'])
+def test_a_manifest_that_proves_nothing_is_damage(tmp_path, manifest):
+    Store(tmp_path).save(1, TREE, {})
+    (tmp_path / "00000001" / "manifest.json").write_text(manifest)
+    assert Store(tmp_path).steps() == [] and len(Store(tmp_path).faults()) == 1
+
+
+def test_a_later_format_is_neither_read_nor_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 99)
+    Store(tmp_path).save(1, TREE, {})
+    monkeypatch.undo()
+    for use in (Store(tmp_path).steps, lambda: Store(tmp_path).load(TREE)):
+        with pytest.raises(CheckpointError, match="has format 99.*the dreamjax that wrote it"):
+            use()
 
 
 @pytest.mark.parametrize(
@@ -100,6 +131,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
     Store(tmp_path).save(1, TREE, {})
     script = """
 import resource, signal, sys, numpy as np
+from dreamjax import checkpoint
 from dreamjax.checkpoint import CheckpointError, Store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
@@ -112,7 +144,7 @@ except CheckpointError as error:
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True
     )
-    line = done.stdout.strip().splitlines()[-1]
-    assert "cannot save" in line and "2 MB needed" in line, done.stderr
+    assert done.stderr == "" and done.stdout.count("\n") == 1, done.stdout + done.stderr
+    assert "cannot save" in done.stdout and "2 MB needed" in done.stdout
     assert os.listdir(tmp_path) == ["00000001"]
     assert Store(tmp_path).load(TREE)[1]["step"] == 1

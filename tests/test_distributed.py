@@ -1,66 +1,80 @@
 """Several devices and several processes give the history that one device gives."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 
 import pytest
+from command import dreamjax, finish, kill, start, wait_for
 
 EVOLVE = """
 import sys
 sys.path.insert(0, "tests")
 import jax
-address, count, index = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-if count > 1:
-    jax.distributed.initialize(address, count, index, initialization_timeout=60)
 import jax.numpy as jnp
 from probes import CONTROLLER, Balance, ProbeParams
-from dreamjax.checkpoint import Store
 from dreamjax.evolution import EvolveConfig, evolve
 params = ProbeParams(target=jnp.zeros(3), max_steps_in_episode=jnp.int32(30))
-for generations in (2, 4):  # the second call resumes the first
-    config = EvolveConfig(
-        generations=generations, population=10, rollouts=3, eval_every=2, eval_rollouts=20
-    )
-    found = evolve(0, Balance(), params, CONTROLLER, 3, config, store=Store(sys.argv[4]))
+config = EvolveConfig(generations=4, population=10, rollouts=3, eval_every=2, eval_rollouts=20)
+found = evolve(0, Balance(), params, CONTROLLER, 3, config)
 print(jax.device_count(), [float(x).hex() for x in found.es.mean], float(found.best_score))
 """
+SHORT = ["--evolve.population=4", "--evolve.rollouts=1", "--evolve.eval-rollouts=4"]
+SHORT += ["--evolve.eval-every=100", "--save-seconds=0", "--preset=smoke", "--world=take-cover"]
 
 
-def start(directory, devices, address="", count=1, index=0):
-    """A process that evolves on `devices` CPU devices of its own."""
+def evolved(devices):
+    """`(device count, history)` of an evolution on so many CPU devices."""
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return subprocess.Popen(
-        [sys.executable, "-c", EVOLVE, address, str(count), str(index), str(directory)],
+    done = subprocess.run(
+        [sys.executable, "-c", EVOLVE],
         env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": "."},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
-
-
-def finish(process):
-    """`(device count, history)` that a process printed."""
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err[-2000:]
-    count, history = out.strip().splitlines()[-1].split(maxsplit=1)
+    assert done.returncode == 0, done.stderr[-2000:]
+    count, history = done.stdout.strip().splitlines()[-1].split(maxsplit=1)
     return int(count), history
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    return finish(start(tmp_path_factory.mktemp("one"), devices=1))[1]
-
-
-def test_eight_devices(alone, tmp_path):
+def test_eight_devices():
     """10 x 3 lanes do not divide by 8: the padding must not show."""
-    assert finish(start(tmp_path, devices=8)) == (8, alone)
+    assert evolved(8) == (8, evolved(1)[1])
 
 
-def test_two_processes(alone, tmp_path):
+def job(run, generations):
+    """Two processes that evolve together, started as a user starts them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    both = [start(tmp_path, 2, address, 2, index) for index in range(2)]
-    assert [finish(process) for process in both] == [(4, alone), (4, alone)]
+    told = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": 2}
+    words = ["evolve", "take-cover", *SHORT, "--run-dir", run, "--distributed"]
+    words.append(f"--evolve.generations={generations}")
+    return [start(*words, **told, JAX_PROCESS_ID=index) for index in range(2)]
+
+
+def history(run):
+    """Every number of every generation, without the times."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{**row, "time": 0} for row in rows if row["phase"] == "evolve"]
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_two_processes_one_of_which_is_lost(tmp_path, lost):
+    """The other says so in one line; the same command resumes, to the history of one process."""
+    run = tmp_path / "job"
+    both = job(run, 1000)
+    wait_for(lambda: len(list(run.glob("evolve/0*"))) == 2, both[1 - lost])
+    kill(both[lost])
+    status, _, err = finish(both[1 - lost], 120)
+    assert status != 0 and err.count("\n") == 1, err
+    assert "a process of this job was lost" in err
+    assert f"resume with: dreamjax evolve take-cover {SHORT[0]}" in err
+    if lost:
+        done = len(history(run))
+        assert all(finish(process)[0] == 0 for process in job(run, done + 2))
+        words = ["evolve", "take-cover", *SHORT, "--run-dir", tmp_path / "alone"]
+        assert dreamjax(*words, f"--evolve.generations={done + 2}")[0] == 0
+        assert history(run) == history(tmp_path / "alone")

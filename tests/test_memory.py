@@ -60,6 +60,7 @@ def as_latents(z, lengths, terminated, actions=None):
         rewards=np.ones(len(z), np.float32),
         lengths=np.array(lengths, np.int32),
         terminated=np.array(terminated),
+        seeds=np.arange(len(lengths)),
         vision="v",
         profile="toy",
     )
@@ -195,8 +196,9 @@ def test_samples_have_the_moments_of_the_tempered_mixture(tau):
     weights = scipy.special.softmax(logits / tau, axis=0)
     expected = (weights * mean).sum(0)
     variance = (weights * (np.exp(2 * logstd) * tau + mean**2)).sum(0) - expected**2
-    assert np.abs(z.mean(0) - expected).max() < 5 * np.sqrt(variance.max() / n)
-    np.testing.assert_allclose(z.var(0), variance, rtol=0.06)
+    assert (np.abs(z.mean(0) - expected) < 5 * np.sqrt(variance / n)).all()
+    error = ((z - expected) ** 2).std(0) / np.sqrt(n)  # of the variance, the standard one
+    assert (np.abs(z.var(0) - variance) < 5 * error).all() and (error < 0.02 * variance).all()
 
 
 def test_samples_collapse_to_the_likeliest_mean_as_tau_falls():
@@ -287,8 +289,10 @@ def test_an_event_moves_all_latents_or_none(tau):
     place = np.round(z / 5)
     assert (place == place[:, :1]).all(), "never half an event"
     wanted = scipy.special.softmax(np.log([0.7, 0.2, 0.1]) / tau)
-    close(np.array([(place[:, 0] == k).mean() for k in (0, 1, -1)]), wanted, atol=0.03)
-    close(z[place[:, 0] == 1].std(axis=0), np.exp(-3) * tau**0.5, rtol=0.15)
+    found = np.array([(place[:, 0] == k).mean() for k in (0, 1, -1)])
+    assert (np.abs(found - wanted) < 5 * np.sqrt(wanted * (1 - wanted) / 4000)).all()
+    event = z[place[:, 0] == 1]  # 5 standard errors of a standard deviation are 13 %
+    close(event.std(axis=0), np.exp(-3) * tau**0.5, rtol=5 / np.sqrt(2 * len(event)))
 
 
 def test_events_are_learned_where_latents_jump_together():
@@ -310,10 +314,11 @@ def test_events_are_learned_where_latents_jump_together():
         return ((size > 0.25) & (size < 0.75)).mean(), (size >= 0.75).mean()
 
     memory = train_memory(0, task, latents, config, log=QUIET)
-    assert jumps(memory)[1] == 0
+    assert jumps(memory)[1] == 0  # as with 12 other seeds
     config = dataclasses.replace(config, decay=0.99, num_events=2)
     half, whole = jumps(train_memory(0, task, latents, config, log=QUIET, memory=memory))
-    assert 0.03 < whole < 0.07 and half < 0.01
+    # over 12 seeds 0.039 ± 0.002 and 0.001 ± 0.0006; 0.047 of the real frames jump
+    assert 0.5 < whole / (z @ jump > 0.5 * jump @ jump).mean() < 1.5 and half < 0.01
 
 
 def test_an_m_that_gains_events_predicts_the_usual_as_before():
@@ -467,15 +472,21 @@ TOY = MemoryConfig(
 )
 
 
-def test_it_learns_a_countdown_to_death():
-    latents = countdown()
-    memory = train_memory(0, COUNTDOWN, latents, TOY, log=QUIET)
-    metrics = memory_metrics(memory, latents.split(TOY.held_out, 0)[1])
+@pytest.fixture(scope="module")
+def counting():
+    """An M that was trained on `countdown`."""
+    return train_memory(0, COUNTDOWN, countdown(), TOY, log=QUIET)
+
+
+def test_it_learns_a_countdown_to_death(counting):
+    held = countdown().split(TOY.held_out)[1]
+    metrics = memory_metrics(counting, held)
+    # better by 2.6 ± 0.3 over seeds, whose death logits are 3 and more from the threshold
     assert metrics["nll"] < min(metrics["nll_marginal"], metrics["nll_copy"]) - 1
     assert metrics["death_recall"] == 1
     assert metrics["death_precision"] == 1
     assert metrics["lead"] == 0 and metrics["false_alarms"] == 0
-    assert metrics["deaths"] == 5
+    assert metrics["deaths"] == len(held.lengths)
 
 
 class Interrupting(Logbook):
@@ -497,14 +508,12 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, resumed, unbroken)
 
 
-def test_training_goes_on_from_an_m_that_is_given():
-    latents = countdown()
-    trained = train_memory(0, COUNTDOWN, latents, TOY, log=QUIET)
-    before = jax.tree.map(np.array, trained)
+def test_training_goes_on_from_an_m_that_is_given(counting):
     little = dataclasses.replace(TOY, steps=1, learning_rate=1e-6, sequence_length=12)
-    further = train_memory(1, COUNTDOWN, latents, little, log=QUIET, memory=trained)
-    for a, b in zip(*map(jax.tree.leaves, (further, before)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    given = jax.tree.map(jnp.array, counting)  # it is donated
+    further = train_memory(1, COUNTDOWN, countdown(), little, log=QUIET, memory=given)
+    for a, b in zip(*map(jax.tree.leaves, (further, counting)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)  # Adam's first step is its rate
 
 
 def test_an_update_takes_the_carry_passes_it_on_and_draws_its_own_noise():
@@ -557,8 +566,9 @@ def test_z_is_drawn_anew_from_its_posterior():
         np.asarray(training_module.gather(frames, key, index, valid).z[:, 0]) for key in keys
     )
     assert (one != two).all()
-    np.testing.assert_allclose(one.mean(0), latents.mu[0], atol=0.2)
-    np.testing.assert_allclose(one.std(0), np.e, atol=0.2)
+    error = np.e / 4000**0.5  # of the mean, the standard one; a deviation's is 1 / sqrt(2) of it
+    np.testing.assert_allclose(one.mean(0), latents.mu[0], atol=5 * error)
+    np.testing.assert_allclose(one.std(0), np.e, atol=5 * error / 2**0.5)
 
 
 def test_padding_has_no_weight():
@@ -579,7 +589,7 @@ def test_padding_has_no_weight():
         (TAKE_COVER, {}, "latents have z=6 and 1 actions, but take-cover has z=64"),
         (small(TAKE_COVER), {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         (small(TAKE_COVER), {"steps": -1}, "steps must be at least 1, got -1"),
-        (small(TAKE_COVER), {"num_events": -1}, "num_events must be at least 0, got -1"),
+        (small(TAKE_COVER), {"num_events": -1}, r"num_events must be in \[0, inf\), got -1"),
         (small(CAR_RACING), {"keys": True}, "car-racing is not played by keys"),
     ],
 )
@@ -635,7 +645,7 @@ def test_metrics_without_deaths_are_finite():
 
 
 def test_baselines_equal_gaussians_fitted_to_samples():
-    n = 20_000
+    n = 200_000  # at which neither sample's nats have a standard error above 0.0013
     latents = dataclasses.replace(
         as_latents(np.cumsum(0.1 * draw(0, n, 3), axis=0), [n], [True]),
         logvar=np.full((n, 3), -2, np.float16),

@@ -31,25 +31,6 @@ TINY = [  # smaller than the preset in all that takes time here
 ]
 
 
-def dreamjax(*words):
-    """Run the command in a process of its own; returns (status, stdout, stderr)."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dreamjax", *map(str, words)], capture_output=True, text=True
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """A finished smoke run and what it printed."""
-    directory = tmp_path_factory.mktemp("runs") / "smoke run"  # a path with a space
-    status, out, err = dreamjax(
-        "run", "take-cover", "--preset", "smoke", "--run-dir", directory, "--seed", 0
-    )
-    assert status == 0, err
-    return directory, out
-
-
 def test_smoke_leaves_scores(smoke):
     directory, out = smoke
     results = json.loads((directory / "results.json").read_text())
@@ -239,6 +220,20 @@ def test_two_runs_cannot_share_a_directory(smoke, capsys):
         ("learn take-cover --run-dir DIR --learn.batches 7", "batches=7 does not divide"),
         ("run take-cover --preset huge --run-dir DIR", "unknown preset 'huge'"),
         ("evolve take-cover --run-dir DIR --dream.temperature 0", "temperature must be"),
+        ("learn take-cover --run-dir DIR --dream.death-threshold nan", "death_threshold must be a"),
+        ("run take-cover --run-dir DIR --memory.held-out 1.5", "memory.held_out must be in (0, 1)"),
+        ("run take-cover --run-dir DIR --memory.held-out nan", "memory.held_out must be in (0, 1)"),
+        ("run take-cover --run-dir DIR --memory.clip -1", "memory.clip must be in (0, inf]"),
+        ("run take-cover --run-dir DIR --memory.death-weight -10", "memory.death_weight must be"),
+        ("run take-cover --run-dir DIR --memory.decay 2", "memory.decay must be in (0, 1]"),
+        ("run take-cover --run-dir DIR --learn.discount 1.5", "learn.discount must be in (0, 1)"),
+        ("run take-cover --run-dir DIR --learn.entropy nan", "learn.entropy must be in [0, inf)"),
+        ("run take-cover --run-dir DIR --vision.steps -5", "vision.steps must be at least 1, got -5"),
+        ("run take-cover --run-dir DIR --vision.learning-rate inf", "vision.learning_rate must be"),
+        ("run take-cover --run-dir DIR --seed -1", "seed must be from 0 to"),
+        (f"run take-cover --run-dir DIR --seed {10**30}", "seed must be from 0 to"),
+        ("run take-cover --run-dir DIR --save-seconds nan", "save_seconds must be in [0, inf)"),
+        ("run take-cover --run-dir DIR --workers 0", "workers must be at least 1, got 0"),
         ("evolve take-cover --run-dir DIR --dream.temperature nan", "temperature must be"),
         ("evolve take-cover --run-dir DIR --evolve.population 3", "population must be at least 4"),
         ("evaluate take-cover --run-dir DIR --evaluate.episodes 0", "episodes must be at least 1"),

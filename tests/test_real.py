@@ -171,7 +171,7 @@ def test_nothing_is_left_behind_and_the_folders_config_is_not_obeyed(tmp_path, m
     others = real.engine_files()
     (tmp_path / "_vizdoom.cfg").write_text("living_reward = 7\nscreen_resolution = RES_640X480\n")
     env = real.make_env(TAKE_COVER)
-    directory = env.unwrapped._directory
+    directory = env.unwrapped._scratch.path
     env.reset(seed=0)
     assert env.step(STAY)[1] == 1.0
     assert env.unwrapped.game.get_screen_width() == 160

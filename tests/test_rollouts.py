@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import zipfile
 
 import numpy as np
 import pytest
 
 from dreamjax import files, policies, real, rollouts
+from dreamjax.logbook import Logbook
 from dreamjax.rollouts import DamagedShardError, Rollouts, collect, frame_counts, read, write
 from dreamjax.tasks import TAKE_COVER
 
@@ -180,11 +182,12 @@ def test_a_full_disk_is_one_line_and_the_old_shard_stays(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
     try:
-        with pytest.raises(OSError, match=r"cannot write .*shard-00000.npz \(up to 0.2 MB"):
+        with pytest.raises(OSError, match=r"cannot write .*shard-00000.npz \(up to 0.2 MB") as full:
             write(path, made_up((10, 10)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
+    assert str(full.value).endswith("; free some space and run the same command again")
     assert path.read_bytes() == old and os.listdir(tmp_path) == [path.name]
 
 
@@ -264,8 +267,13 @@ def test_other_settings_in_the_same_directory_are_refused(change, words, copy):
 def test_short_episodes_are_dropped_and_replaced(tmp_path):
     task = dataclasses.replace(TAKE_COVER, max_steps=200)
     summary = collect(task, tmp_path, 5, 0, policy="uniform", min_steps=150, workers=2)
-    (shard,) = rollouts.stream(rollouts.shard_paths(tmp_path))
+    (path,) = rollouts.shard_paths(tmp_path)
+    shard = read(path)
     assert summary.episodes == 5 and (shard.lengths >= 150).all()
+    job = rollouts._ShardJob(path, task, "uniform", 0, 0, 16, 150)
+    assert rollouts._was_recorded_by(job)
+    assert not rollouts._was_recorded_by(dataclasses.replace(job, min_steps=0)), "some are missing"
+    assert not rollouts._was_recorded_by(dataclasses.replace(job, min_steps=200)), "some are short"
 
 
 def test_min_steps_that_nothing_reaches_is_an_error(tmp_path, monkeypatch):
@@ -294,13 +302,79 @@ def test_a_bad_request_is_refused_in_one_line(change, words, tmp_path):
     with pytest.raises(ValueError, match=words) as caught:
         collect(**request | change)
     assert "\n" not in str(caught.value)
-    assert not rollouts.shard_paths(tmp_path)
+    assert not list(tmp_path.iterdir()), "a refused request claims nothing"
+
+
+def test_more_than_the_disk_can_hold_is_refused_before_anything_is_written(
+    collected, tmp_path, monkeypatch
+):
+    sizes = [path.stat().st_size for path in rollouts.shard_paths(collected[0])]
+    assert sum(sizes) > collected[1].episodes * rollouts.EPISODE_BYTES
+    disk = types.SimpleNamespace(total=25_000)
+    monkeypatch.setattr(rollouts.shutil, "disk_usage", lambda path: disk)
+    with pytest.raises(ValueError, match="^3 episodes take more than .*; ask for fewer") as caught:
+        collect(SHORT, tmp_path, 3, 0)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+    disk.total = 10**12
+    rollouts._check_room(tmp_path, 10**8)
+    with pytest.raises(ValueError, match="take more than 10000000 GB, but .* holds 1000 GB in all"):
+        rollouts._check_room(tmp_path, 10**12)
+    disk.total = 0
+    rollouts._check_room(tmp_path, 10**12)  # a disk that does not tell
 
 
 def test_shards_of_unknown_origin_are_not_mixed_in(tmp_path):
     write(tmp_path / "shard-00000.npz", made_up())
     with pytest.raises(ValueError, match="unknown origin"):
         collect(SHORT, tmp_path, 2, 0)
+
+
+def everything(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"task": "take-co', b"\xff\x00", b"[]", b'{"episodes": 7}', b"[" * 10**5]
+)
+def test_damaged_settings_are_healed_where_the_shards_prove_them(content, copy, collected):
+    (copy / "collection.json").write_bytes(content)
+    log, said = Logbook(quiet=True), []
+    log.say = said.append
+    assert collect(SHORT, copy, 7, 1, shard_episodes=3, log=log).episodes == 7
+    healed = everything(copy)
+    assert healed.pop("collection.json.corrupt") == content
+    assert healed == everything(collected[0])
+    (line,) = said
+    assert str(copy / "collection.json") in line and "set aside as collection.json.corrupt" in line
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 2},
+        {"policy": "uniform"},
+        {"policy": "varied"},
+        {"shard_episodes": 2},
+        {"task": TAKE_COVER},
+        {"task": dataclasses.replace(SHORT, profile="takecover-vizdoom")},
+    ],
+)
+def test_damaged_settings_are_not_healed_by_other_ones(change, copy):
+    (copy / "collection.json").write_bytes(b"")
+    before = everything(copy)
+    request = {"task": SHORT, "directory": copy, "episodes": 9, "seed": 1, "shard_episodes": 3}
+    words = f"{copy}/collection.json is damaged, and the shards .* choose another directory"
+    with pytest.raises(ValueError, match=words) as caught:
+        collect(**request | change)
+    assert "\n" not in str(caught.value) and everything(copy) == before
+
+
+def test_damaged_settings_of_no_shards_are_written_anew(tmp_path):
+    path = tmp_path / "collection.json"
+    path.touch()
+    settings = {"policy": "held", "seed": 1, "shard_episodes": 3, "min_steps": 0}
+    rollouts._claim(tmp_path, SHORT, settings, 7, print)
+    assert json.loads(path.read_text()).items() >= (settings | {"episodes": 7}).items()
 
 
 COLLECT = """

@@ -63,6 +63,34 @@ def test_ctrl_c_finishes_the_call_saves_and_resumes(tmp_path):
     assert run(9, store=Store(tmp_path)) == run(9)
 
 
+def test_what_has_diverged_is_stopped():
+    with pytest.raises(FloatingPointError, match="toy: loss has grown to 108 at step 8.*lower"):
+        fit("toy", jnp.float32(1.0), advance, 9, log=Logbook(quiet=True), most=90)
+
+
+def test_a_run_that_goes_on_logs_no_row_twice(tmp_path):
+    """After a kill the rows since the last checkpoint are logged again: once is enough."""
+    run(4, Logbook(tmp_path), Store(tmp_path / "toy"))
+    run(9, Logbook(tmp_path))  # as if killed before it saved
+    run(9, Logbook(tmp_path), Store(tmp_path / "toy"))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 9]
+
+
+def test_checkpoints_come_as_often_as_the_store_says(tmp_path):
+    run(9, store=Store(tmp_path / "often", keep=9, seconds=0))
+    run(9, store=Store(tmp_path / "seldom", keep=9, seconds=1000))
+    assert Store(tmp_path / "often").steps() == [2, 4, 6, 8, 9]
+    assert Store(tmp_path / "seldom").steps() == [9]
+
+
+def test_nothing_but_damage_is_begun_anew(tmp_path, capsys):
+    (tmp_path / "00000004").mkdir()
+    assert run(9, Logbook(), Store(tmp_path)) == run(9)
+    assert "00000004 (no manifest: unfinished" in capsys.readouterr().out
+    assert Store(tmp_path).steps() == [9]
+
+
 def test_metrics_are_json_lines_and_csv(tmp_path, capsys):
     run(9, log=Logbook(tmp_path))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -1,8 +1,8 @@
 """Worker processes: same games whoever plays them, and no crash, hang or orphan survives."""
 
-import contextlib
 import dataclasses
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,46 +12,13 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+from processes import children, running, shared_memory, wait_until, working_in
 
-from dreamjax import policies, real
+from dreamjax import policies, real, scratch
 from dreamjax.tasks import TAKE_COVER, TAKE_COVER_VIZDOOM
 from dreamjax.workers import VectorGame, WorkerError, play, run_jobs
 
 LEFT = np.array([-1.0], np.float32)
-
-
-def children(pid):
-    """Process ids of the children of `pid`."""
-    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    return [int(child) for found in lists for child in found.split()]
-
-
-def running(pids):
-    """Those of `pids` that are alive, zombies apart."""
-    alive = []
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            if state not in "ZX":
-                alive.append(pid)
-    return alive
-
-
-def working_in(folder):
-    """Process ids of workers and engines whose working directory is, or was, below `folder`."""
-    pids = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if os.readlink(process / "cwd").startswith(str(folder)):
-                pids.append(int(process.name))
-    return pids
-
-
-def wait_until(condition, seconds=15.0):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.1)
-    assert condition()
 
 
 # What workers are told to run in these tests.
@@ -72,6 +39,7 @@ def sabotaged(game, job, tick):
 
 
 def hopeless(game, job, tick):
+    print("such is life", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -119,19 +87,22 @@ def fake_task(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def clean_up(tmp_path_factory, monkeypatch):
-    """After every test: no process, no temporary folder and no shared memory is left of it."""
-    folder = tmp_path_factory.mktemp("temporary")
+    """After every test: no process, no temporary folder and no shared memory is left of it.
+
+    Yields the shared-memory files that were cleared away.
+    """
+    folder, files, clear = tmp_path_factory.mktemp("temporary"), [], scratch.clear
+
+    def noting(directory):
+        files.extend(shared_memory(directory))
+        clear(directory)
+
+    monkeypatch.setattr(scratch, "clear", noting)
     monkeypatch.setattr("tempfile.tempdir", str(folder))
-    memory = set(os.listdir("/dev/shm"))
-    yield
+    yield files
     wait_until(lambda: not running(working_in(folder)), 5)
     assert os.listdir(folder) == []
-    left = {name for name in set(os.listdir("/dev/shm")) - memory if name.startswith("ViZDoom")}
-    assert not left & set(_ours)
-    _ours.clear()
-
-
-_ours = []  # shared-memory files of engines that a test saw
+    assert not [file for file in files if file.exists()]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -176,7 +147,8 @@ def test_an_episode_whose_engine_crashes_or_hangs_is_played_again(number, tmp_pa
 
 def test_a_job_that_always_loses_its_worker_ends_in_one_error():
     jobs = run_jobs(TAKE_COVER, "test_workers:hopeless", ["job"], workers=1, retries=1)
-    with pytest.raises(WorkerError, match="lost 2 times in a row: a worker died") as caught:
+    words = r"lost 2 times in a row: a worker died of SIGKILL \(Killed.*\) saying 'such is life'$"
+    with pytest.raises(WorkerError, match=words) as caught:
         list(jobs)
     assert "\n" not in str(caught.value)
 
@@ -218,10 +190,10 @@ def test_games_in_step_are_the_games_played_alone():
     with VectorGame(TAKE_COVER, len(seeds), workers=2) as games:
         frames = [games.reset(range(5), seeds)]
         for action in actions:
-            frame, rewards, terminated, truncated, lost = games.step(range(5), action)
+            frame, rewards, terminated, truncated = games.step(range(5), action)
             frames.append(frame)
             assert rewards.tolist() == [1.0] * 5
-            assert not (terminated | truncated | lost).any()
+            assert not (terminated | truncated).any()
     env = real.make_env(TAKE_COVER)
     for slot, seed in enumerate(seeds):
         alone = [env.reset(seed=seed)[0]] + [env.step(action[slot])[0] for action in actions]
@@ -233,40 +205,78 @@ def test_slots_may_be_played_in_any_order_and_number(fake_task):
     with VectorGame(fake_task, 5, workers=2) as games:
         games.reset([4, 0, 3], [2, 100, 100])
         games.reset([1], [100])
-        frames, rewards, terminated, _, lost = games.step([3, 4], np.array([[0.5, 0.5], [0, -1]]))
+        frames, rewards, terminated, _ = games.step([3, 4], np.array([[0.5, 0.5], [0, -1]]))
         assert frames[:, 0, 0, 0].tolist() == [1, 1] and rewards.tolist() == [1.0, -1.0]
-        frames, _, terminated, _, lost = games.step([4, 1, 3, 2], np.zeros((4, 2)))
-        assert frames[:, 0, 0, 0].tolist() == [2, 1, 2, 0]
-        assert terminated.tolist() == [True, False, False, False]
-        assert lost.tolist() == [False, False, False, True]  # slot 2 was never reset
+        frames, _, terminated, _ = games.step([4, 1, 3], np.zeros((3, 2)))
+        assert frames[:, 0, 0, 0].tolist() == [2, 1, 2]
+        assert terminated.tolist() == [True, False, False]
+        for slot in (2, 4):  # one was never reset, the other's episode is over
+            with pytest.raises(RuntimeError, match=f"no episode is running in slot {slot}; call"):
+                games.step([3, slot], np.zeros((2, 2)))
 
 
-def test_a_bad_action_is_refused_and_the_other_workers_play_on(fake_task):
-    with VectorGame(fake_task, 2, workers=2) as games:
-        games.reset([0, 1], [100, 100])
+def test_a_bad_action_is_refused_and_ends_the_episodes_it_came_with(fake_task):
+    with VectorGame(fake_task, 3, workers=2) as games:
+        games.reset([0, 1, 2], [100, 100, 100])
         with pytest.raises(ValueError, match="nan"):
             games.step([0, 1], np.array([[np.nan, 0], [0, 0]]))
-        frames, *_, lost = games.step([0, 1], np.zeros((2, 2)))
-        assert lost.tolist() == [True, False] and frames[1, 0, 0, 0] == 2
-        assert games.reset([0], [100]).shape == (1, 64, 64, 3)
+        for slot in (0, 1):
+            with pytest.raises(RuntimeError, match="no episode"):
+                games.step([slot], np.zeros((1, 2)))
+        assert games.step([2], np.zeros((1, 2)))[0][0, 0, 0, 0] == 1
+        games.reset([0, 1], [100, 100])
+        assert games.step([0, 1], np.zeros((2, 2)))[0][:, 0, 0, 0].tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda n: n.name)
-def test_a_game_lost_in_step_is_marked_and_can_be_reset(number):
-    with VectorGame(TAKE_COVER, 2, workers=2, timeout=3) as games:
-        first = games.reset([0, 1], [8, 9])
-        games.step([0, 1], [LEFT, LEFT])
-        _ours.extend(os.path.basename(f) for worker in games._workers for f in worker.files)
-        for engine in children(games._workers[1].process.pid):
-            os.kill(engine, number)
-        lost = games.step([0, 1], [LEFT, LEFT])[-1]
-        for _ in range(40):  # a killed engine is noticed when it is next waited for
-            if lost[1]:
-                break
-            lost = games.step([0, 1], [LEFT, LEFT])[-1]
-        assert lost.tolist() == [False, True]
-        np.testing.assert_array_equal(games.reset([1], [9])[0], first[1])
-        assert not games.step([0, 1], [LEFT, LEFT])[-1].any()
+LOST = {
+    "an engine is killed": lambda worker: (children(worker)[0], signal.SIGKILL),
+    "an engine hangs": lambda worker: (children(worker)[0], signal.SIGSTOP),
+    "a worker is killed": lambda worker: (worker, signal.SIGKILL),
+    "a worker hangs": lambda worker: (worker, signal.SIGSTOP),
+}
+
+
+@pytest.mark.parametrize("how", LOST)
+def test_games_lost_in_step_go_on_as_if_nothing_had_been(how):
+    actions = np.random.default_rng(0).uniform(-1, 1, (60, 3, 1)).astype(np.float32)
+
+    def played(fault):
+        with VectorGame(TAKE_COVER, 3, workers=2, timeout=5) as games:
+            seen = [games.reset(range(3), [7, 8, 9])]
+            for step, action in enumerate(actions):
+                if step == 30 and fault:
+                    os.kill(*fault(games._workers[0].process.pid))  # plays slots 0 and 2
+                seen.append(games.step(range(3), action)[0])
+            ours = games._workers[0].process.pid
+        return np.stack(seen), ours
+
+    undisturbed, disturbed = played(None), played(LOST[how])
+    np.testing.assert_array_equal(disturbed[0], undisturbed[0])
+
+
+def fragile(task, screen):
+    return Fragile()
+
+
+class Fragile(Counter):
+    """Takes its process with it at its third step if its seed is odd."""
+
+    def step(self, action):
+        if self.shown == 2 and self.left % 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+def test_a_game_that_crashes_at_the_same_step_each_time_is_given_up(fake_task, monkeypatch):
+    monkeypatch.setitem(real.FACTORIES, "counter", "test_workers:fragile")
+    with VectorGame(fake_task, 4, workers=2, retries=2) as games:
+        games.reset(range(4), [100, 101, 102, 104])
+        for _ in range(2):
+            games.step(range(4), np.zeros((4, 2)))
+        words = "^the game with seed 101 or 104 was lost 3 times: a worker died of SIGKILL"
+        with pytest.raises(WorkerError, match=words) as caught:
+            games.step(range(4), np.zeros((4, 2)))
+    assert "\n" not in str(caught.value)
 
 
 def test_two_vector_games_do_not_disturb_each_other():
@@ -278,22 +288,52 @@ def test_two_vector_games_do_not_disturb_each_other():
         np.testing.assert_array_equal(two.reset([0, 1], [1, 2]), first[1])
 
 
+def test_a_limit_that_an_engine_cannot_start_under_is_named():
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, limit[1]))
+    try:
+        with pytest.raises(OSError, match="11 MB.* 8 MB.*ulimit -f unlimited") as caught:
+            list(run_jobs(TAKE_COVER, "test_workers:lengthy", ["a"], workers=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert "\n" not in str(caught.value)
+
+
+def doomed(task, screen):
+    real.engine_files = lambda: []  # so that the engine's start alone names its memory
+    game = real._take_cover(TAKE_COVER, screen)
+    game.reset(seed=0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_as_it_starts_leaves_nothing(fake_task, monkeypatch, clean_up):
+    monkeypatch.setitem(real.FACTORIES, "counter", "test_workers:doomed")
+    with pytest.raises(WorkerError, match="lost 2 times"):
+        list(run_jobs(fake_task, "test_workers:lengthy", ["a"], workers=1, retries=1))
+    assert len(clean_up) == 6
+    with (
+        pytest.raises(WorkerError, match="game with seed 5 was lost 2 times"),
+        VectorGame(fake_task, 1, retries=1) as games,
+    ):
+        games.reset([0], [5])
+
+
 ORPHANS = """
 import numpy as np
 from dreamjax.tasks import TAKE_COVER
 from dreamjax.workers import VectorGame
 games = VectorGame(TAKE_COVER, 2, workers=2)
 games.reset([0, 1], [0, 1])
-print(*[worker.process.pid for worker in games._workers])
-print(*[file for worker in games._workers for file in worker.files], flush=True)
+print(*[worker.process.pid for worker in games._workers], flush=True)
 while True:
     for slot in np.flatnonzero(games.step([0, 1], [[-1], [1]])[2]):
         games.reset([slot], [0])
 """
 
 
-@pytest.mark.parametrize("hang", [False, True], ids=["", "with a hung engine"])
-def test_workers_and_engines_end_soon_after_their_parent_is_killed(hang, tmp_path):
+@pytest.fixture
+def orphans(tmp_path):
+    """A process that plays two games in a temporary folder of its own: it and its workers."""
     parent = subprocess.Popen(
         [sys.executable, "-c", ORPHANS],
         stdout=subprocess.PIPE,
@@ -301,13 +341,75 @@ def test_workers_and_engines_end_soon_after_their_parent_is_killed(hang, tmp_pat
         env=os.environ | {"TMPDIR": str(tmp_path)},
     )
     workers = [int(pid) for pid in parent.stdout.readline().split()]
-    files = parent.stdout.readline().split()
     engines = [engine for worker in workers for engine in children(worker)]
-    assert len(running(workers)) == 2 and len(running(engines)) == 2 and files
+    assert len(running(workers)) == 2 and len(running(engines)) == 2
+    yield parent, workers, engines
+    for pid in running([parent.pid, *workers, *engines]):
+        os.kill(pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+
+
+@pytest.mark.parametrize("hang", [False, True], ids=["", "with a hung engine"])
+def test_workers_and_engines_end_soon_after_their_parent_is_killed(hang, orphans, tmp_path):
+    parent, workers, engines = orphans
+    files = shared_memory(tmp_path)
+    assert len(files) == 6 and all(file.exists() for file in files)
     if hang:
         os.kill(engines[0], signal.SIGSTOP)
     parent.kill()
-    parent.wait()
     wait_until(lambda: not running(workers + engines), 10)
-    assert not any(os.path.exists(file) for file in files)
+    assert not any(file.exists() for file in files)
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("hang", [False, True], ids=["", "with a hung worker"])
+def test_the_next_start_clears_what_a_run_killed_outright_leaves(
+    hang, orphans, tmp_path, monkeypatch
+):
+    parent, workers, engines = orphans
+    files = shared_memory(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with VectorGame(TAKE_COVER, 1) as games:
+        first = games.reset([0], [3])
+        ours = {games._workers[0].directory.name: shared_memory(games._workers[0].directory)}
+        os.kill(workers[0], signal.SIGSTOP if hang else signal.SIGKILL)
+        for pid in (parent.pid, workers[1]):
+            os.kill(pid, signal.SIGKILL)
+        parent.wait()
+        # Without a worker its engine ends at once; with a hung one it stays until the next start.
+        wait_until(lambda: running(engines) == engines[:hang], 5)
+        assert len(os.listdir(tmp_path)) == 3 and all(file.exists() for file in files)
+        with VectorGame(TAKE_COVER, 1):
+            wait_until(lambda: not running(workers + engines), 5)
+            assert len(os.listdir(tmp_path)) == 2
+        assert not any(file.exists() for file in files)
+        assert os.listdir(tmp_path) == list(ours)
+        games.step([0], [LEFT])
+        np.testing.assert_array_equal(games.reset([0], [3]), first)
+
+
+def test_only_scratch_directories_of_the_dead_are_cleared(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    living = scratch.Scratch("worker")
+    for name in ("dreamjax-worker-dead", "dreamjax-worker-being_made", "somebody-else-s"):
+        (tmp_path / name).mkdir()
+    for name in ("dreamjax-worker-dead", "somebody-else-s"):
+        (tmp_path / name / scratch.LOCK).touch()
+    idler = subprocess.Popen(["sleep", "60"], cwd=tmp_path / "dreamjax-worker-dead")
+    scratch.sweep()
+    kept = {"dreamjax-worker-being_made", "somebody-else-s", living.path.name}
+    assert set(os.listdir(tmp_path)) == kept
+    idler.terminate()
+    assert idler.wait() == -signal.SIGTERM, "it was neither a worker nor an engine"
+    living.clear()
+    assert set(os.listdir(tmp_path)) == kept - {living.path.name}
+
+
+def test_a_player_started_by_hand_removes_nothing(tmp_path):
+    (tmp_path / "mine").touch()
+    words = [sys.executable, "-m", "dreamjax.player", "0", "1"]
+    kept = {"capture_output": True, "text": True, "start_new_session": True}
+    ended = subprocess.run(words, cwd=tmp_path, **kept)
+    assert ended.returncode == 1 and "only dreamjax.workers starts a player" in ended.stderr
+    assert os.listdir(tmp_path) == ["mine"]

@@ -1,16 +1,21 @@
 """A world that is handed on comes back as it was, or not at all."""
 
 import dataclasses
+import hashlib
+import json
+import os
+import pickle
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 
-from dreamjax.checkpoint import CheckpointError, Store
+from dreamjax.checkpoint import CheckpointError, Store, digest
 from dreamjax.memory import MDNRNN
-from dreamjax.tasks import CAR_RACING, TAKE_COVER
+from dreamjax.tasks import CAR_RACING, TAKE_COVER, TAKE_COVER_VIZDOOM
 from dreamjax.vision import VAE
 from dreamjax.worlds import (
     World,
@@ -84,8 +89,204 @@ def test_damage_is_named(folder, tmp_path):
     path.unlink()
     with pytest.raises(CheckpointError, match="is damaged .*; fetch or export it again"):
         load_world(folder)
+    path.symlink_to(os.devnull)  # of other devices the end would never come
+    with pytest.raises(CheckpointError, match="arrays.safetensors is missing or no plain file"):
+        load_world(folder)
     (folder / "world.json").write_text("{")
     with pytest.raises(CheckpointError, match="is damaged"):
         load_world(folder)
     with pytest.raises(CheckpointError, match="no world in .*nowhere; train one"):
         load_world(tmp_path / "nowhere")
+
+
+class Bomb:
+    """Runs code where somebody unpickles it."""
+
+    def __reduce__(self):
+        return exec, ("raise SystemExit('code was run')",)
+
+
+def hostile(arrays, blob, meta):
+    """For each kind of damage: the blob, `world.json`'s value or text, and words that name it."""
+
+    def fact(**changes):
+        return blob, {name: x for name, x in (meta | changes).items() if x is not ...}
+
+    def changed(**changes):
+        return safetensors.numpy.save(arrays | changes), meta
+
+    def spoiled(name, value):
+        array = arrays[name].copy()
+        array.flat[5] = value
+        return changed(**{name: array})
+
+    kernel, deep = "['memory'].head_kernel.value", "[" * 100_000
+    size = (int.from_bytes(blob[:8], "little") + 1).to_bytes(8, "little")  # of a longer header
+    fewer = safetensors.numpy.save({k: x for k, x in arrays.items() if k != kernel})
+    return {
+        "truncated": ((blob[:-1000], meta), "deserializing"),
+        "empty": ((b"", meta), "deserializing"),
+        "endless header": (((2**60).to_bytes(8, "little") + blob[8:], meta), "deserializing"),
+        "pickle": ((pickle.dumps(Bomb()), meta), "deserializing"),
+        "other numbers": ((size + blob[8:].replace(b'"F16"', b'"BF16"', 1), meta), "BF16"),
+        "no array": ((fewer, meta), "array .*head_kernel.* is missing"),
+        "a list": ((blob, [meta]), "world.json is not an object"),
+        "null": ((blob, None), "world.json is not an object, but None"),
+        "a string": ((blob, json.dumps(meta)), "world.json is not an object"),
+        "too deep": ((blob, deep), "recursion"),
+        "no format": (fact(format=...), "format is None, this dreamjax reads 1"),
+        "no task": (fact(task=...), "is of the game None; this dreamjax knows .*take-cover"),
+        "task list": (fact(task=["take-cover"]), r"is of the game \['take-cover'\]"),
+        "other game's": (fact(profile="carracing-v3"), "profile is 'carracing-v3', but take-cover"),
+        "no profile": (fact(profile=...), "profile is None"),
+        "no starts": (fact(starts=...), "starts is None, but must be a whole number"),
+        "starts x": (fact(starts="x"), "starts is 'x'"),
+        "starts 0": (fact(starts=0), "starts is 0"),
+        "starts true": (fact(starts=True), "starts is True"),
+        "starts 7.0": (fact(starts=7.0), "starts is 7.0"),
+        "starts 10^12": (fact(starts=10**12), "starts is 1000000000000"),
+        "starts 10^9": (fact(starts=10**9), r"needs float32\[1000000000, 64\]"),
+        "events x": (fact(num_events="x"), "num_events is 'x'"),
+        "events -1": (fact(num_events=-1), "num_events is -1"),
+        "events 10^12": (fact(num_events=10**12), "num_events is 1000000000000"),
+        "clock": (fact(clock="yes"), "clock is 'yes', but must be true or false"),
+        "keys": (fact(keys=1), "keys is 1"),
+        "threshold nan": (fact(death_threshold=np.nan), "death_threshold is nan"),
+        "threshold x": (fact(death_threshold="1.5"), "death_threshold is '1.5'"),
+        "threshold huge": (fact(death_threshold=10**400), "death_threshold is 10000"),
+        "noise inf": (fact(death_noise=np.inf), "death_noise is inf"),
+        "noise -1": (fact(death_noise=-1), "death_noise is -1, but must be .* at least 0"),
+        "dream": (fact(dream=np.nan), "dream is nan"),
+        "V": (spoiled("['vision'].mu.bias.value", np.nan), "mu.bias.value holds NaN"),
+        "M": (spoiled(kernel, np.inf), "head_kernel.value holds NaN or infinity"),
+        "starts": (spoiled("['initial_mu']", np.nan), "initial_mu.* holds NaN"),
+        "C": (spoiled("controller", np.nan), "controller holds NaN or infinity"),
+        "C's size": (changed(controller=WEIGHTS[:-1]), r"C has weights \[1087\], but .* \[1088\]"),
+        "more": (changed(more=np.zeros(3)), "array 'more' is none of a world's"),
+    }
+
+
+def test_a_world_that_was_made_to_harm_is_refused_in_one_line(world, folder, tmp_path):
+    """Its SHA-256 is right: whoever made the world made that too."""
+    meta = json.loads((folder / "world.json").read_text())
+    blob = (folder / "arrays.safetensors").read_bytes()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for name, ((arrays, facts), words) in hostile(safetensors.numpy.load(blob), blob, meta).items():
+        if isinstance(facts, dict):
+            facts = facts | {"sha256": hashlib.sha256(arrays).hexdigest()}
+        text = facts if name == "too deep" else json.dumps(facts)
+        (folder / "arrays.safetensors").write_bytes(arrays)
+        (folder / "world.json").write_text(text)
+        for act in (
+            lambda: load_world(folder),
+            lambda: load_controller(folder, world),
+            lambda: adopt_world(tmp_path / "run", folder, TAKE_COVER),
+        ):
+            with pytest.raises(CheckpointError, match=words) as caught:
+                act()
+            line = str(caught.value)
+            assert "\n" not in line and str(folder) in line and len(line) < 500, name
+            assert "; " in line, f"{name}: no remedy"
+        assert sorted(path.name for path in tmp_path.iterdir()) == before, name
+
+
+def test_a_world_whose_c_earned_nothing_known_is_not_adopted(world, tmp_path):
+    export_world(tmp_path / "world", world, WEIGHTS, {})
+    loaded = load_world(tmp_path / "world")
+    np.testing.assert_array_equal(load_controller(tmp_path / "world", loaded), WEIGHTS)
+    with pytest.raises(CheckpointError, match='world.json lacks "dream", .*; export it again'):
+        adopt_world(tmp_path / "run", tmp_path / "world", TAKE_COVER)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_half_precision_cannot_hold_is_not_exported(world, tmp_path):
+    vast = dataclasses.replace(world, initial_mu=world.initial_mu + 1e6)
+    with pytest.raises(CheckpointError, match="half precision .*initial_mu.* infinity"):
+        export_world(tmp_path, vast, None, {})
+    assert not list(tmp_path.iterdir())
+
+
+def unsound(memory):
+    """`memory` with one weight that is no number."""
+    memory = jax.tree.map(lambda x: x, memory)
+    memory.head_bias[...] = memory.head_bias[...].at[3].set(jnp.nan)
+    return memory
+
+
+def test_a_runs_world_that_cannot_be_is_refused(world, tmp_path):
+    """Its manifest is right. An M that predicts NaN never dies: it dreams the perfect score."""
+    for change, words in (
+        ({"memory": unsound(world.memory)}, "head_bias.* holds NaN or infinity"),
+        ({"initial_mu": world.initial_mu.at[0, 0].set(jnp.inf)}, "initial_mu.* holds NaN"),
+        ({"death_threshold": float("nan")}, "death_threshold is nan"),
+        ({"death_noise": -1.0}, "death_noise is -1.0"),
+        ({"task": dataclasses.replace(TAKE_COVER, profile="pong")}, "profile is 'pong'"),
+    ):
+        save_world(tmp_path, dataclasses.replace(world, **change), {})
+        with pytest.raises(CheckpointError, match=words) as caught:
+            load_world(tmp_path)
+        line = str(caught.value)
+        assert str(tmp_path / "world") in line and "\n" not in line and "train-memory" in line
+    save_world(tmp_path, world, {})
+    assert load_world(tmp_path).digest() == world.digest()
+
+
+def test_a_runs_c_that_cannot_be_is_refused(world, tmp_path):
+    for weights, words in (
+        (WEIGHTS.copy() * np.nan, "controller holds NaN or infinity"),
+        (WEIGHTS[1:], r"C has weights \[1087\], but take-cover takes \[1088\]"),
+    ):
+        save_controller(tmp_path, world, weights, {})
+        with pytest.raises(CheckpointError, match=f"{words}.*; evolve again"):
+            load_controller(tmp_path, world)
+
+
+def varied(world, **variant):
+    """The same arrays, read otherwise."""
+    memory = jax.tree.map(lambda x: x, world.memory)
+    for name, value in variant.items():
+        setattr(memory, name, value)
+    return dataclasses.replace(world, memory=memory)
+
+
+def test_a_worlds_identity_covers_how_its_m_reads(world, tmp_path):
+    clocked, keyed = varied(world, clock=True), varied(world, keys=True)
+    assert world.digest() == digest(world.arrays()), "plain worlds are called what they were"
+    assert len({w.digest() for w in (world, clocked, keyed, varied(keyed, clock=True))}) == 4
+    for evolved_in, other in ((world, clocked), (clocked, world), (clocked, keyed)):
+        save_controller(tmp_path, evolved_in, WEIGHTS, {})
+        np.testing.assert_array_equal(load_controller(tmp_path, evolved_in), WEIGHTS)
+        with pytest.raises(CheckpointError, match="was evolved in world .*: evolve again"):
+            load_controller(tmp_path, other)
+    twin = dataclasses.replace(clocked, task=TAKE_COVER_VIZDOOM)
+    with pytest.raises(CheckpointError, match="of take-cover, but .* of take-cover-vizdoom"):
+        load_controller(tmp_path, twin)
+    save_world(tmp_path, clocked, {})
+    assert load_world(tmp_path).digest() == clocked.digest()
+
+
+def test_a_controller_of_an_earlier_run_still_loads(world, tmp_path):
+    """Digests covered the arrays alone, and a controller did not tell how its M reads."""
+    clocked = varied(world, clock=True)
+    meta = {"task": "take-cover", "world": digest(clocked.arrays()), "size": len(WEIGHTS)}
+    Store(tmp_path / "controller").save(0, {"weights": WEIGHTS}, meta)
+    np.testing.assert_array_equal(load_controller(tmp_path, clocked), WEIGHTS)
+    other = dataclasses.replace(clocked, initial_mu=clocked.initial_mu + 1)
+    with pytest.raises(CheckpointError, match="was evolved in world"):
+        load_controller(tmp_path, other)
+
+
+def test_a_run_that_was_killed_as_it_adopted_a_world_adopts_it_again(
+    world, folder, tmp_path, monkeypatch
+):
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    for moment in ("save_world", "save_controller"):
+        run = tmp_path / moment
+        monkeypatch.setattr(f"dreamjax.worlds.{moment}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            adopt_world(run, folder, TAKE_COVER)
+        monkeypatch.undo()
+        adopt_world(run, folder, TAKE_COVER)
+        np.testing.assert_array_equal(load_controller(run, load_world(folder)), WEIGHTS)

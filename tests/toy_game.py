@@ -1,5 +1,8 @@
 """A real game small enough to reason about: it lasts as many steps as its seed says."""
 
+import os
+import signal
+
 import gymnasium
 import numpy as np
 from gymnasium import spaces
@@ -24,6 +27,20 @@ class Countdown(gymnasium.Env):
         return self._frame(), 1.0, self.time >= self.life, False, {}
 
 
+class Fatal(Countdown):
+    """Takes its process with it at its third step."""
+
+    def step(self, action):
+        if self.time == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
 def make(task, screen):
     del task, screen
     return Countdown()
+
+
+def fatal(task, screen):
+    del task, screen
+    return Fatal()

@@ -1,0 +1,51 @@
+"""The `dreamjax` command in a process of its own, as a user runs it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+
+def start(*words, **environment):
+    """The running command; its output is text."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "dreamjax", *map(str, words)],
+        env=os.environ | {name: str(value) for name, value in environment.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process, seconds=600):
+    """`(status, stdout, stderr)` of a command that comes to its end."""
+    out, err = process.communicate(timeout=seconds)
+    return process.returncode, out, err
+
+
+def dreamjax(*words, **environment):
+    """Run the command to its end: `(status, stdout, stderr)`."""
+    return finish(start(*words, **environment))
+
+
+def refused(*words, **environment):
+    """The one line with which the command refuses."""
+    status, _, err = dreamjax(*words, **environment)
+    assert status == 1 and err.count("\n") == 1 and err.startswith("dreamjax: "), err
+    return err
+
+
+def wait_for(condition, process, seconds=300):
+    """Wait until `condition()` holds while the command runs."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def kill(process):
+    """End the command as a crash of the machine would."""
+    process.send_signal(signal.SIGKILL)
+    process.communicate()

@@ -1,0 +1,158 @@
+"""The film survives what happens to its game; curves show what there is, once."""
+
+import dataclasses
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_memory
+from flax import nnx
+from PIL import Image
+from processes import engines_in, running, shared_memory, wait_until, working_in
+
+from dreamjax import agent, media, real
+from dreamjax.vision import VAE
+from dreamjax.workers import VectorGame, WorkerError
+from dreamjax.worlds import World
+
+PANEL = 440  # pixels
+
+
+@pytest.fixture
+def world(small_task):
+    """An untrained world of the real Take Cover."""
+    vision = VAE(small_task.latent_size, rngs=nnx.Rngs(0))
+    start = jnp.zeros((1, small_task.latent_size))
+    return World(small_task, vision, random_memory(small_task), start, start)
+
+
+@pytest.fixture
+def weights(small_task):
+    return jax.random.normal(jax.random.key(5), (small_task.feature_size,))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda n: n.name)
+def test_a_film_whose_engine_dies_or_hangs_is_the_same_film(
+    number, world, weights, tmp_path, monkeypatch
+):
+    (tmp_path / "games").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "games"))
+    monkeypatch.setattr(media, "FILM_STEPS", 40)
+    monkeypatch.setattr(media, "VectorGame", functools.partial(VectorGame, timeout=5))
+    assert media.film(world, weights, tmp_path / "calm.gif") == 40
+    hit = []
+
+    class Saboteur(media._Reel):
+        def add(self, *step):
+            super().add(*step)
+            if len(self.steps) == 20:
+                hit.extend(engines_in(tmp_path))
+                os.kill(hit[0], number)
+
+    monkeypatch.setattr(media, "_Reel", Saboteur)
+    assert media.film(world, weights, tmp_path / "hit.gif") == 40
+    assert (tmp_path / "hit.gif").read_bytes() == (tmp_path / "calm.gif").read_bytes()
+    wait_until(lambda: not running(hit), 5)
+    assert os.listdir(tmp_path / "games") == []
+
+
+def test_a_film_whose_game_always_crashes_ends_in_one_line(world, weights, tmp_path, monkeypatch):
+    monkeypatch.setitem(real.FACTORIES, "fatal", "toy_game:fatal")
+    world = dataclasses.replace(world, task=dataclasses.replace(world.task, profile="fatal"))
+    with pytest.raises(WorkerError, match="game with seed 1 was lost 4 times: a worker") as caught:
+        media.film(world, weights, tmp_path / "dream.gif")
+    assert "\n" not in str(caught.value) and os.listdir(tmp_path) == []
+
+
+def test_the_film_shows_the_first_episode_of_the_evaluation(world, weights, monkeypatch):
+    seen = []
+
+    class First(agent.Tape):
+        def add(self, episodes, frames, latents, actions, rewards, terminated):
+            if episodes[0] == 0:
+                seen.append((frames[0], latents[0], actions[0]))
+
+    monkeypatch.setattr(agent, "Tape", First)
+    monkeypatch.setattr(media, "FILM_STEPS", 30)
+    agent.evaluate(world, weights, 3, seed=4)
+    frames, latents, actions = media._play(world, weights, 4)
+    assert len(frames) == 30 < len(seen)
+    for filmed, played in zip((frames, latents, actions), zip(*seen, strict=True), strict=True):
+        np.testing.assert_allclose(filmed, np.stack(played)[:30], atol=1e-4)
+
+
+# The command, but with little to evaluate, so that it soon makes its film.
+FILMING = """
+import sys
+from dreamjax import agent, cli, pipeline
+def evaluate(*args, **kept):
+    return agent.Played(returns=agent.np.ones(2), lengths=agent.np.ones(2))
+pipeline.evaluate = evaluate
+pipeline.play = lambda *args, **kept: evaluate()
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_film_can_be_stopped_even_while_its_engine_hangs(tmp_path):
+    (tmp_path / "games").mkdir()
+    words = ["evaluate", "take-cover", "--world", "take-cover", "--run-dir", str(tmp_path / "run")]
+    environment = os.environ | {"TMPDIR": str(tmp_path / "games")}
+    command = subprocess.Popen(
+        [sys.executable, "-c", FILMING, *words],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: engines_in(tmp_path / "games"), 120)
+        players, (engine,) = working_in(tmp_path / "games"), engines_in(tmp_path / "games")
+        files = shared_memory(tmp_path / "games")
+        os.kill(engine, signal.SIGSTOP)
+        command.terminate()
+        said = command.communicate(timeout=30)[1]
+    finally:
+        command.kill()
+        command.communicate()
+    assert command.returncode == 130 and "stopped; resume with: dreamjax evaluate" in said
+    wait_until(lambda: not running(players), 5)
+    assert files and not any(file.exists() for file in files)
+    assert os.listdir(tmp_path / "games") == []
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_curves_are_drawn_of_what_was_learnt_and_of_nothing_else(tmp_path):
+    learn = [{"phase": "learn", "step": step, "life": 90.0 + step} for step in range(1, 30)]
+    learn[9] |= {"eval": 300.0, "best_eval": 300.0}
+    seconds = {"phase": "seconds", "step": 0, "learn": 60.0}
+    metrics, target = tmp_path / "metrics.jsonl", tmp_path / "curves.png"
+    media.draw_curves(written(metrics, [seconds]), target)
+    assert not target.exists()
+    media.draw_curves(written(metrics, [*learn, seconds]), target)
+    assert Image.open(target).width == PANEL
+    ((label, unit, curves),) = media._panel_curves(learn)
+    assert "learnt" in label and unit == "update"
+    assert list(curves) == ["life", "best_eval", "eval"]
+    assert curves["eval"] == {10: 300.0} and len(curves["life"]) == 29
+    evolve = {"phase": "evolve", "step": 1, "mean": 1.0, "max": 2.0}
+    nll = {"phase": "memory", "step": 1, "nll": 1.0, "death_loss": None}
+    media.draw_curves(written(metrics, [nll, evolve, *learn]), target)
+    assert Image.open(target).width == 3 * PANEL
+
+
+def test_rows_that_a_killed_run_repeated_are_drawn_once_and_in_order():
+    steps = (1, 2, 4, 2, 3, 5)  # killed after 4, gone on from 1 by other strides
+    rows = [{"phase": "memory", "step": s, "nll": 10.0 * i} for i, s in enumerate(steps)]
+    ((_, _, curves),) = media._panel_curves(rows)
+    assert list(curves["nll"].items()) == [(1, 0.0), (2, 30.0), (3, 40.0), (4, 20.0), (5, 50.0)]
