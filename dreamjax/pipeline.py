@@ -50,6 +50,7 @@ from dreamjax.worlds import (
     load_world,
     save_controller,
     save_world,
+    world_meta,
 )
 
 NUM_STARTS = 1000  # start states kept in a world, as the original's initial_z.json
@@ -350,6 +351,11 @@ def _memory_to_train_on(run: Run) -> MDNRNN | None:
     if config.start_from is None or run.store("memory").steps():
         return None
     memory, theirs = _memory_of(config.start_from, run.task)
+    if not _held_out_by_seed(_meta_of(config.start_from)):
+        run.log.say(
+            f"M of {config.start_from} was trained when episodes were held out otherwise, so it "
+            "may have seen some that are held out now: what is said of those flatters"
+        )
     ours = digest(load_vision(run))
     if theirs != ours:
         raise CheckpointError(
@@ -359,6 +365,20 @@ def _memory_to_train_on(run: Run) -> MDNRNN | None:
     _check_grows(memory, config)
     memory.clock, memory.keys = config.clock, config.keys
     return memory
+
+
+def _meta_of(source: str) -> dict[str, Any]:
+    """How the M that `_memory_of` gives was made."""
+    store = Store(Path(source) / "memory")
+    return store.meta() if store.steps() else world_meta(source)
+
+
+def _held_out_by_seed(meta: Any) -> bool:
+    """Whether M was kept from the episodes that are held out by seed, as far as is told."""
+    if not isinstance(meta, dict):
+        return False
+    told = meta.get("held_out_by") == "seed"
+    return told or any(_held_out_by_seed(meta.get(part)) for part in ("world", "made"))
 
 
 def _memory_of(source: str, task: Task) -> tuple[MDNRNN, str]:

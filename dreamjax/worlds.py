@@ -166,6 +166,15 @@ def load_world(source: Path | str) -> World:
     return dataclasses.replace(blank, **arrays)
 
 
+def world_meta(source: Path | str) -> dict[str, Any]:
+    """What is told of how a world was made; `source` and errors as for `load_world`."""
+    folder = _folder(source)
+    if (folder / "world.json").exists():
+        with _refusing(folder, "fetch or export it again"):
+            return _documented(folder)[0]
+    return Store(folder / "world").meta()
+
+
 def shipped_worlds() -> list[str]:
     """Names that `load_world` knows."""
     return sorted(path.parent.name for path in SHIPPED.glob("*/world.json"))

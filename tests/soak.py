@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from command import dreamjax, start
+from command import finish, start
 
 from dreamjax.checkpoint import Store, _checkpointer
 from dreamjax.rollouts import shard_paths
@@ -85,19 +85,20 @@ def differences(one: dict[str, object], other: dict[str, object]) -> list[str]:
 def soak(seconds: float, every: float, directory: Path, seed: int = 0) -> None:
     """Shake fresh runs for `seconds`, a blow every `every` seconds or so, and report."""
     rng, begun = random.Random(seed), time.monotonic()
-    status, _, err = dreamjax(*LEARN, *SIZES, *OFTEN, "--run-dir", directory / "quiet")
+    quiet = start(*LEARN, *SIZES, *OFTEN, "--run-dir", directory / "quiet")
+    status, _, err = finish(quiet, 3600)
     assert status == 0, err
-    quiet, runs, total = artefacts(directory / "quiet"), 0, []
+    left, runs, total = artefacts(directory / "quiet"), 0, []
     while time.monotonic() < begun + seconds:
         run = directory / f"run-{runs}"
         words = [*LEARN, *SIZES, *OFTEN, "--run-dir", str(run)]
         total += shaken(words, rng, every, begun + seconds)
         runs += 1
-        different = differences(artefacts(run), quiet)
+        different = differences(artefacts(run), left)
         print(f"run {runs}: {len(total)} blows so far, {len(different)} differences", different)
     counts = {blow: total.count(blow) for blow in sorted(set(total))}
     minutes = (time.monotonic() - begun) / 60
-    print(f"{minutes:.0f} minutes, {runs} runs, {len(total)} blows: {counts}; {len(quiet)} things")
+    print(f"{minutes:.0f} minutes, {runs} runs, {len(total)} blows: {counts}; {len(left)} things compared")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreamjax import cli
+from dreamjax import cli, pipeline
 from dreamjax.checkpoint import CheckpointError, Store, digest
 from dreamjax.latents import read_latents
 from dreamjax.pipeline import phases_of
@@ -178,7 +178,7 @@ def test_m_is_trained_on_where_v_is_the_same(smoke, tmp_path, capsys):
     assert "has clock=True, but this run asks for False" in capsys.readouterr().err
 
 
-def test_a_world_that_was_handed_on_learns_from_its_own_play(smoke, tmp_path):
+def test_a_world_that_was_handed_on_learns_from_its_own_play(smoke, tmp_path, capsys):
     """Record, encode and train on with no more than an exported world."""
     world, run = str(tmp_path / "world"), tmp_path / "run"
     assert cli.main(["export", "--run-dir", str(smoke[0]), "--target", world]) == 0
@@ -186,8 +186,10 @@ def test_a_world_that_was_handed_on_learns_from_its_own_play(smoke, tmp_path):
     assert cli.main(["record", *words, "--world", world]) == 0
     assert cli.main(["encode", *words]) == 0
     assert read_latents(run / "latents").vision == digest(load_world(world).vision)
-    words += ["--preset", "smoke", *TINY, "--memory.start-from", world]
-    assert cli.main(["train-memory", *words, "--memory.learning-rate", "1e-9"]) == 0
+    words += ["--preset", "smoke", *TINY, "--memory.start-from"]
+    capsys.readouterr()
+    assert cli.main(["train-memory", *words, world, "--memory.learning-rate", "1e-9"]) == 0
+    assert "held out otherwise" not in capsys.readouterr().out
     ours, theirs = (load_world(place).memory.head_kernel[...] for place in (run, world))
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
@@ -228,7 +230,10 @@ def test_two_runs_cannot_share_a_directory(smoke, capsys):
         ("run take-cover --run-dir DIR --memory.decay 2", "memory.decay must be in (0, 1]"),
         ("run take-cover --run-dir DIR --learn.discount 1.5", "learn.discount must be in (0, 1)"),
         ("run take-cover --run-dir DIR --learn.entropy nan", "learn.entropy must be in [0, inf)"),
-        ("run take-cover --run-dir DIR --vision.steps -5", "vision.steps must be at least 1, got -5"),
+        (
+            "run take-cover --run-dir DIR --vision.steps -5",
+            "vision.steps must be at least 1, got -5",
+        ),
         ("run take-cover --run-dir DIR --vision.learning-rate inf", "vision.learning_rate must be"),
         ("run take-cover --run-dir DIR --seed -1", "seed must be from 0 to"),
         (f"run take-cover --run-dir DIR --seed {10**30}", "seed must be from 0 to"),
@@ -272,3 +277,8 @@ def test_public_names_exist():
     for name in package.__all__:
         assert getattr(package, name) is not None
     assert Path(package.__file__).parent.name == "dreamjax"
+
+
+def test_an_m_that_may_have_seen_what_is_held_out_says_so():
+    """The shipped one was trained when episodes were held out by their number."""
+    assert not pipeline._held_out_by_seed(pipeline._meta_of("take-cover"))
