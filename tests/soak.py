@@ -98,7 +98,8 @@ def soak(seconds: float, every: float, directory: Path, seed: int = 0) -> None:
         print(f"run {runs}: {len(total)} blows so far, {len(different)} differences", different)
     counts = {blow: total.count(blow) for blow in sorted(set(total))}
     minutes = (time.monotonic() - begun) / 60
-    print(f"{minutes:.0f} minutes, {runs} runs, {len(total)} blows: {counts}; {len(left)} things compared")
+    print(f"{minutes:.0f} minutes, {runs} runs, {len(total)} blows: {counts}")
+    print(f"compared in each run: {len(left)} things")
 
 
 if __name__ == "__main__":
