@@ -256,7 +256,8 @@ def _fault(folder: Path) -> str | None:
     for name, sha in {"meta.json": None, **manifest}.items():
         if sha is None or found.get(name) != sha:
             return f"{folder} ({name} is damaged or missing)"
-    version = json.loads((folder / "meta.json").read_text()).get("format")
+    meta = json.loads((folder / "meta.json").read_text())
+    version = meta.get("format") if isinstance(meta, dict) else None
     if version != FORMAT:
         raise CheckpointError(
             f"{folder} has format {version}, this dreamjax reads {FORMAT}; use the dreamjax that "

@@ -27,7 +27,7 @@ from dreamjax.departures import WINDOW, departures
 from dreamjax.devices import is_first, product_dtype, wait_for_all
 from dreamjax.dream import check_death_noise, check_death_threshold, check_temperature
 from dreamjax.evolution import Evolution, EvolveConfig, evolve
-from dreamjax.files import writable, write_json
+from dreamjax.files import writable, write_json, writing
 from dreamjax.latents import LatentSequences, encode_rollouts, read_latents
 from dreamjax.learning import LearnConfig, Learning, learn
 from dreamjax.logbook import Logbook
@@ -434,6 +434,8 @@ def _find_controller(run: Run, phase: str, find: Callable[..., Evolution | Learn
     for name in ("temperature", "death_threshold", "death_noise"):
         settings[name] = float(getattr(params, name))
     store, meta = run.store(phase), run.meta(phase, world=world.digest(), **settings)
+    if store.steps() and store.meta().get("world") == digest(world.arrays()):
+        meta["world"] = digest(world.arrays())  # begun when identities covered the arrays alone
     check_resumable(store, meta, getattr(run.config, phase).grows)
     kept = {"log": run.log, "store": store, "meta": meta, "watch": _alarm(run, world)}
     found = find(world.env(), params, world.controller(), **kept)
@@ -702,7 +704,10 @@ def _must_dream(task: Task) -> None:
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Hold the directory's lock; it ends with the process, so it is never stale."""
-    with open(directory / ".lock", "a+") as file:
+    path = directory / ".lock"
+    with writing(path):
+        file = open(path, "a+")  # noqa: SIM115
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -711,9 +716,10 @@ def _locked(directory: Path) -> Iterator[None]:
                 f"{directory} is in use by process {file.read().strip() or 'unknown'}; "
                 "wait for it or choose another directory"
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with writing(path):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
         yield
 
 

@@ -56,7 +56,8 @@ def fit(
     if store is not None and is_first():
         writable(store.directory)
     state, step = _resumed(state, store, log)
-    log.rewind(phase, step)
+    if store is not None:
+        log.rewind(phase, step)  # what was logged after the checkpoint is logged again
     if step >= total:
         log.say(f"{phase}: finished before, at step {step}; nothing to do")
         return state

@@ -69,7 +69,8 @@ def measure(world: World, tau: float, seed: int, config: Config, log: Logbook) -
     """C learnt at one tau, awake and dreaming."""
     params, settings = world.params(tau, dtype=product_dtype()), LearnConfig(steps=config.steps)
     store = Store(config.out / f"tau-{tau}-seed-{seed}", keep=1)
-    found = learn(seed, world.env(), params, world.controller(), settings, log=log, store=store)
+    kept = {"store": store, "log": Logbook(writable(store.directory))}
+    found = learn(seed, world.env(), params, world.controller(), settings, **kept)
     dreamt = dreamt_scores(world, jnp.array(found.best)[None], config.dreams, seed, tau)
     real = evaluate(world, found.best, config.episodes, seed, log=log, workers=config.workers)
     return {

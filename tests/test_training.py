@@ -71,7 +71,7 @@ def test_what_has_diverged_is_stopped():
 def test_a_run_that_goes_on_logs_no_row_twice(tmp_path):
     """After a kill the rows since the last checkpoint are logged again: once is enough."""
     run(4, Logbook(tmp_path), Store(tmp_path / "toy"))
-    run(9, Logbook(tmp_path))  # as if killed before it saved
+    Logbook(tmp_path).log("toy", 6, {"loss": 1.0})  # and was killed before it saved
     run(9, Logbook(tmp_path), Store(tmp_path / "toy"))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 9]
