@@ -1,4 +1,7 @@
-"""The `dreamjax` command: one subcommand a phase, and `run` for all of them."""
+"""The `dreamjax` command: one subcommand a phase, and `run` for all of them.
+
+`--debug` anywhere shows where an error came from.
+"""
 
 import contextlib
 import dataclasses

@@ -289,6 +289,8 @@ def memory_phase(run: Run) -> None:
     _begin_again(run, meta)
     train_on = f"to train on with these, add --memory.start-from {run.directory}"
     check_resumable(store, meta, config.grows, train_on)
+    if store.steps():
+        _warn_of_flattery(run, run.directory)
     began = _memory_to_train_on(run)
     kept = {"log": run.log, "store": store, "meta": meta}
     memory = train_memory(run.seed, run.task, latents, config, memory=began, **kept)
@@ -351,11 +353,7 @@ def _memory_to_train_on(run: Run) -> MDNRNN | None:
     if config.start_from is None or run.store("memory").steps():
         return None
     memory, theirs = _memory_of(config.start_from, run.task)
-    if not _held_out_by_seed(_meta_of(config.start_from)):
-        run.log.say(
-            f"M of {config.start_from} was trained when episodes were held out otherwise, so it "
-            "may have seen some that are held out now: what is said of those flatters"
-        )
+    _warn_of_flattery(run, config.start_from)
     ours = digest(load_vision(run))
     if theirs != ours:
         raise CheckpointError(
@@ -367,7 +365,15 @@ def _memory_to_train_on(run: Run) -> MDNRNN | None:
     return memory
 
 
-def _meta_of(source: str) -> dict[str, Any]:
+def _warn_of_flattery(run: Run, source: Path | str) -> None:
+    if not _held_out_by_seed(_meta_of(source)):
+        run.log.say(
+            f"M of {source} was trained when episodes were held out otherwise, so it may have seen "
+            "some that are held out now: what is said of those flatters"
+        )
+
+
+def _meta_of(source: Path | str) -> dict[str, Any]:
     """How the M that `_memory_of` gives was made."""
     store = Store(Path(source) / "memory")
     return store.meta() if store.steps() else world_meta(source)
