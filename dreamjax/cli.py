@@ -136,10 +136,10 @@ def _value_of(argv: list[str], option: str, default: str) -> str:
     """The value of an option that is needed before the command line can be parsed."""
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
         if word == option:
-            return following
+            default = following
         if word.startswith(f"{option}="):
-            return word.removeprefix(f"{option}=")
-    return default
+            default = word.removeprefix(f"{option}=")
+    return default  # the last one counts, as for the parser
 
 
 def _phase_command(name: str, config: Any, preset: str) -> Any:

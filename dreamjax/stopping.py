@@ -3,12 +3,12 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_DEAF = {"_xla_gc_callback", "__del__"}  # what is raised in them never arrives anywhere
 
 
 @contextlib.contextmanager
@@ -24,9 +24,11 @@ def at_once(farewell: str) -> Iterator[None]:
         yield
         return
     before = {number: signal.signal(number, end) for number in SIGNALS}
+    hook = sys.unraisablehook
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -34,15 +36,18 @@ def at_once(farewell: str) -> Iterator[None]:
 def by_interrupt() -> None:
     """From now on raise KeyboardInterrupt, so that what runs can tidy up."""
     if threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
+        for number in (*SIGNALS, signal.SIGALRM):
             signal.signal(number, _interrupt)
+        sys.unraisablehook = _unheard
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    while frame is not None:
-        if frame.f_code.co_name in _DEAF:
-            signal.signal(signal.SIGALRM, _interrupt)
-            signal.setitimer(signal.ITIMER_REAL, 0.01)  # a little later, then
-            return
-        frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def _unheard(lost: "sys.UnraisableHookArgs") -> None:
+    """An exception got lost in a callback, such as jax's of the garbage collector."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, 0.01)  # once more, a little later
+    else:
+        sys.__unraisablehook__(lost)

@@ -58,7 +58,7 @@ def strike(process: subprocess.Popen, rng: random.Random) -> str:
     for pid in victims:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM if blow == "asked to stop" else signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=600)  # a blow that is not heard is a fault
     return blow
 
 

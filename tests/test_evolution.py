@@ -36,9 +36,8 @@ def test_it_learns_to_balance():
     config = EvolveConfig(
         generations=15, population=16, rollouts=8, sigma=0.5, eval_every=5, eval_rollouts=128
     )
-    still = play(
-        jax.random.key(9), Balance(), params(60), CONTROLLER, jnp.zeros((1, 3)), 128
-    ).score.mean()
+    run = Generations(1, Balance(), params(60), CONTROLLER, CONTROLLER.num_params, config)
+    _, still = run.evaluation(run.initial(), jnp.int32(0), params(60))
     found = evolve(1, Balance(), params(60), CONTROLLER, CONTROLLER.num_params, config)
     assert still < 15  # 10.4 ± 0.5 over 100 seeds, all of which then reach 60 of 60
     assert found.best_score > 55
@@ -100,21 +99,22 @@ def test_dropping_dead_lanes_changes_no_return(dream):
         key, env, env_params, policy, weights, 8, 60
     )
     assert len(np.unique(np.asarray(expected))) > 3  # deaths at many different times
-    for sizes in ((96,), (96, 50, 3), None):
+    # exactly, for rounding (1e-7) moves no death here: a change of all weights by 1e-4 does not
+    for sizes in ((96, 50, 3), None):
         played = play(key, env, env_params, policy, weights, 8, sizes=sizes)
         np.testing.assert_array_equal(played.score, expected)
         np.testing.assert_array_equal(played.steps, expected)
-    for at_once in (40, 7):  # cut into pieces, the last one padded
-        played = play(key, env, env_params, policy, weights, 8, at_once=at_once)
-        np.testing.assert_array_equal(played.score, expected)
+    played = play(key, env, env_params, policy, weights, 8, at_once=7)  # the last piece padded
+    np.testing.assert_array_equal(played.score, expected)
 
 
 def test_members_meet_the_same_starts_and_noise(dream):
     env, env_params = dream
     policy = LinearController(env.task.feature_size, 1)
-    twins = jnp.tile(jax.random.normal(jax.random.key(2), (1, policy.num_params)), (3, 1))
-    score = play(jax.random.key(3), env, env_params, policy, twins, 16).score
+    twins = jnp.tile(jax.random.normal(jax.random.key(2), (1, policy.num_params)), (12, 1))
+    score = play(jax.random.key(3), env, env_params, policy, twins, 8, sizes=None).score
     np.testing.assert_array_equal(score[0], score[1])
+    np.testing.assert_array_equal(score[0], score[11])
     assert len(np.unique(np.asarray(score[0]))) > 1
 
 
@@ -238,11 +238,11 @@ def test_a_resumed_evolution_repeats_an_unbroken_one(tmp_path):
 def test_several_generations_in_one_call_equal_single_ones(monkeypatch):
     config = EvolveConfig(generations=6, population=8, rollouts=4, eval_every=6, eval_rollouts=8)
     means = []
-    for per_call in (1, 3, 6):
+    for per_call in (1, 3):
         monkeypatch.setattr(Generations, "per_call", per_call)
         means.append(evolve(3, Imitate(), params(), CONTROLLER, 3, config).es.mean)
-    # three programs, each free to round as it likes; other keys would move the means by 0.1
-    np.testing.assert_allclose(means[1:], means[:1] * 2, rtol=0, atol=1e-5)
+    # two programs, each free to round as it likes; other keys would move the means by 0.1
+    np.testing.assert_allclose(*means, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("field, value", [("population", 3), ("rollouts", 0), ("sigma", -1.0)])

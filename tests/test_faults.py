@@ -92,7 +92,7 @@ def test_a_damaged_v_is_named_with_the_command_that_mends_it(smoke, run, capsys)
     copied(smoke, run, "vision", "world")
     flip(run / "vision" / "00000040")
     assert command("encode", run) == 1
-    assert "is damaged or missing); run train-vision again" in said(capsys)
+    assert "is damaged or missing)); run train-vision again" in said(capsys)
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_training(run, capsys):
@@ -201,26 +201,25 @@ def test_sigterm_is_heard_while_starting_up(tmp_path):
         assert status == -signal.SIGTERM or (status == 130 and "stopped; resume with" in err)
 
 
-def test_an_interrupt_in_a_callback_comes_a_little_later():
-    """jax's own callback of the garbage collector swallows what is raised in it."""
+def test_an_interrupt_that_a_callback_swallows_comes_again():
+    """Such as jax's own of the garbage collector."""
 
-    def _xla_gc_callback(phase, info):
-        if phase == "start" and not sent:
+    def swallows(phase, info):
+        if not sent:
             sent.append(phase)
             signal.raise_signal(signal.SIGTERM)
 
-    sent, before = [], signal.getsignal(signal.SIGTERM)
-    stopping.by_interrupt()
-    gc.callbacks.append(_xla_gc_callback)
-    try:
-        gc.collect()
-        assert sent
-        with pytest.raises(KeyboardInterrupt):
-            time.sleep(5)
-    finally:
-        gc.callbacks.remove(_xla_gc_callback)
-        signal.signal(signal.SIGTERM, before)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    sent = []
+    with stopping.at_once(""):
+        stopping.by_interrupt()
+        gc.callbacks.append(swallows)
+        try:
+            gc.collect()
+            assert sent
+            with pytest.raises(KeyboardInterrupt):
+                time.sleep(5)
+        finally:
+            gc.callbacks.remove(swallows)
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path):

@@ -37,13 +37,14 @@ def world():
 
 def test_the_stand_in_is_about_as_deadly_as_it_says(world):
     controller = world.controller()
-    weights = 0.1 * jax.random.normal(jax.random.key(0), (8, controller.num_params))
+    weights = 0.1 * jax.random.normal(jax.random.key(0), (4, controller.num_params))
     played = jax.jit(
         lambda params: evaluate(
-            jax.random.key(1), world.env(), params, controller, weights, 16, sizes=(128,)
+            jax.random.key(1), world.env(), params, controller, weights, 32, sizes=(128,)
         )
     )(world.params(1.0).replace(max_steps_in_episode=1000))
-    assert 0.3 / DEATHS_PER_STEP < played.steps.mean() < 3 / DEATHS_PER_STEP
+    # 515 ± 65 over other controllers and noises; dreams in which nobody dies last 1000
+    assert 0.5 / DEATHS_PER_STEP < played.steps.mean() < 2 / DEATHS_PER_STEP
 
 
 def test_throughput_rows(world):
@@ -191,7 +192,8 @@ def test_ppo_learns_to_turn_the_right_way():
 
     world = stand_in()
     env = Pointing(world.task, "discrete", "z")
-    settings = ppo.Config(steps=32_768, envs=32, length=16, learning_rate=3e-3, discount=0.5)
+    settings = ppo.Config(steps=16_384, envs=32, length=16, learning_rate=3e-3, discount=0.5)
     network, _ = ppo.train(settings, env, world.params())
     z = jax.random.normal(jax.random.key(0), (256, world.task.latent_size))
+    # 0.91 ± 0.01 over seeds; an untrained one is right half the time
     assert (ppo.apply(network, z)[0].argmax(axis=-1) == pointed(z)).mean() > 0.8
