@@ -1,5 +1,6 @@
 """The stream of training frames: complete, shuffled, resumable, and small in memory."""
 
+import queue
 import threading
 import time
 
@@ -74,22 +75,24 @@ def test_frames_of_different_shards_are_mixed(recorded):
 
 def test_dropping_a_stream_waits_for_no_thread(recorded, monkeypatch):
     """It may be the garbage collector that drops it, in a thread that holds what a join needs."""
-    begun, go_on, read = threading.Event(), threading.Event(), FrameStream._read
+    reads, go_on, read = queue.Queue(), threading.Event(), FrameStream._read
 
     def slow(self, block):
-        if begun.is_set():
+        reads.put("begun")
+        if reads.qsize() > 1:  # the next block's, while the first one's frames are used
             go_on.wait(10)
-        begun.set()
+            reads.put("ended")
         return read(self, block)
 
     monkeypatch.setattr(FrameStream, "_read", slow)
     used = stream(recorded, frames=16)
     used.take(0, 1)
-    start = time.monotonic()
+    while reads.qsize() < 2:
+        time.sleep(0.01)
     used._batches.close()  # as when it is garbage
-    waited = time.monotonic() - start
+    under_way = reads.qsize() == 2
     go_on.set()
-    assert waited < 5, "a read under way must not keep it"
+    assert under_way, "a read under way must not keep it"
 
 
 def test_memory_holds_two_blocks_and_all_that_fits_is_read_once(recorded, monkeypatch):
