@@ -335,7 +335,7 @@ def _leash(game, directory: Path) -> None:
 _LEASHED = """#!/bin/sh
 for word; do
   if [ "$before" = +viz_instance_id ]; then
-    : > "{shared}MQCtr$word"; : > "{shared}MQDoom$word"; : > "{shared}SM$word"
+    for name in MQCtr MQDoom SM; do : > "${{0%/*}}/{shared}$name$word"; done
   fi
   before=$word
 done
