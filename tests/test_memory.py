@@ -318,7 +318,7 @@ def test_events_are_learned_where_latents_jump_together():
     config = dataclasses.replace(config, decay=0.99, num_events=2)
     half, whole = jumps(train_memory(0, task, latents, config, log=QUIET, memory=memory))
     # over 12 seeds 0.039 ± 0.002 and 0.001 ± 0.0006; 0.047 of the real frames jump
-    assert 0.5 < whole / (z @ jump > 0.5 * jump @ jump).mean() < 1.5 and half < 0.01
+    assert 0.03 < whole < 0.07 and half < 0.01
 
 
 def test_an_m_that_gains_events_predicts_the_usual_as_before():
