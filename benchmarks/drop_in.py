@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import dreamjax
 from dreamjax.devices import product_dtype
@@ -22,6 +24,7 @@ from .world import find_world
 
 ENV_ID = "DreamTakeCover-v1"
 LANES = 1024
+VECTOR = 64  # dreams of the gymnasium form
 STEPS = 100
 FIRST_STEPS = 1_000_000
 
@@ -88,6 +91,28 @@ def plain_steps(lanes: int, steps: int) -> timing.Timing:
     return timing.timed(play, params, controller, repeats=5)
 
 
+def vector_rows(lanes: int = VECTOR, steps: int = STEPS) -> list[timing.Row]:
+    """Rows of steps/s of gymnasium's form, in its loop of Python, beside `env.step` in one call."""
+    envs = gymnasium.make_vec(
+        "dreamjax/TakeCover-v1", lanes, vectorization_mode="vector_entry_point"
+    )
+    envs.reset(seed=0)
+    actions = np.zeros((lanes, 1), np.float32)
+    envs.step(actions)
+
+    def play():
+        for _ in range(steps):
+            envs.step(actions)
+
+    vector = lanes * steps / timing.seconds(play, repeats=5)
+    plain = lanes * steps / plain_steps(lanes, steps).run
+    return [
+        timing.row("gymnasium.make_vec in a loop", lanes, vector, "steps/s"),
+        timing.row("env.step under vmap and scan", lanes, plain, "steps/s"),
+        timing.row("make_vec over env.step", lanes, vector / plain, "ratio"),
+    ]
+
+
 def measure(world: World, lanes: int = LANES, steps: int = STEPS) -> list[timing.Row]:
     """Rows of steps/s: gymnax's own interface, the engine, and their ratio."""
     plain = lanes * steps / plain_steps(lanes, steps).run
@@ -100,5 +125,5 @@ def measure(world: World, lanes: int = LANES, steps: int = STEPS) -> list[timing
 
 
 if __name__ == "__main__":
-    for found in (*start_up(), *measure(find_world(None)[0])):
+    for found in (*start_up(), *measure(find_world(None)[0]), *vector_rows()):
         print(found)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dreamjax.devices import product_dtype
 from dreamjax.evolution import EvolveConfig, Generations
 from dreamjax.worlds import World
 
@@ -36,7 +35,7 @@ def measure(
 
 def _evolved(world: World, config: EvolveConfig, seed: int, interval: int | None):
     """Return of the final mean, and seconds a generation without the compilation."""
-    params, controller = world.params(dtype=product_dtype()), world.controller()
+    params, controller = world.params(), world.controller()
     run = Generations(seed, world.env(), params, controller, controller.num_params, config)
     if interval is not None:
         run.strategy.interval = interval

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dreamjax.devices import product_dtype
 from dreamjax.worlds import World
 
 from . import timing
@@ -25,7 +24,7 @@ STEPS = 50
 def measure(world: World, lanes: int = 1024) -> Iterator[timing.Row]:
     """Rows of milliseconds a step."""
     env, controller, task = world.env(), world.controller(), world.task
-    params = world.params(1.15, dtype=product_dtype())
+    params = world.params(1.15)
     z = jnp.zeros((lanes, task.latent_size))
     carry = params.memory.initial_carry((lanes,))
     action, age = jnp.zeros((lanes, task.action_size)), jnp.ones(lanes)

@@ -1,11 +1,15 @@
 """Every benchmark in one run on one machine, as a table, as JSON and as a picture.
 
 dreamjax bench                       (minutes)
-dreamjax bench --quick --json FILE   (about a minute on 2 cores)
+dreamjax bench --quick --json FILE   (two minutes at most, and what is then being measured)
 """
 
+import functools
 import json
-from collections.abc import Iterator
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -28,6 +32,9 @@ from .world import find_world, stand_in, step_flops
 QUICK_LANES = (64, 1024)
 LANES = (64, 256, 1024, 4096, 16_384, 65_536)
 TORCH_LANES = 1024
+QUICK_SECONDS = 120
+
+Section = tuple[str, Callable[[], Iterable[timing.Row]]]  # what it measures, and its rows
 
 
 def run(
@@ -36,16 +43,21 @@ def run(
     lanes: tuple[int, ...] = (),
     target: Path | None = None,
     plot: Path | None = None,
+    seconds: float | None = None,
 ) -> list[timing.Row]:
     """Measure, print each row as it comes, and write them all.
 
+    What is being measured is told on the standard error, for compiling takes its time.
+
     Args:
-      quick: only what fits in about a minute.
+      quick: the most important rows, from the cheapest on.
       world: run directory of a trained world; None is the shipped one, but where speed is
         compared with rivals the paper's M, untrained: the shipped one has more outputs.
       lanes: batch sizes; none takes the default ones that fit in memory.
       target: JSON file.
       plot: PNG file.
+      seconds: after which nothing new is begun, and what is left out is named; None is
+        `QUICK_SECONDS` if `quick`, else no limit.
 
     Raises:
       ValueError: a number of lanes that is not positive or does not fit, or a file that cannot be
@@ -56,11 +68,10 @@ def run(
     found, kind = find_world(world)
     racer = stand_in() if world is None else found
     lanes = _checked_lanes(found, lanes, QUICK_LANES if quick else LANES)
-    rows = []
+    if seconds is None:
+        seconds = QUICK_SECONDS if quick else math.inf
     print(f"{timing.device_name()}, jax {jax.__version__}, {kind}")
-    for row in (_quick_rows if quick else _all_rows)(found, kind, racer, lanes):
-        rows.append(row)
-        print(line(row), flush=True)
+    rows = _measured((_quick if quick else _all)(found, kind, racer, lanes), seconds)
     if target is not None:
         target.write_text(json.dumps(rows, indent=2) + "\n")
     if plot is not None:
@@ -76,29 +87,48 @@ def _checked_lanes(world: World, asked: tuple[int, ...], default: tuple[int, ...
     return asked or tuple(count for count in default if count <= room)
 
 
-def _quick_rows(
-    world: World, kind: str, racer: World, lanes: tuple[int, ...]
-) -> Iterator[timing.Row]:
-    yield from dream_throughput.measure(racer, lanes, steps=30, both=False)
-    yield from generation_time.measure(world, kind, generations=1)
-    yield from training_speed.original_rows()
-    yield from training_speed.gymnax_rows()
+def _measured(sections: list[Section], seconds: float) -> list[timing.Row]:
+    """Rows of the sections that can be begun within so many seconds."""
+    rows, start = [], time.monotonic()
+    for name, measure in sections:
+        passed = time.monotonic() - start
+        if passed > seconds:
+            print(f"left out after {passed:.0f} s: {name}; use --seconds {3 * passed:.0f}")
+            continue
+        print(f"measuring {name} ...", file=sys.stderr, flush=True)
+        for row in measure():
+            rows.append(row)
+            print(line(row), flush=True)
+    return rows
 
 
-def _all_rows(
-    world: World, kind: str, racer: World, lanes: tuple[int, ...]
-) -> Iterator[timing.Row]:
-    yield from dream_throughput.measure(racer, lanes)
-    yield from step_split.measure(racer)
-    yield from generation_time.measure(world, kind)
-    yield from training_speed.original_rows()
-    yield from torch_dream.original_rows()
-    ceiling = timing.matrix_rate("float32") / step_flops(racer.memory)
-    yield from torch_dream.rows(TORCH_LANES, 50, ceiling)
-    yield from training_speed.gymnax_rows()
-    yield from training_speed.vision_rows()
-    yield from training_speed.memory_rows()
-    yield from real_game.rows(world)
+def _quick(world: World, kind: str, racer: World, lanes: tuple[int, ...]) -> list[Section]:
+    throughput = functools.partial(dream_throughput.measure, steps=30, both=False)
+    return [
+        ("dreams side by side", lambda: throughput(racer, lanes)),
+        ("the original's way", training_speed.original_rows),
+        ("gymnax's CartPole", training_speed.gymnax_rows),
+        ("a generation", lambda: generation_time.measure(world, kind, generations=1)),
+    ]
+
+
+def _all(world: World, kind: str, racer: World, lanes: tuple[int, ...]) -> list[Section]:
+    def torch_rows():
+        ceiling = timing.matrix_rate("float32") / step_flops(racer.memory)
+        return torch_dream.rows(TORCH_LANES, 50, ceiling)
+
+    return [
+        ("dreams side by side", lambda: dream_throughput.measure(racer, lanes)),
+        ("the parts of a step", lambda: step_split.measure(racer)),
+        ("a generation", lambda: generation_time.measure(world, kind)),
+        ("the original's way", training_speed.original_rows),
+        ("the original's way in PyTorch", torch_dream.original_rows),
+        ("the dream in PyTorch", torch_rows),
+        ("gymnax's CartPole", training_speed.gymnax_rows),
+        ("V", training_speed.vision_rows),
+        ("M", training_speed.memory_rows),
+        ("the real game", lambda: real_game.rows(world)),
+    ]
 
 
 def line(row: timing.Row) -> str:

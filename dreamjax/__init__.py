@@ -6,15 +6,13 @@ The path of data, one module a step:
 -> `dream` (M as a gymnax environment) -> `evolution` or `learning` (C) -> `agent` (the real game
 again).
 
-Names load on first use, so that the processes that only play a game start without jax. For the
-same reason gymnax learns of the dreams only if it is imported already, or with `dreamjax.envs`.
+Names load on first use, so that the processes that only play a game start without jax.
 """
 
 import importlib
-import sys
 from typing import Any
 
-import gymnasium
+from dreamjax.registration import register
 
 __version__ = "0.1.0"
 
@@ -68,11 +66,4 @@ def __dir__() -> list[str]:
     return __all__
 
 
-gymnasium.register(
-    "dreamjax/TakeCover-v1",
-    entry_point="dreamjax.gym_envs:Dream",
-    vector_entry_point="dreamjax.gym_envs:VectorDream",
-    kwargs={"env_id": "DreamTakeCover-v1"},
-)
-if "gymnax" in sys.modules:
-    importlib.import_module("dreamjax.envs")
+register()

@@ -121,7 +121,7 @@ def step_awake(
     """
     vision, memory = models
     mu, logvar = vision.encode(frames)
-    noise = jax.vmap(lambda key: jax.random.normal(key, mu.shape[1:]))(keys)
+    noise = jax.vmap(lambda key: jax.random.normal(key, mu.shape[1:], mu.dtype))(keys)
     z = mu + jnp.exp(logvar / 2) * noise
     carry = jax.tree.map(lambda x: jnp.where((age == 0)[:, None], 0.0, x), carry)
     obs = features(task, z, carry)

@@ -234,7 +234,8 @@ class Doctor:
 class Bench:
     """Measure this machine: dream steps/s, a generation, training, the real game, the rivals."""
 
-    quick: bool = False  # only what fits in about a minute
+    quick: bool = False  # only the most important rows, in about two minutes
+    seconds: float | None = None  # begin nothing new after them; None is 120 if quick
     json: Path | None = None  # write the rows here
     plot: Path | None = None  # draw steps/s against lanes here
     world: str | None = None  # run directory of a trained world; None is the shipped one
@@ -242,7 +243,7 @@ class Bench:
     device: Literal[DEVICES] = "auto"
 
     def __call__(self) -> None:
-        _benchmarks().run(self.quick, self.world, self.lanes, self.json, self.plot)
+        _benchmarks().run(self.quick, self.world, self.lanes, self.json, self.plot, self.seconds)
 
 
 def _benchmarks():

@@ -79,7 +79,7 @@ def start_weights(start: jax.Array | None, num_params: int) -> jax.Array:
       ValueError: `start` is not `num_params` finite numbers.
     """
     if start is None:
-        return jnp.zeros(num_params)
+        return jnp.zeros(num_params, jnp.float32)
     start = jnp.asarray(start, jnp.float32)
     if start.shape != (num_params,) or not jnp.isfinite(start).all():
         raise ValueError(

@@ -120,8 +120,10 @@ class Layer(nnx.Module):
     """Kernel and bias of one layer, initialised as TensorFlow 1 does."""
 
     def __init__(self, shape: tuple[int, ...], outputs: int, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(nnx.initializers.glorot_uniform()(rngs.params(), shape))
-        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.kernel = nnx.Param(
+            nnx.initializers.glorot_uniform()(rngs.params(), shape, jnp.float32)
+        )
+        self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32))
 
     def dense(self, x: jax.Array) -> jax.Array:
         """Affine map, [B, N] -> [B, M], kernel [N, M]."""

@@ -49,7 +49,7 @@ def departures(
       ValueError: no game grew so old.
     """
     z, actions, alive = _padded(latents, young, seed)
-    params = world.params(1.0)
+    params = world.params(1.0, dtype=jnp.float32)
     carries, chance = _watch(params, z, actions)
     times = np.broadcast_to(np.arange(len(z))[:, None], alive.shape)
     aged = alive & (times >= young) & (times < old)
@@ -60,7 +60,10 @@ def departures(
     step, episode = step[chosen], episode[chosen]
     carry = jax.tree.map(lambda x: x[step // WINDOW, episode], carries)
     state = EnvState(
-        time=jnp.asarray(step, jnp.int32), z=jnp.asarray(z[step, episode]), carry=carry
+        time=jnp.asarray(step, jnp.int32),
+        z=jnp.asarray(z[step, episode]),
+        carry=carry,
+        dead=jnp.zeros(len(step), bool),
     )
     dreamt = _leave(
         world.env(), world.controller(), windows, params, weights, state, jax.random.key(seed)

@@ -30,15 +30,17 @@ class EnvState(environment.EnvState):
       time: [] int32, steps since the dream began.
       z: [Z] float32, current latent.
       carry: M's (c, h), each [H] float32.
+      dead: [] bool, whether M has ended it.
     """
 
     z: jax.Array
     carry: tuple[jax.Array, jax.Array]
+    dead: jax.Array | bool = False
 
 
 @partial(struct.dataclass, kw_only=True)
 class EnvParams(environment.EnvParams):
-    """A world: swap it, sweep it, vmap it; nothing recompiles.
+    """A world: swap it, sweep it, vmap it; nothing recompiles. The settings are Python numbers.
 
     Attributes:
       memory: M itself.
@@ -63,6 +65,12 @@ class EnvParams(environment.EnvParams):
         """Probability [...] that a dream ends where M's death logit is `logit` [...]."""
         risk = (logit - self.death_threshold) / jnp.maximum(self.death_noise, 1e-6)
         return jax.nn.sigmoid(risk)
+
+
+def observation_box(size: int) -> spaces.Box:
+    """Box [size] of what z, c and h can be; its bounds are arrays, as those of gymnax's own."""
+    high = np.full(size, OBSERVATION_BOUND, np.float32)
+    return spaces.Box(-high, high, (size,), jnp.float32)
 
 
 @struct.dataclass
@@ -140,14 +148,14 @@ def env_params(
         memory=memory,
         initial_mu=jnp.asarray(initial_mu, jnp.float32),
         initial_logvar=jnp.asarray(initial_logvar, jnp.float32),
-        temperature=jnp.float32(tau),
-        death_threshold=jnp.float32(death_threshold),
-        death_noise=jnp.float32(death_noise),
-        max_steps_in_episode=jnp.int32(task.max_steps),
+        temperature=tau,
+        death_threshold=float(death_threshold),
+        death_noise=float(death_noise),
+        max_steps_in_episode=task.max_steps,
     )
 
 
-@dataclasses.dataclass(frozen=True)  # equal envs hash equal, so they share one compiled step
+@dataclasses.dataclass(eq=False)
 class DreamEnv(environment.Environment[EnvState, EnvParams]):
     """M's dream of a game.
 
@@ -157,9 +165,20 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
     - terminated: bool [], M's death logit, `params.death_noise` added, is above
       `params.death_threshold`.
     - truncated: bool [], `params.max_steps_in_episode` steps were dreamt.
+
+    Environments that are equal share one compiled step. As those of gymnax they may be patched:
+    one with another attribute is another environment.
     """
 
     task: Task = TAKE_COVER
+
+    _supports_transition_gradients = True
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *(getattr(self, f.name) for f in dataclasses.fields(self))))
 
     @property
     def default_params(self) -> EnvParams:
@@ -171,42 +190,50 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
     def reset_env(self, key: jax.Array, params: EnvParams) -> tuple[jax.Array, EnvState]:
         """Start from a real first frame's posterior, with an empty memory."""
         key_start, key_z = jax.random.split(key)
-        start = jax.random.randint(key_start, (), 0, len(params.initial_mu))
+        start = jax.random.randint(key_start, (), 0, len(params.initial_mu), jnp.int32)
         mu, logvar = params.initial_mu[start], params.initial_logvar[start]
-        z = mu + jnp.exp(logvar / 2) * jax.random.normal(key_z, mu.shape)
+        z = mu + jnp.exp(logvar / 2) * jax.random.normal(key_z, mu.shape, mu.dtype)
         carry = params.memory.initial_carry()
-        state = EnvState(time=jnp.int32(0), z=z, carry=carry)
+        state = EnvState(time=jnp.int32(0), z=z, carry=carry, dead=jnp.bool_(False))
         return self.observe(key, state, None, params), state
 
     def step_env(
         self, key: jax.Array, state: EnvState, action: jax.Array, params: EnvParams
     ) -> tuple[jax.Array, EnvState, jax.Array, jax.Array, dict[str, Any]]:
-        """One imagined step: gymnax's raw `(obs, state, reward, terminated, info)`."""
-        return self.transition(self.draw_noise(key), state, action, params)
+        """One imagined step: gymnax's raw `(obs, state, reward, terminated, info)`.
+
+        As in gymnax's own environments no gradient passes through it, unless the environment is
+        one `with_transition_gradients()`.
+        """
+        noise = self.draw_noise(key)
+        obs, state, reward, terminated, info = self.transition(noise, state, action, params)
+        obs, state = self._apply_transition_gradient_policy(obs, state)
+        discount = jnp.where(terminated, 0.0, 1.0).astype(jnp.float32)
+        return obs, state, reward, terminated, {**info, "discount": discount}
 
     def draw_noise(self, key: jax.Array) -> Noise:
         """The randomness of one step, apart from it, so that many dreams can share it."""
         key_uniform, key_normal, key_logistic, key_event = jax.random.split(key, 4)
         shape = (self.task.latent_size,)
         return Noise(
-            uniform=jax.random.uniform(key_uniform, shape),
-            normal=jax.random.normal(key_normal, shape),
-            logistic=jax.random.logistic(key_logistic),
-            event=jax.random.uniform(key_event),
+            uniform=jax.random.uniform(key_uniform, shape, jnp.float32),
+            normal=jax.random.normal(key_normal, shape, jnp.float32),
+            logistic=jax.random.logistic(key_logistic, (), jnp.float32),
+            event=jax.random.uniform(key_event, (), jnp.float32),
         )
 
     def transition(
         self, noise: Noise, state: EnvState, action: jax.Array, params: EnvParams
     ) -> tuple[jax.Array, EnvState, jax.Array, jax.Array, dict[str, Any]]:
         """The dream step proper, a deterministic function of its noise."""
-        action = jnp.clip(action, -1.0, 1.0)
+        action = jnp.clip(jnp.asarray(action, jnp.float32), -1.0, 1.0)
         carry, mixture, death_logit = params.memory(state.carry, state.z, action, state.time)
         z = mixture.sample_from(noise.uniform, noise.normal, params.temperature, noise.event)
-        state = EnvState(time=state.time + 1, z=z, carry=carry)
-        obs = self.observe(None, state, action, params)
         risk = death_logit + params.death_noise * noise.logistic
         alive = risk <= params.death_threshold  # never where a number is missing
-        return obs, state, jnp.float32(1.0), ~alive, {}
+        state = EnvState(time=state.time + 1, z=z, carry=carry, dead=~alive)
+        obs = self.observe(None, state, action, params)
+        return obs, state, jnp.float32(1.0), state.dead, {}
 
     def observe(
         self, key: jax.Array | None, state: EnvState, action: jax.Array | None, params: EnvParams
@@ -214,6 +241,11 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         """What C reads of a state, [F]."""
         del key, action, params
         return features(self.task, state.z, state.carry)
+
+    def is_terminated(self, state: EnvState, params: EnvParams) -> jax.Array:
+        """Whether M has ended the dream, bool []."""
+        del params
+        return state.dead
 
     @property
     def name(self) -> str:
@@ -233,8 +265,7 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
     def observation_space(self, params: EnvParams | None = None) -> spaces.Box:
         """Box [F], finite bounds."""
         del params
-        bound, shape = OBSERVATION_BOUND, (self.task.feature_size,)
-        return spaces.Box(-bound, bound, shape, jnp.float32)
+        return observation_box(self.task.feature_size)
 
     def state_space(self, params: EnvParams) -> spaces.Dict:
         """Boxes of `EnvState`'s fields."""
@@ -245,5 +276,6 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
                 "time": spaces.Discrete(self.task.max_steps + 1),
                 "z": spaces.Box(-bound, bound, (self.task.latent_size,), jnp.float32),
                 "carry": spaces.Tuple((unit, unit)),
+                "dead": spaces.Discrete(2),
             }
         )

@@ -1,6 +1,6 @@
 """Dreams by name, in the variants that agents ask for, as gymnax makes its own environments.
 
-`make("DreamTakeCover-v1")` or, once this module is imported, `gymnax.make("DreamTakeCover-v1")`.
+`make("DreamTakeCover-v1")` or, once dreamjax is imported, `gymnax.make("DreamTakeCover-v1")`.
 """
 
 import dataclasses
@@ -10,21 +10,19 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any
 
-import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from gymnax.environments import spaces
 
-from dreamjax.devices import product_dtype
-from dreamjax.dream import OBSERVATION_BOUND, DreamEnv, EnvParams, EnvState
+from dreamjax.dream import DreamEnv, EnvParams, EnvState, observation_box
+from dreamjax.registration import IDS
 from dreamjax.settings import SettingError
 from dreamjax.tasks import FRAME_SHAPE, TASKS
 from dreamjax.vision import VAE
 from dreamjax.worlds import load_world
 
-IDS = {"DreamTakeCover-v1": "take-cover"}
 SIDES = (-1.0, 0.0, 1.0)  # what the discrete actions mean: left, stay, right
 ACTIONS = ("continuous", "discrete")
 PARTS = {"zch": ("z", "c", "h"), "zh": ("z", "h"), "z": ("z",)}
@@ -42,13 +40,14 @@ class PixelParams(EnvParams):
     vision: VAE
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class NamedDream(DreamEnv):
     """A dream in one of its variants.
 
     - observation: `"zch"` float32 [Z + 2H] in [-50, 50], what the paper's C reads; `"zh"` [Z + H];
       `"z"` [Z]; or `"pixels"`, float32 [64, 64, 3] in [0, 1], decoded by V.
     - action: `"continuous"`, float32 [A] in [-1, 1]; or `"discrete"`, int32 []: left, stay, right.
+      Inside a trace, where nothing can be refused, the nearest of them is taken.
     - reward, terminated, truncated: as `DreamEnv`.
 
     The world is in the parameters. Pass them to `step`: gymnax fetches `default_params` inside the
@@ -74,7 +73,7 @@ class NamedDream(DreamEnv):
         """gymnax's six values; checks a concrete action first.
 
         Raises:
-          ValueError: an action of the wrong shape, or one that is not finite.
+          ValueError: an action of the wrong shape, not finite, or none of the choices.
         """
         self.check_action(action)
         return super().step(key, state, action, params)
@@ -82,7 +81,8 @@ class NamedDream(DreamEnv):
     def transition(self, noise, state: EnvState, action: jax.Array, params: EnvParams):
         """`DreamEnv.transition` of the action's meaning."""
         if self.actions == "discrete":
-            action = jnp.asarray(SIDES)[action][None]
+            choice = jnp.clip(action, 0, len(SIDES) - 1)
+            action = jnp.asarray(SIDES, jnp.float32)[choice][None]
         return super().transition(noise, state, action, params)
 
     def observe(self, key, state: EnvState, action, params: EnvParams) -> jax.Array:
@@ -112,24 +112,38 @@ class NamedDream(DreamEnv):
     def observation_space(self, params: EnvParams | None = None) -> spaces.Box:
         """Box with finite bounds."""
         if self.observation == "pixels":
-            return spaces.Box(0.0, 1.0, FRAME_SHAPE, jnp.float32)
+            dark = np.zeros(FRAME_SHAPE, np.float32)
+            return spaces.Box(dark, dark + 1, FRAME_SHAPE, jnp.float32)
         sizes = {"z": self.task.latent_size, "c": self.task.hidden_size, "h": self.task.hidden_size}
-        length = sum(sizes[name] for name in PARTS[self.observation])
-        return spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, (length,), jnp.float32)
+        return observation_box(sum(sizes[name] for name in PARTS[self.observation]))
+
+    @property
+    def supports_transition_gradients(self) -> bool:
+        """Whether a gradient can pass through a step: a choice has none."""
+        return self.actions == "continuous"
+
+    @property
+    def obs_shape(self) -> tuple[int, ...]:
+        """Shape of an observation, as gymnax's own environments tell it."""
+        return self.observation_space().shape
 
     def check_action(self, action: Any) -> None:
-        """Raise ValueError unless `action` has this variant's shape and, if known, is finite."""
+        """Raise ValueError unless `action` has this variant's shape and, if known, is possible."""
         shape = () if self.actions == "discrete" else (self.task.action_size,)
         if np.shape(action) != shape:
             raise ValueError(
                 f"an action of {self.name} must have shape {shape}, got {np.shape(action)}; "
                 "vmap step over a batch"
             )
-        if not isinstance(action, jax.core.Tracer) and not np.isfinite(action).all():
+        if isinstance(action, jax.core.Tracer):
+            return
+        if not np.isfinite(action).all():
             raise ValueError(f"the action is {action}; it must be finite")
+        if self.actions == "discrete" and action not in range(len(SIDES)):
+            raise ValueError(f"the action is {action}; it must be 0 (left), 1 (stay) or 2 (right)")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class LegacyDream(NamedDream):
     """A dream for clients of gymnax before 1.0: `step` ends in `(..., reward, done, info)`.
 
@@ -164,7 +178,7 @@ def _load_params(env: NamedDream) -> EnvParams:
             f"{env.world} is a world of {world.task.name}, but {env.name} dreams "
             f"{env.task.name}; pass one of that game"
         )
-    params = world.params(env.temperature, dtype=product_dtype())
+    params = world.params(env.temperature)
     if env.observation != "pixels":
         return params
     fields = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
@@ -192,13 +206,21 @@ def make(
       ValueError: an unknown id or variant, a bad temperature, or a world that is missing, damaged
         or of another game.
     """
-    env = _named(
+    env = named(
         env_id, actions=actions, observation=observation, temperature=temperature, world=world
     )
     return env, env.default_params
 
 
-def _named(env_id: str, *, actions="continuous", observation="zch", temperature=None, world=None):
+def named(
+    env_id: str,
+    *,
+    actions: str = "continuous",
+    observation: str = "zch",
+    temperature: float | None = None,
+    world: str | Path | None = None,
+) -> NamedDream:
+    """`make` without the parameters, which are read when they are asked for."""
     if env_id not in IDS:
         near = difflib.get_close_matches(env_id, IDS, 3, 0.3) or list(IDS)
         raise ValueError(f"unknown environment {env_id!r}; did you mean {', '.join(near)}?")
@@ -210,13 +232,3 @@ def _named(env_id: str, *, actions="continuous", observation="zch", temperature=
             raise SettingError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     task = TASKS[IDS[env_id]]
     return NamedDream(task, actions, observation, str(world or task.name), temperature)
-
-
-def register() -> None:
-    """Make `gymnax.make` know the dreams; importing this module does it."""
-    for env_id in IDS:
-        if env_id not in gymnax.registered_envs:
-            gymnax.register(env_id, functools.partial(_named, env_id))
-
-
-register()

@@ -140,7 +140,7 @@ class _Reel(Tape):
 
 def _dream(world: World, z: np.ndarray, actions: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
     """Latents [T, Z] dreamt from `z` under `actions`, and the step at which M ended it."""
-    env, params = world.env(), world.params()
+    env, params = world.env(), world.params(dtype=jnp.float32)
     start = EnvState(time=jnp.int32(0), z=jnp.asarray(z), carry=world.memory.initial_carry())
 
     def step(state, inputs):

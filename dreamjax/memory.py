@@ -70,9 +70,9 @@ class Mixture:
         """
         key_component, key_value, key_event = jax.random.split(key, 3)
         shape = (*self.mean.shape[:-2], self.mean.shape[-1])
-        uniform = jax.random.uniform(key_component, shape)
-        normal = jax.random.normal(key_value, shape)
-        event = jax.random.uniform(key_event, shape[:-1])
+        uniform = jax.random.uniform(key_component, shape, jnp.float32)
+        normal = jax.random.normal(key_value, shape, jnp.float32)
+        event = jax.random.uniform(key_event, shape[:-1], jnp.float32)
         return self.sample_from(uniform, normal, temperature, event)
 
     def sample_from(
@@ -192,10 +192,10 @@ class MDNRNN(nnx.Module):
         outputs += num_events and 2 * num_events * task.latent_size + num_events + 1
         glorot = nnx.initializers.glorot_uniform()
         H = task.hidden_size
-        self.lstm_kernel = nnx.Param(glorot(rngs.params(), (inputs + H, 4 * H)))
-        self.lstm_bias = nnx.Param(jnp.zeros(4 * H))
-        self.head_kernel = nnx.Param(glorot(rngs.params(), (H, outputs)))
-        bias = jnp.zeros(outputs)
+        self.lstm_kernel = nnx.Param(glorot(rngs.params(), (inputs + H, 4 * H), jnp.float32))
+        self.lstm_bias = nnx.Param(jnp.zeros(4 * H, jnp.float32))
+        self.head_kernel = nnx.Param(glorot(rngs.params(), (H, outputs), jnp.float32))
+        bias = jnp.zeros(outputs, jnp.float32)
         if num_events:
             bias = bias.at[outputs - task.dies - num_events - 1].set(RARE)
         self.head_bias = nnx.Param(bias)
@@ -226,7 +226,8 @@ class MDNRNN(nnx.Module):
             action = pressed(action)
         if not self.dies:
             return jnp.concatenate((z, action), axis=-1)
-        flag = jnp.where(age == 0, 1.0, -age / CLOCK if self.clock else 0.0)
+        age = jnp.asarray(age, jnp.float32)
+        flag = jnp.where(age == 0, 1.0, -age / CLOCK if self.clock else 0.0).astype(jnp.float32)
         return jnp.concatenate((z, action, flag[..., None]), axis=-1)
 
     def predict(self, out: jax.Array) -> tuple[Mixture, jax.Array]:
@@ -236,7 +237,7 @@ class MDNRNN(nnx.Module):
         logits, mean, logstd = (
             out[..., n * K * Z : (n + 1) * K * Z].reshape(*out.shape[:-1], K, Z) for n in range(3)
         )
-        death = out[..., -1] if self.dies else jnp.full(out.shape[:-1], NEVER)
+        death = out[..., -1] if self.dies else jnp.full(out.shape[:-1], NEVER, out.dtype)
         usual = logits, mean, jnp.maximum(logstd, MIN_LOGSTD)
         if not self.num_events:
             return Mixture(*usual), death
@@ -254,12 +255,12 @@ class MDNRNN(nnx.Module):
     def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> Carry:
         """(c, h) of zeros, each float32 [*batch_shape, H]."""
         shape = (*batch_shape, self.hidden_size)
-        return jnp.zeros(shape), jnp.zeros(shape)
+        return jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
 
 
 def pressed(action: jax.Array) -> jax.Array:
     """-1, 0 or 1, the key that each number presses; its gradient is the number's."""
-    key = jnp.sign(action) * (jnp.abs(action) > PRESSED)
+    key = jnp.where(jnp.abs(action) > PRESSED, jnp.sign(action), 0.0)
     return action + jax.lax.stop_gradient(key - action)
 
 
@@ -306,7 +307,7 @@ def gates_of(kernel: jax.Array, bias: jax.Array, h: jax.Array, inputs: jax.Array
 
 def reset(carry: Carry, restart: jax.Array) -> Carry:
     """`carry` with zeros where `restart` [...] is on."""
-    first = (restart > 0)[..., None]
+    first = jnp.asarray(restart, bool)[..., None]
     return tuple(jnp.where(first, 0.0, part) for part in carry)
 
 

@@ -7,7 +7,6 @@ import heapq
 
 import jax
 import numpy as np
-from scipy import optimize, special
 
 from dreamjax.latents import LatentSequences
 from dreamjax.memory import MDNRNN
@@ -80,6 +79,8 @@ def calibrated_threshold(memory: MDNRNN, latents: LatentSequences, *, seed: int 
     logit, deaths = logit[judged].astype(float), float(np.asarray(frames.death)[judged].sum())
     if not deaths:
         return 0.0
+    from scipy import optimize, special  # nearly a second's import, for this alone
+
     excess = lambda threshold: special.expit(logit - threshold).sum() - deaths  # noqa: E731
     return float(optimize.brentq(excess, logit.min() - 50.0, logit.max() + 50.0))
 

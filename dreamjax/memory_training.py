@@ -406,7 +406,7 @@ def _update(state, frames, plan, key, config):
 def gather(frames: Frames, key: jax.Array, index: jax.Array, valid: jax.Array) -> Sequences:
     """The frames at `index`, z drawn from their posteriors; nothing invalid counts."""
     mu, logvar = (posterior[index].astype(jnp.float32) for posterior in (frames.mu, frames.logvar))
-    z = mu + jnp.exp(logvar / 2) * jax.random.normal(key, mu.shape)
+    z = mu + jnp.exp(logvar / 2) * jax.random.normal(key, mu.shape, mu.dtype)
     now = index[:-1]
     return Sequences(
         z=z,

@@ -250,6 +250,6 @@ def _step(env, env_params, policy, noise_keys, time: jax.Array, lanes: Lanes) ->
         state=state,
         obs=obs,
         score=lanes.score + jnp.where(lanes.alive, reward, 0.0),
-        steps=lanes.steps + lanes.alive,
+        steps=lanes.steps + lanes.alive.astype(jnp.int32),
         alive=lanes.alive & ~(terminated | truncated),
     )

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from evosax.problems.problem import Problem, State
 
-from dreamjax.devices import product_dtype
 from dreamjax.dream import EnvParams
 from dreamjax.population import evaluate
 from dreamjax.worlds import World
@@ -30,7 +29,7 @@ class DreamProblem(Problem):
 
     def __init__(self, world: World, num_rollouts: int = 16, temperature: float | None = None):
         self.env, self.controller = world.env(), world.controller()
-        self.params = world.params(temperature, dtype=product_dtype())
+        self.params = world.params(temperature)
         self.num_rollouts = num_rollouts
 
     def eval(self, key: jax.Array, solutions: jax.Array, state: State):
@@ -46,4 +45,4 @@ class DreamProblem(Problem):
     @partial(jax.jit, static_argnames=("self",))
     def sample(self, key: jax.Array) -> jax.Array:
         """Random weights [D], standard deviation 0.1."""
-        return 0.1 * jax.random.normal(key, (self.controller.num_params,))
+        return 0.1 * jax.random.normal(key, (self.controller.num_params,), jnp.float32)

@@ -141,7 +141,7 @@ def vae_loss(
     """
     images = _images(frames)
     mu, logvar = vae._posterior(images)
-    z = mu + jnp.exp(logvar / 2) * jax.random.normal(key, mu.shape)
+    z = mu + jnp.exp(logvar / 2) * jax.random.normal(key, mu.shape, mu.dtype)
     errors = (vae._picture(z) - images) ** 2
     reconstruction = jnp.sum(errors) / len(frames)
     salient = jnp.sum(jnp.where(images[1] > salient_green, errors, 0.0)) / len(frames)

@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-from flax import nnx
+from flax import nnx, serialization
 
 from dreamjax import files
 from dreamjax.checkpoint import CheckpointError, Store, digest, flatten, unflatten
 from dreamjax.controller import LinearController, controller_for
+from dreamjax.devices import product_dtype
 from dreamjax.dream import DreamEnv, EnvParams, env_params
 from dreamjax.memory import MDNRNN, VARIANT, cast
 from dreamjax.tasks import TASKS, Task
@@ -78,7 +79,7 @@ class World:
         self,
         temperature: float | None = None,
         death_threshold: float | None = None,
-        dtype: jax.typing.DTypeLike = jnp.float32,
+        dtype: jax.typing.DTypeLike | None = None,
         death_noise: float | None = None,
     ) -> EnvParams:
         """This world as environment parameters.
@@ -86,12 +87,13 @@ class World:
         Args:
           temperature: tau; None is the task's.
           death_threshold: M's death logit above which a dream ends; None is the world's.
-          dtype: of the operands of M's matrix products; all else is float32.
+          dtype: of the operands of M's matrix products, all else is float32; None is what the
+            device multiplies fastest, see `product_dtype`.
           death_noise: scale of the logistic noise on that logit; None is the world's.
         """
         return env_params(
             self.task,
-            cast(self.memory, dtype),
+            cast(self.memory, product_dtype() if dtype is None else dtype),
             self.initial_mu,
             self.initial_logvar,
             temperature=temperature,
@@ -122,6 +124,20 @@ class World:
         """
         variant = {name: int(getattr(self.memory, name)) for name in VARIANT}
         return digest(self.arrays() | {name: value for name, value in variant.items() if value})
+
+
+def _state_dict(model: nnx.Module) -> dict[str, Any]:
+    return nnx.to_pure_dict(nnx.state(model))
+
+
+def _with_state_dict(model: nnx.Module, arrays: dict[str, Any]) -> nnx.Module:
+    state = nnx.state(model)
+    nnx.replace_by_pure_dict(state, arrays)
+    return nnx.merge(nnx.graphdef(model), state)
+
+
+for _model in (MDNRNN, VAE):  # so that flax.serialization takes `EnvParams`
+    serialization.register_serialization_state(_model, _state_dict, _with_state_dict)
 
 
 def blank_models(task: Task, **variant: Any) -> tuple[VAE, MDNRNN]:

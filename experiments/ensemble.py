@@ -19,7 +19,6 @@ from flax import struct
 
 from dreamjax.checkpoint import digest
 from dreamjax.controller import controller_for, features
-from dreamjax.devices import product_dtype
 from dreamjax.dream import DreamEnv, EnvParams, EnvState
 from dreamjax.memory import MDNRNN, Carry
 from dreamjax.population import evaluate
@@ -84,7 +83,7 @@ def company(worlds: Sequence[World], config: Config) -> tuple[list[str], list[En
     """Every world and its jittered copies."""
     names, found = [], []
     for name, world in zip(config.worlds, worlds, strict=True):
-        params = world.params(config.temperature, dtype=product_dtype())
+        params = world.params(config.temperature)
         for copy in range(1 + config.copies):
             key = jax.random.fold_in(jax.random.key(config.seed), copy)
             memory = jittered(params.memory, key, config.jitter if copy else 0.0)

@@ -20,7 +20,6 @@ import numpy as np
 import optax
 import tyro
 
-from dreamjax.devices import product_dtype
 from dreamjax.dream import DreamEnv, EnvParams
 from dreamjax.evolution import EvolveConfig, Generations
 from dreamjax.fidelity import dreamt_scores
@@ -101,7 +100,8 @@ def go_on(env: DreamEnv, params: EnvParams, state, alive, key):
 
 def by_gradient(world: World, start: jax.Array, config: Config) -> jax.Array:
     """C after Adam on the expected steps, as many dream steps as allowed."""
-    env, controller, params = world.env(), world.controller(), world.params()
+    env, controller = world.env(), world.controller()
+    params = world.params(dtype=jnp.float32)
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
 
     def loss(weights, params, states, keys):
@@ -135,7 +135,7 @@ def by_policy_gradient(world: World, start: jax.Array, config: Config) -> jax.Ar
         eval_every=10**9,
         eval_rollouts=1,
     )
-    params = world.params(dtype=product_dtype())
+    params = world.params()
     found = learn(config.seed, world.env(), params, world.controller(), settings, start=start)
     return found.average
 
@@ -149,7 +149,7 @@ def by_evolution(world: World, start: jax.Array, config: Config) -> jax.Array:
         sigma=config.sigma,
         eval_every=10**9,
     )
-    params, controller = world.params(dtype=product_dtype()), world.controller()
+    params, controller = world.params(), world.controller()
     run = Generations(config.seed, world.env(), params, controller, controller.num_params, settings)
     state, generation, spent = run.initial(start), 0, 0.0
     while spent < config.steps:

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import tyro
 
-from dreamjax.devices import product_dtype
 from dreamjax.evolution import EvolveConfig, Generations
 from dreamjax.fidelity import dreamt_scores
 from dreamjax.strategies import STRATEGIES
@@ -55,7 +54,7 @@ def evolved(world: World, name: str, seed: int, config: Config) -> tuple[int, fl
         strategy=name,
         eval_every=endless,
     )
-    params, controller = world.params(dtype=product_dtype()), world.controller()
+    params, controller = world.params(), world.controller()
     run = Generations(seed, world.env(), params, controller, controller.num_params, settings)
     state, generation, spent = run.initial(), 0, 0.0
     while spent < config.steps:

@@ -18,7 +18,6 @@ import tyro
 
 from dreamjax.agent import evaluate
 from dreamjax.checkpoint import Store
-from dreamjax.devices import product_dtype
 from dreamjax.fidelity import dreamt_scores
 from dreamjax.files import writable, write_json
 from dreamjax.learning import LearnConfig, learn
@@ -67,7 +66,7 @@ def main(config: Config) -> list[dict[str, Any]]:
 
 def measure(world: World, tau: float, seed: int, config: Config, log: Logbook) -> dict[str, Any]:
     """C learnt at one tau, awake and dreaming."""
-    params, settings = world.params(tau, dtype=product_dtype()), LearnConfig(steps=config.steps)
+    params, settings = world.params(tau), LearnConfig(steps=config.steps)
     store = Store(config.out / f"tau-{tau}-seed-{seed}", keep=1)
     kept = {"store": store, "log": Logbook(writable(store.directory))}
     found = learn(seed, world.env(), params, world.controller(), settings, **kept)

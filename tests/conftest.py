@@ -1,25 +1,36 @@
-"""Shared fixtures: small tasks, small worlds."""
+"""What the tests share: the processes that run them side by side, small tasks, small worlds."""
 
 import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # equal programs compile once for all tests
-    cache = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dreamjax-compiled-")
-    atexit.register(shutil.rmtree, cache, ignore_errors=True)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+if "DREAMJAX_TESTS" not in os.environ:  # the first process; those of pytest-xdist inherit it
+    shared = os.environ["DREAMJAX_TESTS"] = tempfile.mkdtemp(prefix="dreamjax-tests-")
+    atexit.register(shutil.rmtree, shared, ignore_errors=True)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{shared}/compiled")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side have a thread each
+    os.environ["NPROC"] = "1"
+    flags = "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=1"
+    os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"
 
 import jax
 import jax.numpy as jnp
 import pytest
 from command import dreamjax
+from filelock import FileLock
 from flax import nnx
 
 from dreamjax.dream import DreamEnv, env_params
 from dreamjax.memory import MDNRNN
 from dreamjax.tasks import TAKE_COVER
+from dreamjax.vision import VAE
+from dreamjax.worlds import World, export_world
+
+SHARED = Path(os.environ["DREAMJAX_TESTS"])  # of all processes: programs compile once
 
 
 def random_memory(task, seed=0, death_bias=-3.0):
@@ -30,10 +41,19 @@ def random_memory(task, seed=0, death_bias=-3.0):
     return memory
 
 
+def pytest_collection_modifyitems(items):
+    """Order for tests side by side: what lasts long comes first, but needs the finished run."""
+    first = {"test_pipeline.py": 0, "test_distributed.py": 1, "test_soak.py": 2}
+    items.sort(key=lambda item: first.get(item.path.name, 3))
+    for item in items:
+        if item.path.name == "test_pipeline.py" and "smoke" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("smoke"))  # they run commands in its directory
+
+
 @pytest.fixture(autouse=True)
 def few_batch_sizes(monkeypatch):
     """Each batch size is a loop to compile, and none changes a return (test_evolution.py)."""
-    monkeypatch.setattr("dreamjax.population.COMPACTION", 0.25)
+    monkeypatch.setattr("dreamjax.population.COMPACTION", 0.01)
 
 
 @pytest.fixture
@@ -55,9 +75,24 @@ def dream(small_task):
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory):
+def world(tmp_path_factory):
+    """The folder of an untrained world that is handed on; dreams in it end after some 20 steps."""
+    folder, mu = tmp_path_factory.mktemp("world"), jax.random.normal(jax.random.key(0), (5, 64))
+    memory = random_memory(TAKE_COVER, death_bias=0.0)
+    vision = VAE(64, rngs=nnx.Rngs(1))
+    made = World(TAKE_COVER, vision, memory, mu, mu - 2, death_threshold=3.0, death_noise=1.0)
+    export_world(folder, made, None, {})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smoke():
     """A finished run of the smoke preset, not to be changed, and what it printed."""
-    directory = tmp_path_factory.mktemp("runs") / "smoke run"  # a path with a space
-    status, out, err = dreamjax("run", "take-cover", "--preset", "smoke", "--run-dir", directory)
-    assert status == 0, err
-    return directory, out
+    directory, told = SHARED / "smoke run", SHARED / "smoke.txt"  # a path with a space
+    words = ["run", "take-cover", "--preset", "smoke", "--run-dir", directory]
+    with FileLock(SHARED / "smoke.lock"):
+        if not told.exists():
+            status, out, err = dreamjax(*words)
+            assert status == 0, err
+            told.write_text(out)
+    return directory, told.read_text()

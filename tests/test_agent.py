@@ -52,7 +52,7 @@ def test_awake_and_dreaming_agree_given_the_same_latents(world):
     frames = np.random.default_rng(0).integers(0, 255, (6, 1, 64, 64, 3), np.uint8)
     player = Agent(world, weights(world), 1, jax.random.key(0))
     controller = world.controller()
-    env, params = world.env(), world.params()
+    env, params = world.env(), world.params(dtype=jnp.float32)
     carry = world.memory.initial_carry()
     for t, frame in enumerate(frames):
         (action,), (z,) = player.act(frame)

@@ -1,13 +1,14 @@
 """Several devices and several processes give the history that one device gives."""
 
-import json
 import os
 import socket
 import subprocess
 import sys
 
-import pytest
 from command import dreamjax, finish, kill, start, wait_for
+
+from dreamjax.checkpoint import Store
+from dreamjax.media import read_metrics
 
 EVOLVE = """
 import sys
@@ -25,12 +26,18 @@ SHORT = ["--evolve.population=4", "--evolve.rollouts=1", "--evolve.eval-rollouts
 SHORT += ["--evolve.eval-every=100", "--save-seconds=0", "--preset=smoke", "--world=take-cover"]
 
 
+def on(devices):
+    """The environment of a process that has so many CPU devices."""
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+    return {"XLA_FLAGS": flags, "NPROC": str(devices)}  # devices wait for each other: a thread each
+
+
 def evolved(devices):
     """`(device count, history)` of an evolution on so many CPU devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
     done = subprocess.run(
         [sys.executable, "-c", EVOLVE],
-        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": "."},
+        env=os.environ | on(devices) | {"PYTHONPATH": "."},
         capture_output=True,
         text=True,
     )
@@ -57,29 +64,35 @@ def job(run, generations):
 
 def history(run):
     """Every number of every generation, without the times."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    path = run / "metrics.jsonl"
+    rows = read_metrics(path) if path.exists() else []
     return [{**row, "time": 0} for row in rows if row["phase"] == "evolve"]
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-def test_two_processes_one_of_which_is_lost(tmp_path, lost):
+def after_the_loss(run, lost):
+    """The line of the process that is left when the other is killed after two checkpoints more."""
+    both = job(run, 1000)
+    before = len(history(run))
+    wait_for(lambda: len(history(run)) >= before + 2, both[1 - lost])
+    kill(both[lost])
+    status, _, err = finish(both[1 - lost], 120)
+    assert status != 0 and err.count("\n") == 1, err
+    return err
+
+
+def test_two_processes_one_of_which_is_lost(tmp_path):
     """The other says so in one line; the same command resumes, to the history of one process.
 
     Of one with as many devices: a batch of another size may round otherwise, and M's dreams are
     chaotic.
     """
     run = tmp_path / "job"
-    both = job(run, 1000)
-    wait_for(lambda: len(list(run.glob("evolve/0*"))) == 2, both[1 - lost])
-    kill(both[lost])
-    status, _, err = finish(both[1 - lost], 120)
-    assert status != 0 and err.count("\n") == 1, err
-    assert "a process of this job was lost" in err
-    assert f"resume with: dreamjax evolve take-cover {SHORT[0]}" in err
-    if lost:
-        done = len(history(run))
-        assert all(finish(process)[0] == 0 for process in job(run, done + 2))
-        words = ["evolve", "take-cover", *SHORT, "--run-dir", tmp_path / "alone"]
-        two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-        assert dreamjax(*words, f"--evolve.generations={done + 2}", **two)[0] == 0
-        assert history(run) == history(tmp_path / "alone")
+    for lost in (0, 1):
+        line = after_the_loss(run, lost)
+        assert "a process of this job was lost" in line
+        assert f"resume with: dreamjax evolve take-cover {SHORT[0]}" in line
+    done = Store(run / "evolve").steps()[-1]
+    assert all(finish(process)[0] == 0 for process in job(run, done + 2))
+    words = ["evolve", "take-cover", *SHORT, "--run-dir", tmp_path / "alone"]
+    assert dreamjax(*words, f"--evolve.generations={done + 2}", **on(2))[0] == 0
+    assert history(run) == history(tmp_path / "alone")

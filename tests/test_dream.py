@@ -84,9 +84,9 @@ def test_another_world_or_temperature_is_no_new_trace(dream, small_task):
     _, state = reset(env, jax.random.key(0), params)
     other = params.replace(
         memory=random_memory(small_task, seed=5),
-        temperature=jnp.float32(0.3),
-        death_threshold=jnp.float32(1.0),
-        max_steps_in_episode=jnp.int32(5),
+        temperature=0.3,
+        death_threshold=1.0,
+        max_steps_in_episode=5,
     )
     first, second = (traced(keys(1)[0], state, actions(1)[0], p) for p in (params, other))
     assert len(traces) == 1

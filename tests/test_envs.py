@@ -1,27 +1,26 @@
-"""Code written for gymnax, gymnasium and evosax meets a dream and notices nothing."""
+"""Code written for gymnax and evosax meets a dream and notices nothing."""
 
 import copy
+import json
+import os
 import pickle
+import subprocess
+import sys
 
-import gymnasium
 import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_memory
-from flax import nnx
-from gymnasium.utils.env_checker import check_env
+from flax import serialization
 from gymnax.experimental import RolloutWrapper
 from gymnax.wrappers import FlattenObservationWrapper, LegacyStepAPIWrapper, LogWrapper
+from gymnax.wrappers.gym import GymnaxToVectorGymWrapper
 
 import dreamjax
 from dreamjax.envs import legacy
 from dreamjax.problem import DreamProblem
 from dreamjax.settings import SettingError
-from dreamjax.tasks import TAKE_COVER
-from dreamjax.vision import VAE
-from dreamjax.worlds import World, export_world
 
 ID = "DreamTakeCover-v1"
 VARIANTS = [
@@ -31,17 +30,6 @@ VARIANTS = [
     ({"observation": "z", "actions": "discrete"}, (64,), 3),
     ({"observation": "pixels"}, (64, 64, 3), 1),
 ]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """An untrained world that is handed on; dreams in it end after some 20 steps."""
-    folder, mu = tmp_path_factory.mktemp("world"), jax.random.normal(jax.random.key(0), (5, 64))
-    memory = random_memory(TAKE_COVER, death_bias=0.0)
-    vision = VAE(64, rngs=nnx.Rngs(1))
-    made = World(TAKE_COVER, vision, memory, mu, mu - 2, death_threshold=3.0, death_noise=1.0)
-    export_world(folder, made, None, {})
-    return folder
 
 
 @pytest.mark.parametrize("variant, shape, num_actions", VARIANTS)
@@ -59,7 +47,7 @@ def test_every_variant_is_what_it_says(world, variant, shape, num_actions):
             assert obs.shape == shape and obs.dtype == reward.dtype == jnp.float32
             assert space.contains(obs) and terminated.dtype == truncated.dtype == bool
             assert not any(leaf.weak_type for leaf in jax.tree.leaves(out))
-            assert set(info) == {"terminated", "truncated", "final_observation"}
+            assert set(info) == {"terminated", "truncated", "final_observation", "discount"}
     assert len(env.step_env(key, state, action, params)) == 5
     assert np.isfinite(space.sample(jax.random.key(0))).all()
 
@@ -108,7 +96,7 @@ def test_weights_are_arguments_and_lanes_share_them(world):
         return jax.vmap(env.step, (0, 0, 0, None))(keys, state, actions, params)[2]
 
     lowered = jax.jit(play).lower(params, jax.random.split(jax.random.key(0), lanes))
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    weights = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(params))
     assert len(lowered.as_text()) < weights / 20
     assert lowered.compile().memory_analysis().temp_size_in_bytes < lanes * weights / 20
 
@@ -136,53 +124,6 @@ def test_gymnax_rollouts(world):
     rollouts = RolloutWrapper(policy, env=env, env_params=params, num_env_steps=6)
     found = rollouts.batch_rollout(jax.random.split(jax.random.key(0), 3), jnp.zeros(1088))
     assert found[0].shape == (3, 6, 1088)
-
-
-@pytest.mark.parametrize("variant", [{}, {"actions": "discrete", "observation": "z"}])
-def test_the_gymnasium_form_passes_its_own_check(world, variant):
-    env = gymnasium.make(
-        "dreamjax/TakeCover-v1", world=world, render_mode="rgb_array", **variant
-    ).unwrapped
-    check_env(env, skip_render_check=True)
-    env.reset(seed=3)
-    picture = env.render()
-    assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
-
-
-def test_gymnasium_dreams_repeat_by_seed_and_end(world):
-    env = gymnasium.make("dreamjax/TakeCover-v1", world=world)
-    lengths = []
-    for _ in range(2):
-        _, _ = env.reset(seed=5)
-        steps, over = 0, False
-        while not over:
-            _, reward, terminated, truncated, _ = env.step(np.ones(1, np.float32))
-            steps, over = steps + 1, terminated or truncated
-        lengths.append(steps)
-    assert lengths[0] == lengths[1] < 2100
-    with pytest.raises(ValueError, match="shape"):
-        env.unwrapped.step(np.ones(2, np.float32))
-
-
-def test_vector_dreams_step_in_one_call(world):
-    envs = gymnasium.make_vec(
-        "dreamjax/TakeCover-v1", 5, vectorization_mode="vector_entry_point", world=world
-    )
-    obs, _ = envs.reset(seed=1)
-    assert obs.shape == (5, 1088) and obs.dtype == np.float32
-    ended = 0
-    for _ in range(60):
-        obs, reward, terminated, truncated, info = envs.step(envs.action_space.sample())
-        assert (reward == 1).all() and reward.shape == (5,)
-        if (terminated | truncated).any():
-            ended += 1
-            np.testing.assert_array_equal(info["_final_obs"], terminated | truncated)
-            assert np.abs(obs[terminated][:, 64:]).max() == 0, "a new dream's memory is empty"
-            assert np.abs(info["final_obs"][terminated][:, 64:]).max() > 0
-    assert ended
-    again, _ = envs.reset(seed=1)
-    first, _ = envs.reset(seed=1)
-    np.testing.assert_array_equal(again, first)
 
 
 def test_evosax_meets_the_dream_as_a_problem(world):
@@ -218,3 +159,179 @@ def test_bad_actions_are_one_clear_line(world):
         env.step(jax.random.key(0), state, jnp.zeros(2), params)
     with pytest.raises(ValueError, match="must be finite"):
         env.step(jax.random.key(0), state, jnp.array([jnp.nan]), params)
+    env, _ = dreamjax.make(ID, world=world, actions="discrete")
+    for choice in (3, 99, -1, jnp.int32(3), np.int64(-1)):
+        with pytest.raises(ValueError, match=rf"the action is {choice}; it must be 0 \(left\)"):
+            env.step(jax.random.key(0), state, choice, params)
+
+
+def test_a_choice_that_cannot_be_refused_is_the_nearest(world):
+    env, params = dreamjax.make(ID, world=world, actions="discrete", observation="z")
+    _, state = env.reset(jax.random.key(0), params)
+    choices = jnp.array([-1, 0, 2, 99])
+    z = jax.vmap(env.step_env, (None, None, 0, None))(jax.random.key(1), state, choices, params)[0]
+    np.testing.assert_array_equal(z[0], z[1])
+    np.testing.assert_array_equal(z[2], z[3])
+    assert (z[0] != z[2]).any()
+
+
+def test_an_env_may_be_patched_and_is_then_another(world):
+    env, params = dreamjax.make(ID, world=world)
+    twin = copy.deepcopy(env)
+    assert twin == env and hash(twin) == hash(env)
+    twin.reset = jax.jit(jax.vmap(twin.reset, (0, None)))
+    assert twin != env and dreamjax.make(ID, world=world)[0] == env
+    assert twin.reset(jax.random.split(jax.random.key(0), 3), params)[0].shape == (3, 1088)
+    assert env.with_transition_gradients() != env
+
+
+def test_gymnax_makes_it_a_vector_env_of_gymnasium(world):
+    env, params = dreamjax.make(ID, world=world)
+    envs = GymnaxToVectorGymWrapper(env, num_envs=3, params=params)
+    obs, _ = envs.reset(seed=0)
+    obs, reward, *_ = envs.step(jnp.zeros((3, 1)))
+    assert obs.shape == (3, 1088) and (reward == 1).all()
+    assert envs.single_observation_space.shape == (1088,)
+
+
+def test_spaces_are_told_as_gymnax_tells_its_own(world):
+    for variant, shape, _ in VARIANTS:
+        env, params = dreamjax.make(ID, world=world, **variant)
+        space = env.observation_space(params)
+        assert env.obs_shape == shape == space.low.shape == space.high.shape
+        _, state = env.reset(jax.random.key(0), params)
+        assert env.state_space(params).contains(state)
+    low = jnp.concatenate([env.observation_space(params).low.ravel(), jnp.zeros(2)])
+    assert low.shape == (64 * 64 * 3 + 2,)
+
+
+def test_parameters_are_python_numbers_and_replacing_one_traces_nothing(world):
+    env, params = dreamjax.make(ID, world=world)
+    _, state = env.reset(jax.random.key(0), params)
+    assert type(params.max_steps_in_episode) is int and type(params.temperature) is float
+    step = jax.jit(env.step_env)
+    plain = step(jax.random.key(1), state, jnp.zeros(1), params)[0]
+    hot = params.replace(temperature=3.0, death_threshold=1, death_noise=0.5)
+    assert (step(jax.random.key(1), state, jnp.zeros(1), hot)[0] != plain).any()
+    hot = hot.replace(max_steps_in_episode=7, death_threshold=1.0)
+    step(jax.random.key(1), state, jnp.zeros(1), hot)
+    assert step._cache_size() == 2  # a float and, in the death threshold, an int
+
+
+def test_made_and_loaded_parameters_are_one(world):
+    _, made = dreamjax.make(ID, world=world)
+    loaded = dreamjax.load_world(world).params()
+    assert jax.tree.structure(made) == jax.tree.structure(loaded)
+    for one, other in zip(jax.tree.leaves(made), jax.tree.leaves(loaded), strict=True):
+        assert type(one) is type(other) and jnp.result_type(one) == jnp.result_type(other)
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("observation", ["z", "pixels"])
+def test_flax_serialises_parameters(world, observation):
+    _, params = dreamjax.make(ID, world=world, observation=observation)
+    blob = serialization.to_bytes(params)
+    empty = jax.tree.map(lambda leaf: leaf * 0, params)
+    again = serialization.from_bytes(empty, blob)
+    for old, new in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
+        assert jnp.result_type(old) == jnp.result_type(new)
+        np.testing.assert_array_equal(old, new)
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+
+
+def test_terminal_states_and_discounts_are_told(world):
+    env, params = dreamjax.make(ID, world=world)
+    _, state = env.reset(jax.random.key(0), params)
+    for threshold, dies in ((-1e9, True), (1e9, False)):
+        fixed = params.replace(death_threshold=threshold)
+        _, after, _, terminated, info = env.step_env(jax.random.key(1), state, jnp.zeros(1), fixed)
+        assert bool(terminated) == bool(env.is_terminal(after, fixed)) == dies
+        assert env.discount(after, fixed) == info["discount"] == 1 - dies
+        assert not env.is_terminal(state, fixed)
+        _, begun, *_ = env.step(jax.random.key(1), state, jnp.zeros(1), fixed)
+        assert not env.is_terminal(begun, fixed)
+
+
+def test_gradients_pass_only_where_they_are_asked_for(world):
+    env, params = dreamjax.make(ID, world=world, observation="z")
+    _, state = env.reset(jax.random.key(0), params)
+
+    def slope(env):
+        def told(action):
+            return env.step(jax.random.key(1), state, action, params)[0].sum()
+
+        return jax.grad(told)(jnp.full(1, 0.5))
+
+    assert slope(env) == 0 != slope(env.with_transition_gradients())
+    choosing, _ = dreamjax.make(ID, world=world, actions="discrete")
+    with pytest.raises(ValueError, match="does not support transition gradients"):
+        choosing.with_transition_gradients()
+
+
+USED = """
+import json, sys
+import gymnasium, gymnax, jax, jax.numpy as jnp, numpy as np
+import dreamjax
+from flax import serialization
+
+def played(env, params):
+    key = jax.random.key(0)
+    obs, state = env.reset(key, params)
+    for step in range(3):
+        action = jnp.int32(step) if env.actions == "discrete" else jnp.full(1, 0.4 * step)
+        obs, state, reward, *_ = out = env.step(key, state, action, params)
+    wide = [x.dtype for x in jax.tree.leaves(out) if x.dtype in (jnp.float64, jnp.int64)]
+    assert not wide, wide
+    return float(obs.sum())
+
+sums = []
+for actions, observation in (("continuous", "zch"), ("discrete", "pixels")):
+    variant = {"world": sys.argv[1], "actions": actions, "observation": observation}
+    env, params = gymnax.make("DreamTakeCover-v1", **variant)
+    sums.append(played(env, params))
+    serialization.from_bytes(params, serialization.to_bytes(params))
+    envs = gymnasium.make_vec("dreamjax/TakeCover-v1", 3,
+                              vectorization_mode="vector_entry_point", **variant)
+    envs.reset(seed=0)
+    sums.append(float(envs.step(np.zeros_like(envs.action_space.sample()))[0].sum()))
+problem = dreamjax.DreamProblem(dreamjax.load_world(sys.argv[1]), num_rollouts=2)
+key = jax.random.key(0)
+fitness, *_ = problem.eval(key, jnp.zeros((3, 1088), jnp.float32), problem.init(key))
+print(json.dumps([*sums, float(fitness.sum())]))
+"""
+
+
+@pytest.fixture(scope="module")
+def usual(world):
+    return _used(world)
+
+
+def _used(world, **settings):
+    done = subprocess.run(
+        [sys.executable, "-c", USED, world],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return np.array(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"JAX_ENABLE_X64": "1"}, {"JAX_NUMPY_DTYPE_PROMOTION": "strict"}]
+)
+def test_it_is_the_same_dream_under_other_rules_for_dtypes(world, usual, settings):
+    np.testing.assert_allclose(_used(world, **settings), usual, rtol=1e-4)
+
+
+@pytest.mark.parametrize("imports", ["import dreamjax, gymnax", "import gymnax, dreamjax"])
+def test_gymnax_knows_the_dreams_once_dreamjax_is_imported(imports):
+    code = f"{imports}; print(gymnax.make('{ID}')[0].name)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == ID, done.stderr
+
+
+def test_importing_dreamjax_imports_no_jax():
+    code = "import sys, dreamjax; print({'jax', 'gymnax'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr

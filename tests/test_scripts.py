@@ -1,6 +1,7 @@
 """Every experiment and benchmark runs at toy size, so none rots; what they print is checked."""
 
 import json
+import time
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,6 @@ from benchmarks import (
 )
 from benchmarks.world import DEATHS_PER_STEP, stand_in
 from dreamjax import cli
-from dreamjax.devices import product_dtype
 from dreamjax.envs import NamedDream
 from dreamjax.evolution import EvolveConfig
 from dreamjax.memory import Mixture
@@ -92,9 +92,7 @@ def test_the_torch_rival_runs_or_says_why_not(capsys):
 
 
 def test_bench_writes_the_agreed_rows(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        suite, "_quick_rows", lambda world, kind, racer, lanes: _few_rows(racer, lanes)
-    )
+    monkeypatch.setattr(suite, "_quick", _few)
     target, plot = tmp_path / "rows.json", tmp_path / "rows.png"
     words = ["bench", "--quick", "--lanes", "4", "--json", str(target), "--plot", str(plot)]
     assert cli.main(words) == 0
@@ -102,12 +100,23 @@ def test_bench_writes_the_agreed_rows(tmp_path, capsys, monkeypatch):
     keys = {"name", "lanes", "value", "unit", "share_of_ceiling", "device"}
     assert rows and all(set(row) == keys for row in rows)
     assert plot.stat().st_size > 1000
-    assert len(capsys.readouterr().out.splitlines()) == len(rows) + 1
+    told = capsys.readouterr()
+    assert len(told.out.splitlines()) == len(rows) + 1
+    assert told.err == "measuring dreams ...\nmeasuring the original ...\n"
 
 
-def _few_rows(world, lanes):
-    yield from dream_throughput.measure(world, lanes, steps=2, both=False)
-    yield from training_speed.original_rows(steps=3)
+def test_bench_is_bounded_and_names_what_it_leaves_out(capsys, monkeypatch):
+    monkeypatch.setattr(suite, "_quick", _few)
+    monkeypatch.setattr(dream_throughput, "measure", lambda *args, **more: time.sleep(0.02) or [])
+    assert cli.main(["bench", "--quick", "--seconds", "0.01"]) == 0
+    assert "left out after 0 s: the original; use --seconds" in capsys.readouterr().out
+
+
+def _few(world, kind, racer, lanes):
+    return [
+        ("dreams", lambda: dream_throughput.measure(racer, lanes, steps=2, both=False)),
+        ("the original", lambda: training_speed.original_rows(steps=3)),
+    ]
 
 
 def test_an_unwritable_target_is_named_before_measuring(capsys):
@@ -128,7 +137,7 @@ def test_a_watched_dream_is_the_plain_one_where_one_world_dreams_and_watches(wor
     export_world(tmp_path, world, weights, {})
     settings = ensemble.Config((str(tmp_path),), copies=1, jitter=0.2, dreams=8)
     alone, shaken = ensemble.main(settings).values()
-    params = load_world(tmp_path).params(settings.temperature, dtype=product_dtype())
+    params = load_world(tmp_path).params(settings.temperature)
     plain = evaluate(jax.random.key(0), world.env(), params, controller, weights[None], 8).score[0]
     assert np.mean(alone == plain) > 0.5 and (alone != shaken).any()
 
@@ -138,6 +147,8 @@ def test_drop_in_rows(world):
     assert 0 < imported["value"] < whole["value"]
     plain, engine, ratio = drop_in.measure(world, lanes=8, steps=2)
     assert ratio["value"] == plain["value"] / engine["value"]
+    vector, plain, ratio = drop_in.vector_rows(lanes=4, steps=2)
+    assert ratio["value"] == vector["value"] / plain["value"]
 
 
 def test_gradient_and_evolution_both_run(capsys):
