@@ -41,6 +41,7 @@ def random_memory(task, seed=0, death_bias=-3.0):
     return memory
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Order for tests side by side: what lasts long comes first, but needs the finished run."""
     first = {"test_pipeline.py": 0, "test_distributed.py": 1, "test_soak.py": 2}
