@@ -41,14 +41,13 @@ def random_memory(task, seed=0, death_bias=-3.0):
     return memory
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+LONGEST = ("pipeline", "distributed", "soak", "scripts", "faults", "vision", "memory")
+
+
 def pytest_collection_modifyitems(items):
-    """Order for tests side by side: what lasts long comes first, but needs the finished run."""
-    first = {"test_pipeline.py": 0, "test_distributed.py": 1, "test_soak.py": 2}
-    items.sort(key=lambda item: first.get(item.path.name, 3))
-    for item in items:
-        if item.path.name == "test_pipeline.py" and "smoke" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("smoke"))  # they run commands in its directory
+    """Files side by side: those that last long come first."""
+    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(autouse=True)
