@@ -50,7 +50,7 @@ def run(
     What is being measured is told on the standard error, for compiling takes its time.
 
     Args:
-      quick: the most important rows, from the cheapest on.
+      quick: the most important rows alone, those of a generation last.
       world: run directory of a trained world; None is the shipped one, but where speed is
         compared with rivals the paper's M, untrained: the shipped one has more outputs.
       lanes: batch sizes; none takes the default ones that fit in memory.
@@ -60,8 +60,8 @@ def run(
         `QUICK_SECONDS` if `quick`, else no limit.
 
     Raises:
-      ValueError: a number of lanes that is not positive or does not fit, or a file that cannot be
-        written; before anything is measured.
+      ValueError: a number of lanes that is not positive or does not fit, seconds that are not
+        positive, or a file that cannot be written; before anything is measured.
     """
     for file in filter(None, (target, plot)):
         writable(file.parent)
@@ -70,6 +70,8 @@ def run(
     lanes = _checked_lanes(found, lanes, QUICK_LANES if quick else LANES)
     if seconds is None:
         seconds = QUICK_SECONDS if quick else math.inf
+    if not seconds > 0:
+        raise ValueError(f"seconds must be more than 0, got {seconds}")
     print(f"{timing.device_name()}, jax {jax.__version__}, {kind}")
     rows = _measured((_quick if quick else _all)(found, kind, racer, lanes), seconds)
     if target is not None:

@@ -130,10 +130,11 @@ class VectorDream(gymnasium.vector.VectorEnv):
           ValueError: another number of seeds than dreams, a bad seed, or a bad mask.
         """
         mask = self._reset_mask(options)
-        for i, one in enumerate(_checked_seeds(seed, self.num_envs)):
-            if one is not None:
-                self._generators[i] = np.random.default_rng(one)
-        drawn = np.array([generator.integers(2**31) for generator in self._generators], np.uint32)
+        seeds, drawn = _checked_seeds(seed, self.num_envs), np.zeros(self.num_envs, np.uint32)
+        for i in np.flatnonzero(np.ones(self.num_envs) if mask is None else mask):
+            if seeds[i] is not None:
+                self._generators[i] = np.random.default_rng(seeds[i])
+            drawn[i] = self._generators[i].integers(2**31)
         lanes, obs = self._programs.begin(self._leaves, drawn)
         if mask is not None:
             lanes, obs = _chosen(mask, (lanes, obs), (self._lanes, jnp.asarray(self._obs)))

@@ -124,6 +124,12 @@ def test_a_dream_depends_on_its_own_seed_alone(world):
     np.testing.assert_array_equal(second[0], second[1])
     np.testing.assert_array_equal(envs.reset(seed=3)[0], envs.reset(seed=[3, 4, 5, 6, 7])[0])
     assert (envs.reset()[0] != envs.reset()[0]).any()
+    for masked in (False, True):  # whom others begin anew beside, does not notice
+        envs.reset(seed=3)
+        if masked:
+            envs.reset(seed=8, options={"reset_mask": np.array([True] + 4 * [False])})
+        second, (first, _) = first, envs.reset()
+    np.testing.assert_array_equal(first[1:], second[1:])
     many_obs, _ = envs.reset(seed=[7, 1, 2, 3, 4])
     one_obs, _ = env.reset(seed=2)
     np.testing.assert_allclose(many_obs[2], one_obs, atol=1e-6)

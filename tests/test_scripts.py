@@ -112,6 +112,12 @@ def test_bench_is_bounded_and_names_what_it_leaves_out(capsys, monkeypatch):
     assert "left out after 0 s: the original; use --seconds" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
+def test_seconds_that_cannot_be_are_named(seconds, capsys):
+    assert cli.main(["bench", "--quick", f"--seconds={seconds}"]) == 1
+    assert "seconds must be more than 0" in capsys.readouterr().err
+
+
 def _few(world, kind, racer, lanes):
     return [
         ("dreams", lambda: dream_throughput.measure(racer, lanes, steps=2, both=False)),
