@@ -5,6 +5,7 @@ Legend: A action numbers, F features that C reads, H LSTM units, N start states,
 """
 
 import dataclasses
+import math
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from dreamjax.settings import SettingError
 from dreamjax.tasks import TAKE_COVER, Task
 
 OBSERVATION_BOUND = 50.0  # as the original declares; z, c and h stay well inside
+SMALLEST_DRAW = 2.0**-24  # in place of a uniform 0; the next is 2**-23
 
 
 @struct.dataclass
@@ -213,13 +215,15 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
 
     def draw_noise(self, key: jax.Array) -> Noise:
         """The randomness of one step, apart from it, so that many dreams can share it."""
-        key_uniform, key_normal, key_logistic, key_event = jax.random.split(key, 4)
-        shape = (self.task.latent_size,)
+        Z = self.task.latent_size
+        # One draw for all: each has kernels of its own, and a second to compile.
+        drawn = jax.random.uniform(key, (2 * Z + 2,), jnp.float32)
+        inner = jnp.maximum(drawn[Z:-1], SMALLEST_DRAW)  # whose quantiles are finite
         return Noise(
-            uniform=jax.random.uniform(key_uniform, shape, jnp.float32),
-            normal=jax.random.normal(key_normal, shape, jnp.float32),
-            logistic=jax.random.logistic(key_logistic, (), jnp.float32),
-            event=jax.random.uniform(key_event, (), jnp.float32),
+            uniform=drawn[:Z],
+            normal=math.sqrt(2) * jax.lax.erf_inv(2 * inner[:-1] - 1),
+            logistic=jnp.log(inner[-1]) - jnp.log1p(-inner[-1]),
+            event=drawn[-1],
         )
 
     def transition(

@@ -17,7 +17,7 @@ from dreamjax.tasks import FRAME_SHAPE
 from dreamjax.vision import VAE
 
 FORMAT = 1
-_BATCH = 16  # frames encoded together: what they need stays in a CPU's cache
+_CPU_BATCH = 16  # frames encoded together: what they need stays in a CPU's cache
 _CALL = 512  # frames in one compiled call
 _PER_FRAME = ("mu", "logvar", "actions", "rewards")
 _PER_EPISODE = ("lengths", "terminated", "seeds")
@@ -115,16 +115,16 @@ def encode_rollouts(
     total = sum(counts.values())
     done = total - sum(counts[path] for path in todo)
     with log.progress("encode", total, "frames", done) as bar:
-        for path in todo:
-            for shard in rollouts.stream([path], say=log.say):
-                _write(targets[path], _encoded(vae, shard, vision))
+        for path, shard in rollouts.read_all(todo, say=log.say):
+            _write(targets[path], _encoded(vae, shard, vision))
             bar.advance(counts[path])
 
 
 def _encoded(vae: VAE, shard: rollouts.Rollouts, vision: str) -> LatentSequences:
     frames = shard.frames
     padding = np.zeros((-len(frames) % _CALL, *FRAME_SHAPE), np.uint8)
-    calls = np.concatenate([frames, padding]).reshape(-1, _CALL // _BATCH, _BATCH, *FRAME_SHAPE)
+    batch = _CPU_BATCH if jax.default_backend() == "cpu" else _CALL
+    calls = np.concatenate([frames, padding]).reshape(-1, _CALL // batch, batch, *FRAME_SHAPE)
     pairs = [jax.device_get(_encode(vae, batches)) for batches in calls]
     mu, logvar = (
         np.concatenate(part).reshape(-1, part[0].shape[-1])[: len(frames)].astype(np.float16)

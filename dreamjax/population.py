@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh, PartitionSpec
 
+from dreamjax.devices import unroll
+
 Policy = Callable[[jax.Array, jax.Array], jax.Array]  # (weights [D], obs) -> action
 
 COMPACTION = 0.7  # on a CPU a batch shrinks to this share of its size, again and again
@@ -228,12 +230,14 @@ def _compact(lanes: Lanes, size: int) -> Lanes:
 
 
 def _step_until(step, time, lanes: Lanes, smaller: int) -> tuple[jax.Array, Lanes]:
-    """Step until at most `smaller` lanes are alive."""
-    return jax.lax.while_loop(
-        lambda loop: jnp.sum(loop[1].alive) > smaller,
-        lambda loop: (loop[0] + 1, step(*loop)),
-        (time, lanes),
-    )
+    """Step until at most `smaller` lanes are alive; an accelerator looks every few steps."""
+
+    def steps(loop):
+        for _ in range(unroll()):
+            loop = loop[0] + 1, step(*loop)
+        return loop
+
+    return jax.lax.while_loop(lambda loop: jnp.sum(loop[1].alive) > smaller, steps, (time, lanes))
 
 
 def _step(env, env_params, policy, noise_keys, time: jax.Array, lanes: Lanes) -> Lanes:

@@ -5,16 +5,19 @@ plain arrays that `numpy.load` opens; its zip checksums find flipped bits.
 Shapes: N frames of a shard, E its episodes (laid one after another), A numbers in an action.
 """
 
+import collections
 import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import re
 import shutil
 import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium
@@ -27,6 +30,7 @@ from dreamjax.workers import _worker_count, run_jobs
 
 FORMAT = 1
 EPISODE_BYTES = 10_000  # less than any game's take: Take Cover's 850,000, CarRacing's 1,300,000
+MAX_READERS = 16  # threads that read shards
 MAX_TRIES = 1000  # episodes played for each one kept before `min_steps` counts as too high
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 _DTYPES = {
@@ -181,7 +185,7 @@ def _lengths(path: Path) -> np.ndarray:
 def stream(
     paths: Iterable[Path], *, strict: bool = False, say: Callable[[str], None] = print
 ) -> Iterator[Rollouts]:
-    """The shards at `paths`, one in memory at a time; damaged ones are set aside and skipped.
+    """The shards at `paths`, a few in memory at a time; damaged ones are set aside and skipped.
 
     A damaged `shard-00003.npz` is renamed `shard-00003.npz.corrupt`; collecting again into its
     directory makes it anew.
@@ -194,20 +198,41 @@ def stream(
     Raises:
       DamagedShardError: `strict` and a shard is damaged.
     """
-    for _, rollouts in _sound(paths, read, strict, say):
+    for _, rollouts in read_all(paths, strict=strict, say=say):
         yield rollouts
+
+
+def read_all(
+    paths: Iterable[Path], *, strict: bool = False, say: Callable[[str], None] = print
+) -> Iterator[tuple[Path, Rollouts]]:
+    """As `stream`, each with its path."""
+    return _sound(paths, read, strict, say)
 
 
 def _sound(paths, load, strict, say) -> Iterator[tuple[Path, object]]:
     """`(path, load(path))` of the shards that can be read."""
-    for path in paths:
+    for path, loading in _read_ahead(paths, load):
         try:
-            yield path, load(path)
+            yield path, loading.result()
         except DamagedShardError as error:
             if strict:
                 raise
             path.rename(path.with_name(f"{path.name}.corrupt"))
             say(f"{error}; set aside as {path.name}.corrupt and skipped")
+
+
+def _read_ahead(paths, load) -> Iterator[tuple[Path, Future]]:
+    """Loads that began a few paths ahead, in threads: to inflate a shard takes a core its time."""
+    readers = min(os.cpu_count() or 1, MAX_READERS)
+    pool, begun = ThreadPoolExecutor(readers, "shards"), collections.deque()
+    try:
+        for path in paths:
+            begun.append((path, pool.submit(load, path)))
+            if len(begun) > readers:
+                yield begun.popleft()
+        yield from begun
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclasses.dataclass(frozen=True)

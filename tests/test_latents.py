@@ -83,7 +83,7 @@ def test_latents_are_the_posteriors_of_the_recorded_frames(vae, recorded, encode
 
 def test_shards_longer_than_a_call_encode_alike(vae, recorded, encoded, tmp_path, monkeypatch):
     monkeypatch.setattr(latents, "_CALL", 4)
-    monkeypatch.setattr(latents, "_BATCH", 2)
+    monkeypatch.setattr(latents, "_CPU_BATCH", 2)
     encode_rollouts(vae, recorded, tmp_path, log=LOG)
     found, wanted = read_latents(tmp_path).mu, read_latents(encoded).mu
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)  # a float16's eps is 0.00098
