@@ -75,6 +75,7 @@ def _random_latents(config: m.MemoryConfig) -> LatentSequences:
         rewards=np.ones(frames, np.float32),
         lengths=np.full(episodes, EPISODE, np.int32),
         terminated=np.ones(episodes, bool),
+        seeds=np.arange(episodes),
         vision="random",
         profile=TAKE_COVER.profile,
     )

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # as /proc/cpuinfo names them
 _FIRST_GPU = 8.0  # compute capability with bfloat16 tensor cores
 
-UNROLLED = 8  # steps of a loop that an accelerator is given at once
+TILE = 64  # matrices whose sides are multiples of it keep an accelerator's matrix units busy
 
 COORDINATOR_SECONDS = 20.0  # how long the first process of a job may take to answer
 HEARTBEAT_SECONDS = 20  # silence after which a process of a job counts as lost
@@ -43,9 +43,9 @@ def multiplies_bfloat16() -> bool:
     return capability is None or float(capability) >= _FIRST_GPU
 
 
-def unroll() -> int:
-    """Steps of a loop to compile as one: starting each alone takes an accelerator longer than it."""
-    return 1 if jax.default_backend() == "cpu" else UNROLLED
+def tile() -> int:
+    """What the sides of a matrix should be multiples of on the default device; 1 for any."""
+    return 1 if jax.default_backend() == "cpu" else TILE
 
 
 def _cpu_flags() -> set[str]:

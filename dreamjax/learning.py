@@ -20,7 +20,6 @@ from flax import struct
 
 from dreamjax.checkpoint import Store
 from dreamjax.controller import LinearController, start_weights
-from dreamjax.devices import unroll
 from dreamjax.logbook import Logbook
 from dreamjax.memory import pressed
 from dreamjax.population import evaluate, evaluation_key
@@ -230,8 +229,7 @@ class Updates:
         key_play, key_learn = jax.random.split(jax.random.fold_in(self.key, number))
         keys = jax.random.split(key_play, self.config.length)
         play = functools.partial(self._play, state.network, env_params)
-        loop = state.obs, state.env_state
-        (obs, env_state), steps = jax.lax.scan(play, loop, keys, unroll=unroll())
+        (obs, env_state), steps = jax.lax.scan(play, (state.obs, state.env_state), keys)
         last_value = critic(state.network, obs)
         learnt = state.network, state.optimiser
         (network, optimiser), loss = self.improve(*learnt, key_learn, steps, last_value)

@@ -5,12 +5,14 @@ Paper: "MDN-RNN (M) Model" and its appendix; original files `doomrnn/doomrnn.py`
 Shapes: Z latent size, A action size, H LSTM units, K mixtures; `...` is any number of batch axes.
 """
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
+from dreamjax.devices import tile
 from dreamjax.tasks import PRESSED, Task
 
 FORGET_BIAS = 1.0  # TF1's LSTM default; added in the cell, so a stored bias does not hold it
@@ -97,16 +99,17 @@ class Mixture:
           float32 [..., Z]; NaN where the logits are.
         """
         del event
-        top = self.logits.max(axis=-2, keepdims=True)
-        weights = jnp.exp((self.logits - top) / temperature)
-        level = uniform * weights.sum(axis=-2)
+        logits = [self.logits[..., k, :] for k in range(self.logits.shape[-2])]
+        top = functools.reduce(jnp.maximum, logits)  # no reduction over K: all is one kernel
+        weights = [jnp.exp((logit - top) / temperature) for logit in logits]
+        level = uniform * sum(weights)
         mean = logstd = jnp.full_like(level, jnp.nan)  # stays where level is NaN
         passed = jnp.zeros_like(level)
-        for k in range(weights.shape[-2]):
+        for k, weight in enumerate(weights):
             reached = level >= passed
             mean = jnp.where(reached, self.mean[..., k, :], mean)
             logstd = jnp.where(reached, self.logstd[..., k, :], logstd)
-            passed = passed + weights[..., k, :]
+            passed = passed + weight
         return mean + jnp.exp(logstd) * jnp.sqrt(temperature) * normal
 
 
@@ -289,7 +292,12 @@ def cast(memory: MDNRNN, dtype: jax.typing.DTypeLike) -> MDNRNN:
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x @ kernel with operands in the kernel's dtype and a float32 result."""
-    return jnp.dot(x.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
+    x, outputs = x.astype(kernel.dtype), kernel.shape[1]
+    more_rows, more_columns = (-side % tile() for side in kernel.shape)
+    if more_rows or more_columns:
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more_rows)])
+        kernel = jnp.pad(kernel, ((0, more_rows), (0, more_columns)))
+    return jnp.dot(x, kernel, preferred_element_type=jnp.float32)[..., :outputs]
 
 
 def lstm_step(

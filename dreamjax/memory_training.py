@@ -18,7 +18,7 @@ import optax
 from flax import nnx, struct
 
 from dreamjax.checkpoint import Store
-from dreamjax.devices import product_dtype, unroll
+from dreamjax.devices import product_dtype
 from dreamjax.latents import LatentSequences
 from dreamjax.logbook import Logbook
 from dreamjax.memory import (
@@ -67,7 +67,7 @@ def _sequence_forward(kernel, bias, carry, inputs, restart):
         carry = cell(gates, c)
         return carry, (carry[1], (h, c, gates))
 
-    carry, (h, before) = jax.lax.scan(step, carry, (inputs, restart), unroll=unroll())
+    carry, (h, before) = jax.lax.scan(step, carry, (inputs, restart))
     return (carry, h), (kernel, inputs, restart, before)
 
 
@@ -82,8 +82,7 @@ def _sequence_backward(saved, gradient):
         d_gates, d_c = pull((d_carry[0], d_carry[1] + d_h))
         return reset((d_c, product(d_gates, d_hidden)), restart), d_gates
 
-    now = d_h, restart, gates, c
-    d_carry, d_gates = jax.lax.scan(step, d_carry, now, reverse=True, unroll=unroll())
+    d_carry, d_gates = jax.lax.scan(step, d_carry, (d_h, restart, gates, c), reverse=True)
     d_kernel = _outer(jnp.concatenate((inputs, h), axis=-1), d_gates, kernel.dtype)
     d_inputs = product(d_gates, d_input)
     return d_kernel, d_gates.sum((0, 1)), d_carry, d_inputs, jnp.zeros_like(restart)

@@ -17,12 +17,11 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh, PartitionSpec
 
-from dreamjax.devices import unroll
-
 Policy = Callable[[jax.Array, jax.Array], jax.Array]  # (weights [D], obs) -> action
 
 COMPACTION = 0.7  # on a CPU a batch shrinks to this share of its size, again and again
 SMALLEST_BATCH = 4  # below it, smaller batches are no faster
+STRIDE = 10  # steps between two looks of an accelerator at who is alive
 MEMORY_SHARE = 0.5  # of a device's memory that lanes may fill
 EVALUATION = 2**31  # names the evaluations' branch of the keys: no step has that number
 COPIES = 4  # a step's memory, in lanes' own sizes: before, after and between
@@ -230,14 +229,20 @@ def _compact(lanes: Lanes, size: int) -> Lanes:
 
 
 def _step_until(step, time, lanes: Lanes, smaller: int) -> tuple[jax.Array, Lanes]:
-    """Step until at most `smaller` lanes are alive; an accelerator looks every few steps."""
+    """Step until at most `smaller` lanes are alive.
 
-    def steps(loop):
-        for _ in range(unroll()):
-            loop = loop[0] + 1, step(*loop)
-        return loop
+    To look how many are makes an accelerator wait for its host, so there it is done every few
+    steps.
+    """
 
-    return jax.lax.while_loop(lambda loop: jnp.sum(loop[1].alive) > smaller, steps, (time, lanes))
+    def one(loop):
+        return loop[0] + 1, step(*loop)
+
+    def few(loop):
+        return jax.lax.fori_loop(0, STRIDE, lambda _, loop: one(loop), loop)
+
+    body = one if jax.default_backend() == "cpu" else few
+    return jax.lax.while_loop(lambda loop: jnp.sum(loop[1].alive) > smaller, body, (time, lanes))
 
 
 def _step(env, env_params, policy, noise_keys, time: jax.Array, lanes: Lanes) -> Lanes:

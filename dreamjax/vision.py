@@ -223,13 +223,20 @@ def train_vision(
     key_model, key_noise = jax.random.split(jax.random.key(seed))
     dtype = product_dtype(config.bfloat16)
 
+    ahead = {}  # frames of the call that follows, fetched while the device is at work
+
+    def frames_from(step):
+        return stream.take(step, min(config.steps_per_call, config.steps - step))
+
     def advance(state, step):
-        count = min(config.steps_per_call, config.steps - step)
-        frames = stream.take(step, count)
+        frames = ahead.pop(step) if step in ahead else frames_from(step)
         state, metrics = updates(
             state, key_noise, step, frames, config=config, task=task, dtype=dtype
         )
-        return state, count, {name: float(value) for name, value in metrics.items()}
+        following = step + len(frames)
+        if following < config.steps:
+            ahead[following] = jax.device_put(frames_from(following))
+        return state, len(frames), {name: float(value) for name, value in metrics.items()}
 
     return fit(
         "vision",
