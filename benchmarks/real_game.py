@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from dreamjax.agent import evaluate
+from dreamjax.agent import GAMES, evaluate
 from dreamjax.rollouts import collect
 from dreamjax.workers import default_workers, play
 from dreamjax.worlds import World
@@ -17,23 +17,24 @@ from dreamjax.worlds import World
 from . import timing
 from .world import stand_in
 
-EPISODES = 32
+EPISODES = 16  # a worker
 
 
 def rows(world: World) -> list[timing.Row]:
     """Frames/s of recording, steps/s of play without pictures and of V, M and C awake."""
     workers = default_workers()
+    episodes = EPISODES * workers
     with tempfile.TemporaryDirectory() as directory:
         start = time.perf_counter()
-        found = collect(world.task, Path(directory), EPISODES, seed=0)
+        found = collect(world.task, Path(directory), episodes, seed=0)
         recording = found.frames / (time.perf_counter() - start)
     start = time.perf_counter()
-    blind = play(world.task, "uniform", range(EPISODES))
+    blind = play(world.task, "uniform", range(episodes))
     blind_rate = blind.lengths.sum() / (time.perf_counter() - start)
     weights = 0.1 * jax.random.normal(jax.random.key(0), (world.controller().num_params,))
-    evaluate(world, weights, EPISODES, seed=1)  # compiles
+    evaluate(world, weights, min(GAMES, episodes), seed=1)  # compiles
     start = time.perf_counter()
-    awake = evaluate(world, weights, EPISODES, seed=0)
+    awake = evaluate(world, weights, episodes, seed=0)
     awake_rate = awake.lengths.sum() / (time.perf_counter() - start)
     return [
         timing.row("VizDoom, recording", workers, recording, "frames/s"),

@@ -61,16 +61,7 @@ class Agent:
         self._carry = world.memory.initial_carry((num_games,))
         self._seeds = np.zeros(num_games, np.uint32)
         self._age = np.zeros(num_games, np.int32)
-        policies = jax.vmap(policy or controller_for(world.task), (None, 0))
-
-        @jax.jit
-        def step(key, weights, models, carry, frames, seeds, age):
-            keys = jax.vmap(functools.partial(_noise_key, key))(seeds, age)
-            act = functools.partial(policies, weights)
-            carry, action, obs = step_awake(world.task, act, keys, models, carry, frames, age)
-            return carry, action, obs[:, : world.task.latent_size]
-
-        self._step = step
+        self._policy = policy or controller_for(world.task)
 
     def begin(self, slots: np.ndarray, seeds: list[int]) -> None:
         """Episodes of these game seeds begin in `slots` with the next frames."""
@@ -84,12 +75,21 @@ class Agent:
         episode is the same whatever is played beside it.
         """
         models = self._world.vision, self._world.memory
-        self._carry, action, z = self._step(
-            self._key, self._weights, models, self._carry, frames, self._seeds, self._age
-        )
+        now = self._carry, frames, self._seeds, self._age
+        task, policy = self._world.task, self._policy
+        self._carry, action, z = _act(task, policy, self._key, self._weights, models, *now)
         action, z = np.asarray(action), np.asarray(z)
         self._age = self._age + 1
         return action, z
+
+
+@functools.partial(jax.jit, static_argnames=("task", "policy"))
+def _act(task, policy, key, weights, models, carry, frames, seeds, age):
+    """The next carry, the actions and the latents; compiled once for all agents of a policy."""
+    keys = jax.vmap(functools.partial(_noise_key, key))(seeds, age)
+    act = functools.partial(jax.vmap(policy, (None, 0)), weights)
+    carry, action, obs = step_awake(task, act, keys, models, carry, frames, age)
+    return carry, action, obs[:, : task.latent_size]
 
 
 def _noise_key(key: jax.Array, seed: jax.Array, age: jax.Array) -> jax.Array:
