@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from dreamjax import stopping
+from dreamjax.postponing import postponed
 from dreamjax.settings import SettingError, check_seed
 from dreamjax.tasks import CAR_RACING, TAKE_COVER, TASKS
 
@@ -104,8 +105,8 @@ def _choose_devices(words: list[str]) -> None:
 
 def _parse(argv: list[str]) -> Any:
     """The subcommand that `argv` asks for, filled in."""
-    from dreamjax.presets import PRESETS
-
+    with postponed("seaborn", "matplotlib.pyplot"):  # 2 s, which gymnax needs for plots alone
+        from dreamjax.presets import PRESETS
     preset = _value_of(argv, "--preset", DEFAULT_PRESET)
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")

@@ -19,7 +19,7 @@ from dreamjax.controller import start_weights
 from dreamjax.logbook import Logbook
 from dreamjax.population import Policy, all_devices, evaluate, evaluation_key, lanes_that_fit
 from dreamjax.settings import SettingError, require_positive
-from dreamjax.strategies import make_strategy
+from dreamjax.strategies import check_strategy, make_strategy
 from dreamjax.training import fit
 
 
@@ -42,7 +42,7 @@ class EvolveConfig:
                 "evolve.population must be at least 4 (CMA-ES needs parents), got "
                 f"{self.population}"
             )
-        make_strategy(self.strategy, self.population, 2, self.sigma)
+        check_strategy(self.strategy, self.population)
 
     grows = ("generations",)  # settings that a later call may raise
 

@@ -53,10 +53,6 @@ def _distribution(algorithm: type, population: int, num_params: int, sigma: floa
 
 def _open_es(population: int, num_params: int, sigma: float):
     """OpenAI-ES: mirrored samples at a fixed `sigma`, Adam on the estimated gradient."""
-    if population % 2:
-        raise SettingError(
-            f"open-es mirrors its samples: population must be even, got {population}"
-        )
     strategy = Open_ES(
         population,
         jnp.zeros(num_params),
@@ -74,6 +70,16 @@ STRATEGIES = {
 }
 
 
+def check_strategy(name: str, population: int) -> None:
+    """Raise SettingError unless there is such a strategy, and it can use so many members."""
+    if name not in STRATEGIES:
+        raise SettingError(f"unknown strategy {name!r}; choose one of {', '.join(STRATEGIES)}")
+    if name == "open-es" and population % 2:
+        raise SettingError(
+            f"open-es mirrors its samples: population must be even, got {population}"
+        )
+
+
 def make_strategy(name: str, population: int, num_params: int, sigma: float) -> tuple[Any, Any]:
     """An evosax strategy that minimises, and its parameters.
 
@@ -86,6 +92,5 @@ def make_strategy(name: str, population: int, num_params: int, sigma: float) -> 
     Raises:
       SettingError: unknown name, or a population the strategy cannot use.
     """
-    if name not in STRATEGIES:
-        raise SettingError(f"unknown strategy {name!r}; choose one of {', '.join(STRATEGIES)}")
+    check_strategy(name, population)
     return STRATEGIES[name](population, num_params, sigma)

@@ -11,6 +11,7 @@ from dreamjax.checkpoint import Store
 from dreamjax.controller import LinearController
 from dreamjax.evolution import EvolveConfig, Generations, evolve
 from dreamjax.population import SMALLEST_BATCH, batch_sizes, device_memory, evaluate
+from dreamjax.settings import SettingError
 from dreamjax.strategies import STRATEGIES, LazyCMAES, make_strategy, ordinal_weights
 
 play = jax.jit(evaluate, static_argnums=(1, 3, 5), static_argnames=("sizes", "mesh", "at_once"))
@@ -183,6 +184,17 @@ def test_every_named_strategy_finds_a_minimum(name):
     loss = lambda population: ((population - TARGET) ** 2).sum(axis=-1)  # noqa: E731
     found = minimised(strategy, strategy_params, loss, jnp.zeros(3), 80, seeds=8)
     assert loss(found.mean).max() < 0.01  # of 1.3 at the start; the worst of 1000 seeds is 0.0013
+
+
+def test_settings_are_checked_without_making_a_strategy(monkeypatch):
+    """To make one compiles for seconds, and every command checks the settings of all presets."""
+    monkeypatch.setattr("dreamjax.strategies.STRATEGIES", dict.fromkeys(STRATEGIES))
+    for name in STRATEGIES:
+        EvolveConfig(strategy=name)
+    with pytest.raises(SettingError, match="must be even, got 5"):
+        EvolveConfig(strategy="open-es", population=5)
+    with pytest.raises(SettingError, match="unknown strategy 'es'; choose one of cma-es"):
+        EvolveConfig(strategy="es")
 
 
 def test_flat_fitness_does_not_collapse_sigma():

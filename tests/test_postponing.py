@@ -1,0 +1,25 @@
+"""Packages that a command imports when it uses them."""
+
+import subprocess
+import sys
+
+START = """
+import sys
+from dreamjax.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    pass
+import gymnax
+from gymnax.environments.misc import pong
+print("|", *(name for name in ("seaborn", "matplotlib.pyplot") if name in sys.modules))
+print("|", pong.sns.heatmap.__module__)
+import seaborn
+print("|", pong.sns.heatmap is seaborn.heatmap)
+"""
+
+
+def test_a_command_starts_without_plots_and_gymnax_still_has_them():
+    done = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True)
+    said = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert said == ["|", "| seaborn.matrix", "| True"], done.stderr
