@@ -45,7 +45,7 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)
     episodes: int = 100  # real ones of each controller
     dreams: int = 1024
-    steps: int = 8_000_000  # dream steps that each C learns from
+    learn: LearnConfig = LearnConfig(steps=8_000_000)  # how each C is learnt
     workers: int | None = None
 
 
@@ -66,10 +66,10 @@ def main(config: Config) -> list[dict[str, Any]]:
 
 def measure(world: World, tau: float, seed: int, config: Config, log: Logbook) -> dict[str, Any]:
     """C learnt at one tau, awake and dreaming."""
-    params, settings = world.params(tau), LearnConfig(steps=config.steps)
+    params = world.params(tau)
     store = Store(config.out / f"tau-{tau}-seed-{seed}", keep=1)
     kept = {"store": store, "log": Logbook(writable(store.directory))}
-    found = learn(seed, world.env(), params, world.controller(), settings, **kept)
+    found = learn(seed, world.env(), params, world.controller(), config.learn, **kept)
     dreamt = dreamt_scores(world, jnp.array(found.best)[None], config.dreams, seed, tau)
     real = evaluate(world, found.best, config.episodes, seed, log=log, workers=config.workers)
     return {

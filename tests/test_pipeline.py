@@ -15,6 +15,7 @@ from PIL import Image
 from dreamjax import cli, pipeline
 from dreamjax.checkpoint import CheckpointError, Store, digest
 from dreamjax.latents import read_latents
+from dreamjax.learning import LearnConfig
 from dreamjax.pipeline import phases_of
 from dreamjax.presets import PRESETS
 from dreamjax.worlds import load_controller, load_world, save_world
@@ -59,7 +60,10 @@ def test_a_world_that_is_handed_on_is_played_at_several_temperatures(smoke, tmp_
     directory, _ = smoke
     words = ["--target", str(tmp_path / "world")]
     assert cli.main(["export", "--run-dir", str(directory), *words]) == 0
-    settings = temperature.Config(tmp_path / "tau", str(tmp_path / "world"), (0.5,), (0,), 2, 8, 1)
+    short = LearnConfig(steps=2048, lanes=32, length=32, batches=4, eval_rollouts=8)
+    settings = temperature.Config(
+        tmp_path / "tau", str(tmp_path / "world"), (0.5,), (0,), episodes=2, dreams=8, learn=short
+    )
     rows = temperature.main(settings)
     assert [row["tau"] for row in rows] == [0.5] and len(rows[0]["real"]) == 2
     assert temperature.main(settings) == rows, "known results are not measured again"
