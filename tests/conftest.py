@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -15,6 +16,8 @@ if "DREAMJAX_TESTS" not in os.environ:  # the first process; those of pytest-xdi
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side have a thread each
     os.environ["NPROC"] = "1"
     flags = "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=1"
+    if version("jax").startswith("0.10."):  # whose older code generator is sooner done
+        flags += " --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"
 
 import jax
