@@ -10,7 +10,7 @@ PRESETS = {
     # About two minutes on 2 cores: proves that every phase works, not that it learns.
     "smoke": RunConfig(
         collect=CollectConfig(episodes=16),
-        vision=VisionConfig(steps=16, learning_rate=1e-3),
+        vision=VisionConfig(steps=8, learning_rate=1e-3),
         memory=MemoryConfig(steps=20, batch_size=16, sequence_length=64),
         evolve=EvolveConfig(generations=2, population=8, rollouts=2, eval_every=2, eval_rollouts=8),
         learn=LearnConfig(

@@ -90,7 +90,7 @@ def test_damaged_and_stray_checkpoints_are_trained_anew(run, capsys):
 
 def test_a_damaged_v_is_named_with_the_command_that_mends_it(smoke, run, capsys):
     copied(smoke, run, "vision", "world")
-    flip(run / "vision" / "00000016")
+    flip(run / "vision" / "00000008")
     assert command("encode", run) == 1
     assert "is damaged or missing)); run train-vision again" in said(capsys)
 
@@ -281,10 +281,10 @@ def test_the_doctor_tells_and_changes_nothing(smoke, run, capsys):
     before = contents(run)
     assert cli.main(["doctor", str(run)]) == 0
     found = capsys.readouterr().out
-    for words in ("16 episodes", "steps 16", "steps 20", "takecover-2016", "1,088 weights"):
+    for words in ("16 episodes", "steps 8", "steps 20", "takecover-2016", "1,088 weights"):
         assert words in found
     assert "DAMAGED" not in found
-    flip(run / "vision" / "00000016")
+    flip(run / "vision" / "00000008")
     (run / "rollouts" / "collection.json").write_text("")
     (run / "latents" / "shard-00000.npz").write_bytes(b"")
     before = contents(run)

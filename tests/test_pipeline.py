@@ -182,8 +182,9 @@ def test_m_is_trained_on_where_v_is_the_same(smoke, tmp_path, capsys):
     assert "has clock=True, but this run asks for False" in capsys.readouterr().err
 
 
-def test_a_world_that_was_handed_on_learns_from_its_own_play(smoke, tmp_path, capsys):
+def test_a_world_that_was_handed_on_learns_from_its_own_play(smoke, tmp_path, capsys, monkeypatch):
     """Record, encode and train on with no more than an exported world."""
+    monkeypatch.setattr("dreamjax.agent.GAMES", 4)  # episodes of a shard
     world, run = str(tmp_path / "world"), tmp_path / "run"
     assert cli.main(["export", "--run-dir", str(smoke[0]), "--target", world]) == 0
     words = ["take-cover", "--run-dir", str(run), "--collect.episodes", "4"]
