@@ -166,10 +166,11 @@ class Generations:
         return 1 if jax.default_backend() == "cpu" else 10
 
     def _generations(self, state: Evolution, first: jax.Array, env_params: Any, count: int):
-        def generation(es, number):
+        def generation(before, number):
             key = jax.random.fold_in(self.key, number)
             key_ask, key_play, key_tell = jax.random.split(key, 3)
-            population, es = self.strategy.ask(key_ask, es, self.strategy_params)
+            population, es = self.strategy.ask(key_ask, before, self.strategy_params)
+            population = population.astype(jnp.float32)
             played = self.play(
                 key_play,
                 env_params=env_params,
@@ -178,6 +179,8 @@ class Generations:
             )
             fitness = jnp.mean(played.score, axis=1)
             es, _ = self.strategy.tell(key_tell, population, -fitness, es, self.strategy_params)
+            # evosax draws in 64 bits where jax has them
+            es = jax.tree.map(lambda old, new: new.astype(old.dtype), before, es)
             return es, {
                 "mean": jnp.nanmean(fitness),
                 "max": jnp.nanmax(fitness),

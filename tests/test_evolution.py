@@ -45,6 +45,17 @@ def test_it_learns_to_balance():
     assert found.best[0] < -1  # pushes against x[0]; at most -1.43 over 100 seeds
 
 
+@pytest.mark.parametrize("strategy", ["cma-es", "open-es"])
+def test_it_evolves_a_dream_where_jax_has_64_bits(dream, strategy):
+    env, env_params = dream
+    controller = LinearController(env.task.feature_size, 1)
+    config = EvolveConfig(generations=2, population=4, rollouts=1, strategy=strategy, eval_every=9)
+    with jax.enable_x64(True):
+        found = evolve(0, env, env_params, controller, controller.num_params, config)
+    assert found.best.dtype == found.es.mean.dtype == jnp.float32
+    assert np.isfinite(found.es.mean).all() and np.any(found.es.mean)
+
+
 def test_it_goes_on_from_a_given_mean():
     config = EvolveConfig(generations=1, population=16, rollouts=8, sigma=1e-3, eval_rollouts=8)
     found = evolve(0, Imitate(), params(), CONTROLLER, 3, config, start=TARGET)
