@@ -18,7 +18,7 @@ PRESETS = {
         ),
         evaluate=EvaluateConfig(episodes=8, baseline_episodes=20),
     ),
-    # At most 20 minutes on 2 cores.
+    # 20 to 40 minutes on 2 cores.
     "quick": RunConfig(
         collect=CollectConfig(episodes=400),
         vision=VisionConfig(steps=1500, learning_rate=1e-3),
