@@ -10,7 +10,8 @@ from probes import CONTROLLER, Balance, Imitate, ProbeParams
 from dreamjax.checkpoint import Store
 from dreamjax.controller import LinearController
 from dreamjax.evolution import EvolveConfig, Generations, evolve
-from dreamjax.population import SMALLEST_BATCH, batch_sizes, device_memory, evaluate
+from dreamjax.memory import product
+from dreamjax.population import SMALLEST_BATCH, STRIDE, batch_sizes, device_memory, evaluate
 from dreamjax.settings import SettingError
 from dreamjax.strategies import STRATEGIES, LazyCMAES, make_strategy, ordinal_weights
 
@@ -43,6 +44,31 @@ def test_it_learns_to_balance():
     assert still < 15  # 10.4 ± 0.5 over 100 seeds, all of which then reach 60 of 60
     assert found.best_score > 55
     assert found.best[0] < -1  # pushes against x[0]; at most -1.43 over 100 seeds
+
+
+def test_what_an_accelerator_does_otherwise_changes_no_length(dream, monkeypatch):
+    """Padded products, and several steps between two looks at who is alive."""
+    env, env_params = dream
+    controller = LinearController(env.task.feature_size, 1)
+    weights = jax.random.normal(jax.random.key(1), (3, controller.num_params))
+
+    def lengths():
+        play = jax.jit(lambda w: evaluate(jax.random.key(0), env, env_params, controller, w, 7))
+        return np.asarray(play(weights).steps)
+
+    plain = lengths()
+    monkeypatch.setattr("dreamjax.population.jax.default_backend", lambda: "gpu")
+    np.testing.assert_array_equal(lengths(), plain)
+    assert len(np.unique(plain % STRIDE)) > 1, "they end between looks"
+
+
+def test_a_padded_product_is_the_product(monkeypatch):
+    x, kernel = jax.random.normal(jax.random.key(0), (5, 19)), jnp.ones((19, 7)).at[3].set(2.0)
+    plain = product(x, kernel)
+    monkeypatch.setattr("dreamjax.memory.tile", lambda: 8)
+    shape = jax.make_jaxpr(product)(x, kernel).jaxpr.eqns
+    assert any(eqn.outvars[0].aval.shape == (24, 8) for eqn in shape)
+    np.testing.assert_allclose(product(x, kernel), plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["cma-es", "open-es"])
