@@ -24,6 +24,7 @@ from dreamjax import cli
 from dreamjax.envs import NamedDream
 from dreamjax.evolution import EvolveConfig
 from dreamjax.memory import Mixture
+from dreamjax.memory_training import MemoryConfig
 from dreamjax.population import evaluate
 from dreamjax.strategies import STRATEGIES
 from dreamjax.worlds import export_world, load_world
@@ -53,6 +54,12 @@ def test_throughput_rows(world):
     assert rows[1]["lanes"] == 8 and rows[1]["value"] > 0
     assert rows[3]["value"] > 3  # M alone, in bfloat16
     assert rows[1]["share_of_ceiling"] == pytest.approx(rows[1]["value"] / rows[0]["value"])
+
+
+def test_m_is_timed_on_what_it_trains_on():
+    config = MemoryConfig(steps=1, batch_size=4, sequence_length=300)
+    train, held = training_speed._random_latents(config).split(config.held_out)
+    assert train.lengths.sum() >= 1200 and len(held.lengths)
 
 
 def test_step_parts_are_rows(world):
