@@ -46,7 +46,8 @@ class Agent:
       weights: C's weights, [D] or whatever `policy` takes.
       num_games: G.
       key: PRNG key of V's sampling.
-      policy: `(weights, features [F]) -> action [A]`; None is the task's linear controller.
+      policy: `(weights, features [F]) -> action [A]`, hashable; None is the task's linear
+        controller.
     """
 
     def __init__(
