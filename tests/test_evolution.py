@@ -232,6 +232,8 @@ def test_settings_are_checked_without_making_a_strategy(monkeypatch):
         EvolveConfig(strategy="open-es", population=5)
     with pytest.raises(SettingError, match="unknown strategy 'es'; choose one of cma-es"):
         EvolveConfig(strategy="es")
+    with pytest.raises(SettingError, match="unknown strategy 'es'"):
+        make_strategy("es", 4, 2, 0.1)
 
 
 def test_flat_fitness_does_not_collapse_sigma():
