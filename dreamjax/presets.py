@@ -7,16 +7,16 @@ from dreamjax.pipeline import CollectConfig, DreamConfig, EvaluateConfig, RunCon
 from dreamjax.vision import VisionConfig
 
 PRESETS = {
-    # About two minutes on 2 cores: proves that every phase works, not that it learns.
+    # About a minute on 2 cores: proves that every phase works, not that it learns.
     "smoke": RunConfig(
-        collect=CollectConfig(episodes=16),
-        vision=VisionConfig(steps=8, learning_rate=1e-3),
-        memory=MemoryConfig(steps=20, batch_size=16, sequence_length=64),
+        collect=CollectConfig(episodes=8),
+        vision=VisionConfig(steps=8, batch_size=32, learning_rate=1e-3),
+        memory=MemoryConfig(steps=12, batch_size=8, sequence_length=64),
         evolve=EvolveConfig(generations=2, population=8, rollouts=2, eval_every=2, eval_rollouts=8),
         learn=LearnConfig(
             steps=2048, lanes=32, length=32, batches=4, eval_every=1, eval_rollouts=8
         ),
-        evaluate=EvaluateConfig(episodes=8, baseline_episodes=20),
+        evaluate=EvaluateConfig(episodes=4, baseline_episodes=10),
     ),
     # 20 to 40 minutes on 2 cores.
     "quick": RunConfig(

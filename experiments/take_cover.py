@@ -3,7 +3,7 @@
     python experiments/take_cover.py --preset quick --run-dir runs/quick
 
 The whole pipeline, top to bottom; a phase that is done is not done again. Presets by the machine
-they are for: `smoke` (about 2 minutes on 2 cores, proves that it works), `quick` (under 20 minutes
+they are for: `smoke` (about a minute on 2 cores, proves that it works), `quick` (under 20 minutes
 on 2 cores), `cpu` (sized for 3 hours on 2 cores), `paper` (one GPU and 16 cores). Scores to expect
 are in experiments/README.md; the paper's is 1092 +- 556.
 """

@@ -44,6 +44,11 @@ def random_memory(task, seed=0, death_bias=-3.0):
     return memory
 
 
+def pytest_xdist_auto_num_workers():
+    """One more than there are cores, for while tests wait for processes."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else None
+
+
 LONGEST = ("pipeline", "distributed", "soak", "scripts", "faults", "vision", "memory")
 
 

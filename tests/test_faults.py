@@ -123,11 +123,12 @@ def test_a_refused_command_changes_nothing(smoke, run, capsys):
     assert contents(run) == before
 
 
-def test_new_data_is_trained_on_or_refused_never_passed_over(smoke, run, capsys):
+def test_new_data_is_trained_on_or_refused_never_passed_over(smoke, run, capsys, monkeypatch):
     """Record, encode and train-memory in one run; and collecting more."""
+    monkeypatch.setattr("dreamjax.agent.GAMES", 4)  # episodes of a shard
     copied(smoke, run, "vision", "latents", "memory", "world", "controller")
     assert command("train-memory", run) == 0
-    assert "memory: finished before, at step 20; nothing to do" in capsys.readouterr().out
+    assert "memory: finished before, at step 12; nothing to do" in capsys.readouterr().out
     assert command("record", run, "--collect.episodes", 1) == 0
     assert command("encode", run) == 0
     world = load_world(run).digest()
@@ -137,7 +138,7 @@ def test_new_data_is_trained_on_or_refused_never_passed_over(smoke, run, capsys)
     assert load_world(run).digest() == world
     more = ("train-memory", run, "--memory.start-from", run, "--memory.steps", 2)
     assert command(*more) == 0
-    assert (run / "memory-1" / "00000020").is_dir(), "what was trained before is kept"
+    assert (run / "memory-1" / "00000012").is_dir(), "what was trained before is kept"
     after = load_world(run)
     assert after.digest() != world
     assert Store(run / "world").meta()["steps"] == 2, "what was done, not what was asked for"
@@ -281,7 +282,7 @@ def test_the_doctor_tells_and_changes_nothing(smoke, run, capsys):
     before = contents(run)
     assert cli.main(["doctor", str(run)]) == 0
     found = capsys.readouterr().out
-    for words in ("16 episodes", "steps 8", "steps 20", "takecover-2016", "1,088 weights"):
+    for words in ("8 episodes", "steps 8", "steps 12", "takecover-2016", "1,088 weights"):
         assert words in found
     assert "DAMAGED" not in found
     flip(run / "vision" / "00000008")
