@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from dreamjax.devices import product_dtype
-from dreamjax.population import evaluate
-from dreamjax.worlds import World
+from dreamjax.controller.population import evaluate
+from dreamjax.dream.worlds import World
+from dreamjax.training.devices import product_dtype
 
 from . import timing
 from .world import stand_in, step_flops

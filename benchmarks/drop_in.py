@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import dreamjax
-from dreamjax.devices import product_dtype
-from dreamjax.worlds import World
+from dreamjax.dream.worlds import World
+from dreamjax.training.devices import product_dtype
 
 from . import timing
 from .dream_throughput import alive_steps

@@ -8,9 +8,9 @@ import time
 import jax
 import jax.numpy as jnp
 
-from dreamjax.devices import product_dtype
-from dreamjax.evolution import EvolveConfig, Generations
-from dreamjax.worlds import World
+from dreamjax.controller.evolution import EvolveConfig, Generations
+from dreamjax.dream.worlds import World
+from dreamjax.training.devices import product_dtype
 
 from . import timing
 from .world import find_world, step_flops

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dreamjax.evolution import EvolveConfig, Generations
-from dreamjax.worlds import World
+from dreamjax.controller.evolution import EvolveConfig, Generations
+from dreamjax.dream.worlds import World
 
 from . import timing
 from .world import find_world

@@ -1,7 +1,7 @@
 """The dream in plain Python and NumPy, one episode at a time, as the original stepped it.
 
 It is the baseline that the compiled dream is raced against, and the oracle its tests compare
-with: nothing here is shared with `dreamjax.memory` or `dreamjax.dream` but the weights.
+with: nothing here is shared with `dreamjax.memory.model` or `dreamjax.dream.env` but the weights.
 """
 
 import numpy as np

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax.population import evaluate
-from dreamjax.worlds import World
+from dreamjax.controller.population import evaluate
+from dreamjax.dream.worlds import World
 
 from . import timing
 from .world import find_world

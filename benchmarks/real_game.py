@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 
 from dreamjax.agent import GAMES, evaluate
-from dreamjax.rollouts import collect
-from dreamjax.workers import default_workers, play
-from dreamjax.worlds import World
+from dreamjax.dream.worlds import World
+from dreamjax.game.rollouts import collect
+from dreamjax.game.workers import default_workers, play
 
 from . import timing
 from .world import stand_in

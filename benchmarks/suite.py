@@ -14,9 +14,9 @@ from pathlib import Path
 
 import jax
 
-from dreamjax.files import writable
-from dreamjax.population import lanes_that_fit
-from dreamjax.worlds import World
+from dreamjax.controller.population import lanes_that_fit
+from dreamjax.dream.worlds import World
+from dreamjax.training.files import writable
 
 from . import (
     dream_throughput,

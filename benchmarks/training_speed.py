@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax import memory_training as m
-from dreamjax import vision as v
-from dreamjax.devices import product_dtype
-from dreamjax.latents import LatentSequences
+from dreamjax.memory import training as m
+from dreamjax.memory.latents import LatentSequences
 from dreamjax.tasks import TAKE_COVER
+from dreamjax.training.devices import product_dtype
+from dreamjax.vision import model as v
 
 from . import numpy_dream, timing
 from .world import stand_in, step_flops

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dreamjax.memory import MDNRNN
+from dreamjax.dream.worlds import World, load_world
+from dreamjax.memory.lstm import MDNRNN
 from dreamjax.tasks import TAKE_COVER
-from dreamjax.vision import VAE
-from dreamjax.worlds import World, load_world
+from dreamjax.vision.model import VAE
 
 DEATHS_PER_STEP = 1 / 400  # the stand-in's, about a random player's in the paper's dream
 _PROBE_STEPS, _PROBE_LANES = 200, 64

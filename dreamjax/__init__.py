@@ -1,69 +1,48 @@
 """dreamjax: World Models (Ha & Schmidhuber, 2018) in JAX.
 
-The path of data, one module a step:
+The path of data, one room a step:
 
-`real` (the game) -> `rollouts` (collect) -> `vision` (V) -> `latents` (encode) -> `memory` (M)
--> `dream` (M as a gymnax environment) -> `evolution` or `learning` (C) -> `agent` (the real game
-again).
+`game` (real episodes) -> `vision` (V) -> `memory` (M) -> `dream` (M as an environment)
+-> `controller` (C, evolved or learnt) -> `agent` (the real game again).
 
+`tasks` says what a game is. `fidelity` compares dream and game, `run` does all of it in one
+directory, `training` is what the rooms share. Each imports only from those before it.
 Names load on first use, so that the processes that only play a game start without jax.
 """
 
-import importlib
-from typing import Any
+import lazy_loader
 
-from dreamjax.registration import register
+from dreamjax import tasks
+from dreamjax.dream.registration import register_dreams
+from dreamjax.tasks import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "CAR_RACING": "tasks",
-    "TAKE_COVER": "tasks",
-    "TAKE_COVER_VIZDOOM": "tasks",
-    "TASKS": "tasks",
-    "Task": "tasks",
-    "make_env": "real",
-    "Rollouts": "rollouts",
-    "collect": "rollouts",
-    "VAE": "vision",
-    "VisionConfig": "vision",
-    "train_vision": "vision",
-    "LatentSequences": "latents",
-    "encode_rollouts": "latents",
-    "MDNRNN": "memory",
-    "MemoryConfig": "memory_training",
-    "Mixture": "memory",
-    "train_memory": "memory_training",
-    "DreamEnv": "dream",
-    "EnvParams": "dream",
-    "EnvState": "dream",
-    "LinearController": "controller",
-    "controller_for": "controller",
-    "features": "controller",
-    "EvolveConfig": "evolution",
-    "evolve": "evolution",
-    "LearnConfig": "learning",
-    "learn": "learning",
-    "World": "worlds",
-    "load_controller": "worlds",
-    "load_world": "worlds",
-    "make": "envs",
-    "DreamProblem": "problem",
-    "Agent": "agent",
-    "evaluate": "agent",
-}
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "actions": ["Box", "Choice", "Keys"],
+        "game.env": ["make_env"],
+        "game.rollouts": ["Rollouts", "collect"],
+        "vision.model": ["VAE"],
+        "vision.training": ["VisionConfig", "train_vision"],
+        "memory.latents": ["LatentSequences", "encode_rollouts"],
+        "memory.heads": ["Mixture", "Prediction"],
+        "memory.model": ["Memory"],
+        "memory.lstm": ["MDNRNN"],
+        "memory.training": ["MemoryConfig", "train_memory"],
+        "controller.model": ["LinearController", "MLPController", "controller_for"],
+        "controller.evolution": ["EvolveConfig", "evolve"],
+        "controller.policy_gradient": ["LearnConfig", "learn"],
+        "dream.env": ["DreamEnv", "EnvParams", "EnvState"],
+        "dream.worlds": ["World", "export_world", "load_controller", "load_world"],
+        "dream.gymnax_env": ["legacy", "make"],
+        "dream.evosax_problem": ["DreamProblem"],
+        "agent": ["Agent", "evaluate"],
+        "run.settings": ["Run", "RunConfig"],
+        "run.phases": ["run_phases"],
+    },
+)
+__all__ += [*tasks.__all__, "__version__"]
 
-__all__ = [*sorted(_HOMES), "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'dreamjax' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"dreamjax.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
-
-
-register()
+register_dreams()

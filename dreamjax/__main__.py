@@ -2,6 +2,6 @@
 
 import sys
 
-from dreamjax.cli import main
+from dreamjax.run.cli import main
 
 sys.exit(main())

@@ -1,7 +1,7 @@
 """V, M and C awake: playing the real game.
 
 Paper: the `rollout` pseudocode of section "Agent Model"; code: `doomrnn/model.py`.
-Legend: A action numbers, D weights of C, G games played at once, H LSTM units.
+Legend: A action numbers, D weights of C, F features, G games played at once, H units of M.
 """
 
 import dataclasses
@@ -14,17 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax import rollouts
-from dreamjax.controller import controller_for, features
-from dreamjax.files import writable
-from dreamjax.logbook import Bar, Logbook
-from dreamjax.memory import MDNRNN, Carry
-from dreamjax.population import Policy
-from dreamjax.real import engine_seed
+from dreamjax.controller.population import Policy
+from dreamjax.dream.worlds import World
+from dreamjax.game import rollouts
+from dreamjax.game.env import engine_seed
+from dreamjax.game.workers import VectorGame
+from dreamjax.memory.model import Carry, Memory, reset
 from dreamjax.tasks import FRAME_SHAPE, Task
-from dreamjax.vision import VAE
-from dreamjax.workers import VectorGame
-from dreamjax.worlds import World
+from dreamjax.training.files import writable
+from dreamjax.training.logbook import Bar, Logbook
+from dreamjax.vision.model import VAE
 
 FIRST_PLAYED = 10_000  # number of the first shard that an agent recorded
 GAMES = 32  # games at once: enough to fill a matrix product, few enough to wait for
@@ -46,7 +45,7 @@ class Agent:
       weights: C's weights, [D] or whatever `policy` takes.
       num_games: G.
       key: PRNG key of V's sampling.
-      policy: `(weights, features [F]) -> action [A]`, hashable; None is the task's linear
+      policy: `(weights, features [F]) -> action [A]`, hashable; None is the world's linear
         controller.
     """
 
@@ -62,7 +61,7 @@ class Agent:
         self._carry = world.memory.initial_carry((num_games,))
         self._seeds = np.zeros(num_games, np.uint32)
         self._age = np.zeros(num_games, np.int32)
-        self._policy = policy or controller_for(world.task)
+        self._policy = policy or world.controller()
 
     def begin(self, slots: np.ndarray, seeds: list[int]) -> None:
         """Episodes of these game seeds begin in `slots` with the next frames."""
@@ -77,20 +76,19 @@ class Agent:
         """
         models = self._world.vision, self._world.memory
         now = self._carry, frames, self._seeds, self._age
-        task, policy = self._world.task, self._policy
-        self._carry, action, z = _act(task, policy, self._key, self._weights, models, *now)
+        self._carry, action, z = _act(self._policy, self._key, self._weights, models, *now)
         action, z = np.asarray(action), np.asarray(z)
         self._age = self._age + 1
         return action, z
 
 
-@functools.partial(jax.jit, static_argnames=("task", "policy"))
-def _act(task, policy, key, weights, models, carry, frames, seeds, age):
+@functools.partial(jax.jit, static_argnames="policy")
+def _act(policy, key, weights, models, carry, frames, seeds, age):
     """The next carry, the actions and the latents; compiled once for all agents of a policy."""
     keys = jax.vmap(functools.partial(_noise_key, key))(seeds, age)
     act = functools.partial(jax.vmap(policy, (None, 0)), weights)
-    carry, action, obs = step_awake(task, act, keys, models, carry, frames, age)
-    return carry, action, obs[:, : task.latent_size]
+    carry, action, obs = step_awake(act, keys, models, carry, frames, age)
+    return carry, action, obs[:, : models[1].latent_size]
 
 
 def _noise_key(key: jax.Array, seed: jax.Array, age: jax.Array) -> jax.Array:
@@ -98,10 +96,9 @@ def _noise_key(key: jax.Array, seed: jax.Array, age: jax.Array) -> jax.Array:
 
 
 def step_awake(
-    task: Task,
     act: Callable[[jax.Array], jax.Array],
     keys: jax.Array,
-    models: tuple[VAE, MDNRNN],
+    models: tuple[VAE, Memory],
     carry: Carry,
     frames: jax.Array,
     age: jax.Array,
@@ -109,11 +106,10 @@ def step_awake(
     """Encode, act, remember: C reads (z, carry) before M consumes z and the action.
 
     Args:
-      task: says what C reads.
       act: `features [G, F] -> actions [G, A]`.
       keys: [G] PRNG keys of V's sampling; consumed.
       models: V and M.
-      carry: M's (c, h), each [G, H]; zeroed where `age` is 0.
+      carry: what M remembers, [G, H] of each part; emptied where `age` is 0.
       frames: uint8 [G, 64, 64, 3].
       age: int32 [G], steps since the episode began.
 
@@ -124,10 +120,10 @@ def step_awake(
     mu, logvar = vision.encode(frames)
     noise = jax.vmap(lambda key: jax.random.normal(key, mu.shape[1:], mu.dtype))(keys)
     z = mu + jnp.exp(logvar / 2) * noise
-    carry = jax.tree.map(lambda x: jnp.where((age == 0)[:, None], 0.0, x), carry)
-    obs = features(task, z, carry)
+    carry = reset(carry, age == 0)
+    obs = memory.features(z, carry)
     action = act(obs)
-    carry, _, _ = memory(carry, z, action, age)
+    carry, _ = memory(carry, z, action, age)
     return carry, action, obs
 
 
@@ -184,6 +180,7 @@ def record(
     *,
     log: Logbook | None = None,
     workers: int | None = None,
+    policy: Policy | None = None,
 ) -> None:
     """Record real episodes of V, M and C, as `rollouts.collect` does those of blind policies.
 
@@ -197,6 +194,7 @@ def record(
       seed: chooses the games, which are none of any evaluation's.
       log: shows progress.
       workers: processes; the number of cores by default.
+      policy: as for `Agent`.
     """
     directory, log = writable(directory), log or Logbook(quiet=True)
     shards = range(-(-episodes // GAMES))
@@ -206,7 +204,7 @@ def record(
     if not missing:
         return
     seeds = [seed for shard in missing for seed in seeds[shard * GAMES :][:GAMES]]
-    agent = Agent(world, weights, GAMES, jax.random.key(seed))
+    agent = Agent(world, weights, GAMES, jax.random.key(seed), policy)
     tape = ShardTape(list(missing.values()), seeds, world.task)
     with (
         VectorGame(world.task, GAMES, workers) as game,
@@ -218,7 +216,7 @@ def record(
 class Tape:
     """Hears of every step of every episode; keeps nothing."""
 
-    def add(self, episodes, frames, latents, actions, rewards, terminated) -> None:
+    def add(self, episodes, frames, latents, actions, rewards, ends) -> None:
         """One step of each of `episodes`."""
 
     def end(self, episode: int) -> None:
@@ -238,10 +236,10 @@ class ShardTape(Tape):
         self._paths, self._seeds, self._task = paths, seeds, task
         self._steps, self._ended = {}, set()
 
-    def add(self, episodes, frames, latents, actions, rewards, terminated) -> None:
+    def add(self, episodes, frames, latents, actions, rewards, ends) -> None:
         """As `Tape`."""
         del latents
-        for episode, *step in zip(episodes, frames, actions, rewards, terminated, strict=True):
+        for episode, *step in zip(episodes, frames, actions, rewards, ends, strict=True):
             self._steps.setdefault(episode, []).append(step)
 
     def end(self, episode: int) -> None:
@@ -250,22 +248,24 @@ class ShardTape(Tape):
         shard = episode // GAMES
         episodes = range(shard * GAMES, (shard + 1) * GAMES)
         if self._ended.issuperset(episodes):
-            rollouts.write(self._paths[shard], self._taken(episodes))
+            rollouts.write(self._paths[shard], self._stacked(episodes))
 
-    def _taken(self, episodes: range) -> rollouts.Rollouts:
+    def _stacked(self, episodes: range) -> rollouts.Rollouts:
         """These episodes, which are then forgotten."""
-        taken = [self._steps.pop(number) for number in episodes]
+        played = [self._steps.pop(number) for number in episodes]
         frames, actions, rewards, _ = (
-            np.stack(column) for column in zip(*(s for e in taken for s in e), strict=True)
+            np.stack(column) for column in zip(*(s for e in played for s in e), strict=True)
         )
+        ends = np.array([episode[-1][3] for episode in played], np.int8)
         return rollouts.Rollouts(
             frames=frames,
             actions=actions,
             rewards=rewards.astype(np.float32),
-            lengths=np.array([len(episode) for episode in taken], np.int32),
-            terminated=np.array([episode[-1][3] for episode in taken], bool),
+            lengths=np.array([len(episode) for episode in played], np.int32),
+            terminated=ends >= 0,
             seeds=np.array(self._seeds[episodes.start : episodes.stop]),
             profile=self._task.profile,
+            ends=ends,
         )
 
 
@@ -292,12 +292,12 @@ def play_all(agent: Agent, game: VectorGame, seeds: list[int], bar: Bar, tape: T
             frames[begun] = game.reset(begun, theirs)
             agent.begin(begun, theirs)
         action, z = agent.act(frames)
-        now, reward, terminated, truncated = game.step(active, action[active])
-        tape.add(episode[active], frames[active], z[active], action[active], reward, terminated)
+        now, reward, ends, truncated = game.step(active, action[active])
+        tape.add(episode[active], frames[active], z[active], action[active], reward, ends)
         frames[active] = now
         lengths[episode[active]] += 1
         returns[episode[active]] += reward
-        ended = active[terminated | truncated]
+        ended = active[(ends >= 0) | truncated]
         for slot in ended:
             tape.end(int(episode[slot]))
             finished.append(returns[episode[slot]])

@@ -1,4 +1,4 @@
-"""The games: every constant of the paper that depends on the game, once.
+"""The games: every constant that depends on the game, once. A game is a value, a `Task`.
 
 `Task` values are frozen and hashable, so they may be static arguments of compiled functions.
 Sources: Ha & Schmidhuber, "World Models" (2018), and the code released with it
@@ -7,6 +7,19 @@ comment says so.
 """
 
 import dataclasses
+import importlib
+import pickle
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dreamjax.actions import Actions, Box, Keys, actions_of
+
+__all__ = ["CAR_RACING", "TAKE_COVER", "TAKE_COVER_VIZDOOM", "TASKS", "Task", "register"]
+
+FRAME_SHAPE = (64, 64, 3)  # what V sees of any game, uint8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,87 +32,272 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True)
+class Colour:
+    """One side of a plane among colours: `red * R + green * G + blue * B > above`, in [0, 1]."""
+
+    red: float
+    green: float
+    blue: float
+    above: float
+
+    @property
+    def weights(self) -> tuple[float, float, float]:
+        """Of red, green and blue."""
+        return self.red, self.green, self.blue
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
     """One game, as the whole pipeline sees it.
 
+    A game of your own needs a name and `make`; `register` finds out its actions.
+
     Attributes:
       name: what the command line and files call it.
-      profile: the exact variant of the real game; recorded with every result.
+      make: makes the game: "module:function", or a function that other processes can import,
+        without arguments. It returns any gymnasium environment that shows pictures, as
+        observations (uint8 [height, width, 3], any size) or by `render_mode="rgb_array"`. Where
+        one episode can end in several ways, `info["end"]` of its last step names the way.
+      profile: the exact variant of the game, recorded with every result; "" is the name.
+      actions: the form of its actions; None until `register` looks.
+      crop: rows and columns of the picture that V sees, (top, bottom, left, right); None is all.
+      ends: the ways in which an episode ends by itself, which M learns to foresee; () is none.
+      step_reward: what every step earns; None where that varies, and M learns it too.
+      reward_scale: the size of a reward that matters; M predicts rewards in it.
+      reads_restart: whether M is told when an episode begins.
       latent_size: Z, numbers in V's latent vector.
-      action_size: A, numbers in an action, each in [-1, 1] before the game's own mapping.
       hidden_size: H, units of M's LSTM.
       num_mixtures: K, Gaussians per latent dimension in M's output.
-      dies: whether M reads a restart flag (or a clock) and predicts death.
       controller_reads: the parts of M's state, beside z, that C reads, in order.
-      controller_bias: whether C has a bias.
+      controller_bias: whether a linear C has a bias.
       max_steps: steps after which an episode is truncated.
-      temperature: tau of the dream that C is evolved in.
+      temperature: tau of the dream that C learns in.
+      frames_per_second: speed of films and of whoever watches.
+      blind: the best known policy that never looks, the baseline that C has to beat: a name in
+        `game.policies.POLICIES` or "module:function".
+      ages: steps between which deaths are told apart; () is parts of `max_steps`.
+      package: whose version is recorded with what is played; "" is that of `make`'s module.
+      salient: the colour of small things that matter, which V may weigh more; None is none.
+      flash: the mean colour by which a picture flashes with pain; None if none does.
       solved_at: mean return over 100 episodes that counts as solved.
       paper: the paper's result for the full system.
-      salient_green: green value in [0, 1] above which a pixel is something to dodge; 1 is none.
-      flash_redness: mean of red minus green above which a picture flashes with pain; 1 is none.
     """
 
     name: str
-    profile: str
-    latent_size: int
-    action_size: int
-    hidden_size: int
-    dies: bool
-    controller_reads: tuple[str, ...]
-    controller_bias: bool
-    max_steps: int
-    temperature: float
-    solved_at: float
-    paper: Score
+    make: str | Callable[[], Any]
+    profile: str = ""
+    actions: Actions | None = None
+    crop: tuple[int, int, int, int] | None = None
+    ends: tuple[str, ...] = ("end",)
+    step_reward: float | None = None
+    reward_scale: float = 1.0
+    reads_restart: bool = True
+    latent_size: int = 32
+    hidden_size: int = 256
     num_mixtures: int = 5
-    salient_green: float = 1.0
-    flash_redness: float = 1.0
+    controller_reads: tuple[str, ...] = ("h",)
+    controller_bias: bool = True
+    max_steps: int = 1000
+    temperature: float = 1.0
+    frames_per_second: int = 30
+    blind: str = "held"
+    ages: tuple[int, ...] = ()
+    package: str = ""
+    salient: Colour | None = None
+    flash: Colour | None = None
+    solved_at: float | None = None
+    paper: Score | None = None
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name):
+            raise ValueError(
+                f"a task's name is of small letters, digits and hyphens, got {self.name!r}"
+            )
+        object.__setattr__(self, "make", _importable(self.make, self.name))
+        object.__setattr__(self, "profile", self.profile or self.name)
+        parts = (0.0, 0.07, 0.14, 0.24, 0.38, 0.62, 1.0)
+        ages = self.ages or tuple(round(part * self.max_steps) for part in parts)
+        object.__setattr__(self, "ages", tuple(sorted(set(ages))))
 
     @property
-    def feature_size(self) -> int:
-        """Length of the vector that C reads."""
-        return self.latent_size + len(self.controller_reads) * self.hidden_size
+    def action_size(self) -> int:
+        """A, numbers in an action."""
+        if self.actions is None:
+            raise ValueError(f"the actions of {self.name} are not known; register the task first")
+        return self.actions.size
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """What M predicts beside the next latent: "reward" where it varies, "end" if there is."""
+        varies = ("reward",) if self.step_reward is None else ()
+        return (*varies, "end") if self.ends else varies
+
+    @property
+    def env_id(self) -> str:
+        """The dream's name in gymnax's registry."""
+        words = "".join(word.capitalize() for word in self.name.split("-"))
+        return f"Dream{words}-v1"
 
 
-FRAME_SHAPE = (64, 64, 3)  # what V sees of either game, uint8
-PRESSED = 1 / 3  # Take Cover's action beyond which the key of that side is held
+def _importable(make: str | Callable[[], Any], name: str) -> str | Callable[[], Any]:
+    """`make` as other processes can have it; a script's own function by the script's name.
+
+    Raises:
+      ValueError: they cannot.
+    """
+    if isinstance(make, str):
+        if not re.fullmatch(r"[\w.]+:\w+", make):
+            raise ValueError(f'make of {name} must be "module:function", got {make!r}')
+        return make
+    if not callable(make):
+        raise ValueError(f"make of {name} must be a function that makes the game, got {make!r}")
+    module, function = getattr(make, "__module__", ""), getattr(make, "__qualname__", "")
+    if module == "__main__" and getattr(sys.modules[module], "__file__", None):
+        module = Path(sys.modules[module].__file__).stem
+    if function.isidentifier() and module != "__main__":
+        return f"{module}:{function}"
+    try:
+        pickle.dumps(make)
+    except Exception as error:
+        raise ValueError(
+            f"make of {name} is no function that other processes can import ({error}); define it "
+            "at the top of a module"
+        ) from None
+    return make
+
 
 TAKE_COVER = Task(
     name="take-cover",
+    make="dreamjax.game.take_cover:make",
     profile="takecover-2016",  # the paper's game, rebuilt with today's engine
+    actions=Keys(),
+    crop=(0, 100, 0, 160),  # of 120 rows; the original kept 400 of 480
+    ends=("death",),
+    step_reward=1.0,
     latent_size=64,
-    action_size=1,
     hidden_size=512,
-    dies=True,
     controller_reads=("c", "h"),  # doomrnn/model.py: [z, c, h]
     controller_bias=False,
     max_steps=2100,
     temperature=1.15,  # the article's best; the released code says 1.25
+    frames_per_second=35,  # tics of Doom's clock
+    blind="dreamjax.game.take_cover:left_and_right",
+    ages=(0, 150, 300, 500, 800, 1300, 2100),
+    package="vizdoom",
+    salient=Colour(0, 1, 0, 0.51),  # fireballs; walls stay below 0.5, the red flash below 0.2
+    flash=Colour(1, -1, 0, 0.1),
     solved_at=750.0,
     paper=Score(1092.0, 556.0, 100),
-    salient_green=0.51,  # fireballs; walls stay below 0.5 and the red flash of pain below 0.2
-    flash_redness=0.1,
 )
 
 # The same game as the vizdoom package registers it: no HUD, starts at tic 1.
 TAKE_COVER_VIZDOOM = dataclasses.replace(
-    TAKE_COVER, name="take-cover-vizdoom", profile="takecover-vizdoom"
+    TAKE_COVER,
+    name="take-cover-vizdoom",
+    make="dreamjax.game.take_cover:make_vizdoom",
+    profile="takecover-vizdoom",
 )
 
 CAR_RACING = Task(
     name="car-racing",
+    make="dreamjax.game.car_racing:make",
     profile="carracing-v3",
+    actions=Box((-1, 0, 0), (1, 1, 1), clipped=(2,)),  # carracing/model.py: steer, gas, brake
+    crop=(0, 84, 0, 96),  # of 96 rows; the rest is the bar of gauges
+    ends=("off track", "lap"),
+    reward_scale=3.0,  # about what a tile of the road earns
+    reads_restart=False,
     latent_size=32,
-    action_size=3,
     hidden_size=256,
-    dies=False,
     controller_reads=("h",),  # carracing/model.py, MODE_ZH
     controller_bias=True,
     max_steps=1000,
     temperature=0.7,  # carracing/dream_env.py
+    frames_per_second=50,
+    package="gymnasium",
     solved_at=900.0,
     paper=Score(906.0, 21.0, 100),
 )
 
 TASKS = {task.name: task for task in (TAKE_COVER, TAKE_COVER_VIZDOOM, CAR_RACING)}
+
+
+def register(task: Task) -> Task:
+    """Make a task known: to the command, to `load_world`, and its dream to gymnax and gymnasium.
+
+    Args:
+      task: the game. Where its actions are not given, the game is made once to see them.
+
+    Returns:
+      the task, complete.
+
+    Raises:
+      ValueError: another task of that name is known, or the game cannot be used.
+    """
+    if task.actions is None:
+        task = dataclasses.replace(task, actions=_seen_actions(task))
+    known = TASKS.setdefault(task.name, task)
+    if known != task:
+        raise ValueError(f"another task is called {task.name}; choose another name")
+    from dreamjax.dream.registration import register_dream
+
+    register_dream(task)
+    return task
+
+
+def _seen_actions(task: Task) -> Actions:
+    game = find(task.make)()
+    try:
+        return actions_of(game.action_space)
+    finally:
+        game.close()
+
+
+def find(name: str | Callable[..., Any]) -> Callable[..., Any]:
+    """What "module:name" names; anything else is that already.
+
+    Raises:
+      ValueError: no such module, or nothing of that name in it.
+    """
+    if not isinstance(name, str):
+        return name
+    module, _, attribute = name.partition(":")
+    main = sys.modules.get("__main__")
+    if main is not None and Path(getattr(main, "__file__", None) or "").stem == module:
+        return getattr(main, attribute)
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(
+                f"there is no module {module}; it must lie in this directory or on PYTHONPATH"
+            ) from None
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"the module {module} does not import ({type(error).__name__}: {reason})"
+        ) from error
+    if not hasattr(found, attribute):
+        raise ValueError(f"{module} has no {attribute!r}")
+    return getattr(found, attribute)
+
+
+def find_task(name: str) -> Task:
+    """A known task by its name, or the task that "module:ATTRIBUTE" names, registered.
+
+    Raises:
+      ValueError: neither; one line.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    if ":" not in name:
+        known = ", ".join(TASKS)
+        raise ValueError(
+            f"no task is called {name!r}; choose one of {known}, or name your own as "
+            "module:ATTRIBUTE"
+        )
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    task = find(name)
+    if not isinstance(task, Task):
+        raise ValueError(f"{name} is no dreamjax.Task, but {type(task).__name__}")
+    return register(task)

@@ -14,13 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from dreamjax.run.pipeline import score
 
 from dreamjax.agent import evaluate, step_awake
-from dreamjax.learning import CHOICES, LearnConfig, Network, Steps, Updates, critic, initial_network
-from dreamjax.pipeline import score
-from dreamjax.settings import require_positive
-from dreamjax.workers import VectorGame
-from dreamjax.worlds import World, load_controller, load_world
+from dreamjax.controller.policy_gradient import (
+    CHOICES,
+    LearnConfig,
+    Network,
+    Steps,
+    Updates,
+    critic,
+    initial_network,
+)
+from dreamjax.dream.worlds import World, load_controller, load_world
+from dreamjax.game.workers import VectorGame
+from dreamjax.training.settings import require_positive
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,12 +17,13 @@ import numpy as np
 import tyro
 from flax import struct
 
-from dreamjax.checkpoint import digest
-from dreamjax.controller import controller_for, features
-from dreamjax.dream import DreamEnv, EnvParams, EnvState
-from dreamjax.memory import MDNRNN, Carry
-from dreamjax.population import evaluate
-from dreamjax.worlds import World, load_controller, load_world
+from dreamjax.controller.model import controller_for, features
+from dreamjax.controller.population import evaluate
+from dreamjax.dream.env import DreamEnv, EnvParams, EnvState
+from dreamjax.dream.worlds import World, load_controller, load_world
+from dreamjax.memory.lstm import MDNRNN
+from dreamjax.memory.model import Carry
+from dreamjax.training.checkpoint import digest
 
 
 @dataclasses.dataclass(frozen=True)

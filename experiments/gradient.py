@@ -2,7 +2,7 @@
 
     python experiments/gradient.py --steps 400000
 
-*gradient* differentiates the dream itself; *policy gradient* (`dreamjax.learning`) and *evolution*
+*gradient* differentiates the dream itself; *policy gradient* (`dreamjax.learn`) and *evolution*
 only watch it. The original names the first as future work. A dream is differentiable but for two
 choices: which Gaussian each latent comes from (here straight-through: the forward pass draws one,
 the backward pass sees their weighted mean), and death (here its probability, so that the score is
@@ -20,12 +20,12 @@ import numpy as np
 import optax
 import tyro
 
-from dreamjax.dream import DreamEnv, EnvParams
-from dreamjax.evolution import EvolveConfig, Generations
-from dreamjax.fidelity import dreamt_scores
-from dreamjax.learning import LearnConfig, learn
-from dreamjax.memory import Mixture
-from dreamjax.worlds import World, load_controller, load_world
+from dreamjax.controller.evolution import EvolveConfig, Generations
+from dreamjax.controller.policy_gradient import LearnConfig, learn
+from dreamjax.dream.env import DreamEnv, EnvParams
+from dreamjax.dream.worlds import World, load_controller, load_world
+from dreamjax.fidelity.compare import dreamt_scores
+from dreamjax.memory.heads import Mixture
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from dreamjax.worlds import load_world
+from dreamjax.dream.worlds import load_world
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import optax
 import tyro
+from dreamjax.run.pipeline import score
 
 import dreamjax
 from dreamjax.agent import evaluate
-from dreamjax.envs import SIDES
-from dreamjax.learning import advantages
-from dreamjax.logbook import Logbook
-from dreamjax.pipeline import score
-from dreamjax.worlds import load_world
+from dreamjax.controller.policy_gradient import advantages
+from dreamjax.dream.gymnax_env import SIDES
+from dreamjax.dream.worlds import load_world
+from dreamjax.training.logbook import Logbook
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 import dreamjax
-from dreamjax.envs import legacy
+from dreamjax.dream.gymnax_env import legacy
 
 ELSEWHERE = ("brax", "brax.envs", "brax.envs.wrappers", "brax.envs.wrappers.training", "navix")
 SETTINGS = {  # both scripts' own, for 128 dreams

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 import tyro
 
-from dreamjax.evolution import EvolveConfig, Generations
-from dreamjax.fidelity import dreamt_scores
-from dreamjax.strategies import STRATEGIES
-from dreamjax.worlds import World, load_world
+from dreamjax.controller.evolution import EvolveConfig, Generations
+from dreamjax.controller.strategies import STRATEGIES
+from dreamjax.dream.worlds import World, load_world
+from dreamjax.fidelity.compare import dreamt_scores
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import tyro
 
-from dreamjax import pipeline
-from dreamjax.files import writable
-from dreamjax.logbook import Logbook
-from dreamjax.presets import PRESETS
+from dreamjax.run import pipeline
+from dreamjax.run.presets import PRESETS
 from dreamjax.tasks import TAKE_COVER
+from dreamjax.training.files import writable
+from dreamjax.training.logbook import Logbook
 
 
 @dataclasses.dataclass(frozen=True)

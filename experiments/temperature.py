@@ -15,15 +15,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from dreamjax.run.pipeline import score
 
 from dreamjax.agent import evaluate
-from dreamjax.checkpoint import Store
-from dreamjax.fidelity import dreamt_scores
-from dreamjax.files import writable, write_json
-from dreamjax.learning import LearnConfig, learn
-from dreamjax.logbook import Logbook
-from dreamjax.pipeline import score
-from dreamjax.worlds import World, load_world
+from dreamjax.controller.policy_gradient import LearnConfig, learn
+from dreamjax.dream.worlds import World, load_world
+from dreamjax.fidelity.compare import dreamt_scores
+from dreamjax.training.checkpoint import Store
+from dreamjax.training.files import writable, write_json
+from dreamjax.training.logbook import Logbook
 
 # tau: (score in the dream, score in the game), mean and standard deviation of 100 episodes
 PAPER = {

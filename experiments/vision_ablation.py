@@ -14,14 +14,15 @@ import numpy as np
 import tyro
 
 from dreamjax.agent import evaluation_seeds
-from dreamjax.fidelity import reconstruction
-from dreamjax.logbook import Logbook
-from dreamjax.policies import play_steps
-from dreamjax.real import make_env
-from dreamjax.settings import require_positive
+from dreamjax.dream.worlds import load_world
+from dreamjax.fidelity.compare import reconstruction
+from dreamjax.game.env import make_env
+from dreamjax.game.policies import play_steps
 from dreamjax.tasks import TAKE_COVER
-from dreamjax.vision import VAE, VisionConfig, train_vision
-from dreamjax.worlds import load_world
+from dreamjax.training.logbook import Logbook
+from dreamjax.training.settings import require_positive
+from dreamjax.vision.model import VAE
+from dreamjax.vision.training import VisionConfig, train_vision
 
 
 @dataclasses.dataclass(frozen=True)

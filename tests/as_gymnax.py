@@ -8,7 +8,7 @@ import functools
 
 from gymnax import registration
 
-from dreamjax.envs import named
+from dreamjax.dream.gymnax_env import named
 
 ID = "DreamTakeCover-v1"
 registration._registry |= {

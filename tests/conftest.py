@@ -27,11 +27,11 @@ from command import dreamjax
 from filelock import FileLock
 from flax import nnx
 
-from dreamjax.dream import DreamEnv, env_params
-from dreamjax.memory import MDNRNN
+from dreamjax.dream.env import DreamEnv, env_params
+from dreamjax.dream.worlds import World, export_world
+from dreamjax.memory.lstm import MDNRNN
 from dreamjax.tasks import TAKE_COVER
-from dreamjax.vision import VAE
-from dreamjax.worlds import World, export_world
+from dreamjax.vision.model import VAE
 
 SHARED = Path(os.environ["DREAMJAX_TESTS"])  # of all processes: programs compile once
 
@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def few_batch_sizes(monkeypatch):
     """Each batch size is a loop to compile, and none changes a return (test_evolution.py)."""
-    monkeypatch.setattr("dreamjax.population.COMPACTION", 0.01)
+    monkeypatch.setattr("dreamjax.controller.population.COMPACTION", 0.01)
 
 
 @pytest.fixture

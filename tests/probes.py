@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment
 
-from dreamjax.controller import LinearController
+from dreamjax.controller.model import LinearController
 
 CONTROLLER = LinearController(num_features=3, num_actions=1)
 

@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 
-from dreamjax import scratch
+from dreamjax.game import scratch
 
 
 def children(pid):

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from command import finish, start
 
-from dreamjax.checkpoint import Store, _checkpointer
-from dreamjax.rollouts import shard_paths
+from dreamjax.game.rollouts import shard_paths
+from dreamjax.training.checkpoint import Store, _checkpointer
 
 LEARN = ["run", "take-cover", "--preset", "smoke", "--controller", "learn", "--seed", "1"]
 SIZES = ["--collect.episodes=48", "--learn.steps=20480", "--evaluate.episodes=24"]

@@ -12,14 +12,16 @@ from conftest import random_memory
 from flax import nnx
 from processes import children, engines_in, running
 
-from dreamjax import agent, real, rollouts
+from dreamjax import agent
 from dreamjax.agent import Agent, evaluate, evaluation_seeds, record
-from dreamjax.dream import EnvState
-from dreamjax.learning import LearnConfig, Updates, initial_network
+from dreamjax.controller.policy_gradient import LearnConfig, Updates, initial_network
+from dreamjax.dream.env import EnvState
+from dreamjax.dream.worlds import World
+from dreamjax.game import env as real
+from dreamjax.game import rollouts
+from dreamjax.game.workers import VectorGame
 from dreamjax.tasks import TAKE_COVER
-from dreamjax.vision import VAE
-from dreamjax.workers import VectorGame
-from dreamjax.worlds import World
+from dreamjax.vision.model import VAE
 from experiments import awake
 
 EPISODES = 45  # more than the games played at once, so that slots are used again

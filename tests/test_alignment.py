@@ -7,13 +7,13 @@ import pytest
 from conftest import random_memory
 from flax import nnx
 
-from dreamjax.dream import DreamEnv, EnvState, env_params
-from dreamjax.latents import encode_rollouts, read_latents
-from dreamjax.logbook import Logbook
-from dreamjax.memory_training import gather, on_device, predict_sequences
-from dreamjax.rollouts import collect, read, shard_paths
+from dreamjax.dream.env import DreamEnv, EnvState, env_params
+from dreamjax.game.rollouts import collect, read, shard_paths
+from dreamjax.memory.latents import encode_rollouts, read_latents
+from dreamjax.memory.training import gather, on_device, predict_sequences
 from dreamjax.tasks import TAKE_COVER
-from dreamjax.vision import VAE
+from dreamjax.training.logbook import Logbook
+from dreamjax.vision.model import VAE
 
 pytestmark = pytest.mark.smoke
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax import checkpoint
-from dreamjax.checkpoint import CheckpointError, Store, digest
+from dreamjax.training import checkpoint
+from dreamjax.training.checkpoint import CheckpointError, Store, digest
 
 TREE = {"kernel": jnp.arange(12.0).reshape(3, 4), "count": {"step": jnp.int32(7)}}
 
@@ -131,8 +131,8 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
     Store(tmp_path).save(1, TREE, {})
     script = """
 import resource, signal, sys, numpy as np
-from dreamjax import checkpoint
-from dreamjax.checkpoint import CheckpointError, Store
+from dreamjax.training import checkpoint
+from dreamjax.training.checkpoint import CheckpointError, Store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 noise = np.random.default_rng(0).normal(size=300000)

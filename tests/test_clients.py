@@ -15,11 +15,11 @@ from flax import linen as nn
 from flax import nnx
 
 import dreamjax
-from dreamjax.envs import legacy
-from dreamjax.memory import MDNRNN
+from dreamjax.dream.gymnax_env import legacy
+from dreamjax.dream.worlds import World, export_world
+from dreamjax.memory.lstm import MDNRNN
 from dreamjax.tasks import TAKE_COVER
-from dreamjax.vision import VAE
-from dreamjax.worlds import World, export_world
+from dreamjax.vision.model import VAE
 from experiments import purejaxrl
 
 ID = "DreamTakeCover-v1"

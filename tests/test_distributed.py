@@ -7,8 +7,8 @@ import sys
 
 from command import dreamjax, finish, kill, start, wait_for
 
-from dreamjax.checkpoint import Store
-from dreamjax.media import read_metrics
+from dreamjax.run.pictures import read_metrics
+from dreamjax.training.checkpoint import Store
 
 EVOLVE = """
 import sys
@@ -16,7 +16,7 @@ sys.path.insert(0, "tests")
 import jax
 import jax.numpy as jnp
 from probes import CONTROLLER, Balance, ProbeParams
-from dreamjax.evolution import EvolveConfig, evolve
+from dreamjax.controller.evolution import EvolveConfig, evolve
 params = ProbeParams(target=jnp.zeros(3), max_steps_in_episode=jnp.int32(30))
 config = EvolveConfig(generations=4, population=10, rollouts=3, eval_every=2, eval_rollouts=20)
 found = evolve(0, Balance(), params, CONTROLLER, 3, config)

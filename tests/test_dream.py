@@ -10,7 +10,7 @@ import pytest
 from conftest import random_memory
 
 from benchmarks import numpy_dream
-from dreamjax.dream import DreamEnv, env_params
+from dreamjax.dream.env import DreamEnv, env_params
 from dreamjax.tasks import TAKE_COVER
 
 reset = jax.jit(DreamEnv.reset_env, static_argnums=0)

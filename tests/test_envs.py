@@ -18,9 +18,9 @@ from gymnax.wrappers import FlattenObservationWrapper, LegacyStepAPIWrapper, Log
 from gymnax.wrappers.gym import GymnaxToVectorGymWrapper
 
 import dreamjax
-from dreamjax.envs import legacy
-from dreamjax.problem import DreamProblem
-from dreamjax.settings import SettingError
+from dreamjax.dream.evosax_problem import DreamProblem
+from dreamjax.dream.gymnax_env import legacy
+from dreamjax.training.settings import SettingError
 
 ID = "DreamTakeCover-v1"
 VARIANTS = [
@@ -80,7 +80,7 @@ def test_dreams_scan_pickle_copy_and_share_one_compiled_step(world):
 
 def test_parameters_asked_for_inside_a_trace_are_real_arrays(world):
     env = gymnax.make(ID, world=world, temperature=0.9)[0]
-    dreamjax.envs._params.cache_clear()
+    dreamjax.dream.gymnax_env._params.cache_clear()
     obs = jax.jit(lambda key: env.reset(key)[0])(jax.random.key(0))
     leaves = jax.tree.leaves(env.default_params)
     assert obs.shape == (1088,) and not any(isinstance(x, jax.core.Tracer) for x in leaves)

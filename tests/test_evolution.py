@@ -7,13 +7,19 @@ import pytest
 from evosax.algorithms import CMA_ES
 from probes import CONTROLLER, Balance, Imitate, ProbeParams
 
-from dreamjax.checkpoint import Store
-from dreamjax.controller import LinearController
-from dreamjax.evolution import EvolveConfig, Generations, evolve
-from dreamjax.memory import product
-from dreamjax.population import SMALLEST_BATCH, STRIDE, batch_sizes, device_memory, evaluate
-from dreamjax.settings import SettingError
-from dreamjax.strategies import STRATEGIES, LazyCMAES, make_strategy, ordinal_weights
+from dreamjax.controller.evolution import EvolveConfig, Generations, evolve
+from dreamjax.controller.model import LinearController
+from dreamjax.controller.population import (
+    SMALLEST_BATCH,
+    STRIDE,
+    batch_sizes,
+    device_memory,
+    evaluate,
+)
+from dreamjax.controller.strategies import STRATEGIES, LazyCMAES, make_strategy, ordinal_weights
+from dreamjax.memory.model import product
+from dreamjax.training.checkpoint import Store
+from dreamjax.training.settings import SettingError
 
 play = jax.jit(evaluate, static_argnums=(1, 3, 5), static_argnames=("sizes", "mesh", "at_once"))
 TARGET = jnp.array([1.0, -0.5, 0.25])
@@ -57,7 +63,7 @@ def test_what_an_accelerator_does_otherwise_changes_no_length(dream, monkeypatch
         return np.asarray(play(weights).steps)
 
     plain = lengths()
-    monkeypatch.setattr("dreamjax.population.jax.default_backend", lambda: "gpu")
+    monkeypatch.setattr("dreamjax.controller.population.jax.default_backend", lambda: "gpu")
     np.testing.assert_array_equal(lengths(), plain)
     assert len(np.unique(plain % STRIDE)) > 1, "they end between looks"
 
@@ -65,7 +71,7 @@ def test_what_an_accelerator_does_otherwise_changes_no_length(dream, monkeypatch
 def test_a_padded_product_is_the_product(monkeypatch):
     x, kernel = jax.random.normal(jax.random.key(0), (5, 19)), jnp.ones((19, 7)).at[3].set(2.0)
     plain = product(x, kernel)
-    monkeypatch.setattr("dreamjax.memory.tile", lambda: 8)
+    monkeypatch.setattr("dreamjax.memory.model.tile", lambda: 8)
     shape = jax.make_jaxpr(product)(x, kernel).jaxpr.eqns
     assert any(eqn.outvars[0].aval.shape == (24, 8) for eqn in shape)
     np.testing.assert_allclose(product(x, kernel), plain, rtol=1e-5, atol=1e-5)
@@ -177,7 +183,7 @@ def test_memory_is_known_where_there_is_no_proc(monkeypatch):
 
     assert 0 < device_memory() < 2**60
     pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}  # as on macOS
-    monkeypatch.setattr("dreamjax.population.open", no_proc, raising=False)
+    monkeypatch.setattr("dreamjax.controller.population.open", no_proc, raising=False)
     monkeypatch.setattr("os.sysconf", pages.__getitem__)
     assert device_memory() == 4_096_000
 
@@ -225,7 +231,7 @@ def test_every_named_strategy_finds_a_minimum(name):
 
 def test_settings_are_checked_without_making_a_strategy(monkeypatch):
     """To make one compiles for seconds, and every command checks the settings of all presets."""
-    monkeypatch.setattr("dreamjax.strategies.STRATEGIES", dict.fromkeys(STRATEGIES))
+    monkeypatch.setattr("dreamjax.controller.strategies.STRATEGIES", dict.fromkeys(STRATEGIES))
     for name in STRATEGIES:
         EvolveConfig(strategy=name)
     with pytest.raises(SettingError, match="must be even, got 5"):

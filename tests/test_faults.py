@@ -21,11 +21,12 @@ from command import finish, refused, start
 from test_checkpoint import flip
 from test_pipeline import TINY
 
-from dreamjax import cli, devices, stopping
-from dreamjax.checkpoint import Store, digest
-from dreamjax.population import evaluation_key
+from dreamjax.controller.population import evaluation_key
+from dreamjax.dream.worlds import blank_models, load_world
+from dreamjax.run import cli
 from dreamjax.tasks import TAKE_COVER
-from dreamjax.worlds import blank_models, load_world
+from dreamjax.training.checkpoint import Store, digest
+from dreamjax.training.fit import devices, stopping
 
 QUICK = [*TINY, "--vision.steps-per-call=2", "--save-seconds=0", "--vision.learning-rate=1e-4"]
 
@@ -169,7 +170,7 @@ def test_a_schedule_is_not_bent(run, capsys):
 def test_too_little_memory_is_one_line(run):
     """Row 17b: a batch of a million frames, where 12 GB cannot be had."""
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33)); "
-    limit += "from dreamjax.cli import main; sys.exit(main(sys.argv[1:]))"
+    limit += "from dreamjax.run.cli import main; sys.exit(main(sys.argv[1:]))"
     words = ["train-vision", "take-cover", "--run-dir", str(run), "--vision.batch-size=1000000"]
     done = subprocess.run([sys.executable, "-c", limit, *words], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr

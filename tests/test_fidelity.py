@@ -9,14 +9,14 @@ import pytest
 from conftest import random_memory
 from flax import nnx
 
-from dreamjax import fidelity
-from dreamjax.controller import features
-from dreamjax.departures import _padded, departures
-from dreamjax.latents import LatentSequences
-from dreamjax.logbook import Logbook
-from dreamjax.memory import MDNRNN
-from dreamjax.memory_metrics import calibrated_threshold
-from dreamjax.worlds import World
+from dreamjax.controller.model import features
+from dreamjax.dream.worlds import World
+from dreamjax.fidelity import compare as fidelity
+from dreamjax.fidelity.departures import _padded, departures
+from dreamjax.memory.latents import LatentSequences
+from dreamjax.memory.lstm import MDNRNN
+from dreamjax.memory.metrics import calibrated_threshold
+from dreamjax.training.logbook import Logbook
 
 
 def world_of(task, memory):

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from dreamjax.files import WriteError, replacing, write_json, writing
+from dreamjax.training.files import WriteError, replacing, write_json, writing
 
 
 @pytest.mark.parametrize(

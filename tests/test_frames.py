@@ -7,9 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from dreamjax import rollouts
-from dreamjax.frames import FrameStream
+from dreamjax.game import rollouts
 from dreamjax.tasks import FRAME_SHAPE
+from dreamjax.vision.frames import FrameStream
 
 LENGTHS = (5, 2, 7, 4, 3)  # frames of each shard; frame i of all is filled with i
 TOTAL = sum(LENGTHS)

@@ -8,7 +8,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import vector as wrappers
 
 import dreamjax
-from dreamjax.gym_envs import VectorDream
+from dreamjax.dream.gymnasium_env import VectorDream
 
 ID = "dreamjax/TakeCover-v1"
 LANES = 5

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dreamjax import checkpoint, latents, rollouts
-from dreamjax.latents import LatentSequences, encode_rollouts, read_latents
-from dreamjax.logbook import Logbook
+from dreamjax.game import rollouts
+from dreamjax.memory import latents
+from dreamjax.memory.latents import LatentSequences, encode_rollouts, read_latents
 from dreamjax.tasks import TAKE_COVER
-from dreamjax.vision import VAE, _untrained
+from dreamjax.training import checkpoint
+from dreamjax.training.logbook import Logbook
+from dreamjax.vision.model import VAE
+from dreamjax.vision.training import _untrained
 
 LENGTHS = ((4, 2), (3,), (1, 5, 2))  # episodes of each shard
 LOG = Logbook(quiet=True)

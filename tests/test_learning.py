@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 from probes import CONTROLLER, Balance, ProbeParams
 
-from dreamjax.checkpoint import Store
-from dreamjax.controller import LinearController
-from dreamjax.learning import CHOICES, LearnConfig, Steps, Updates, advantages, learn
+from dreamjax.controller.model import LinearController
+from dreamjax.controller.policy_gradient import (
+    CHOICES,
+    LearnConfig,
+    Steps,
+    Updates,
+    advantages,
+    learn,
+)
 from dreamjax.tasks import PRESSED
+from dreamjax.training.checkpoint import Store
 
 PARAMS = ProbeParams(target=jnp.zeros(3), max_steps_in_episode=jnp.int32(60))
 SMALL = LearnConfig(

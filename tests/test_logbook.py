@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from dreamjax.logbook import Logbook
+from dreamjax.training.logbook import Logbook
 
 HEADER = "time,phase,step,metric,value"
 

@@ -17,10 +17,12 @@ from flax import nnx
 from PIL import Image
 from processes import engines_in, running, shared_memory, wait_until, working_in
 
-from dreamjax import agent, media, real
-from dreamjax.vision import VAE
-from dreamjax.workers import VectorGame, WorkerError
-from dreamjax.worlds import World
+from dreamjax import agent
+from dreamjax.dream.worlds import World
+from dreamjax.game import env as real
+from dreamjax.game.workers import VectorGame, WorkerError
+from dreamjax.run import pictures as media
+from dreamjax.vision.model import VAE
 
 PANEL = 440  # pixels
 
@@ -91,7 +93,9 @@ def test_the_film_shows_the_first_episode_of_the_evaluation(world, weights, monk
 # The command, but with little to evaluate, so that it soon makes its film.
 FILMING = """
 import sys
-from dreamjax import agent, cli, pipeline
+from dreamjax.run import cli
+from dreamjax.run import pipeline
+from dreamjax import agent
 def evaluate(*args, **kept):
     return agent.Played(returns=agent.np.ones(2), lengths=agent.np.ones(2))
 pipeline.evaluate = evaluate

@@ -12,14 +12,14 @@ import scipy.special
 import scipy.stats
 from flax import nnx
 
-from dreamjax import memory_metrics as metrics_module
-from dreamjax import memory_training as training_module
-from dreamjax.checkpoint import Store
-from dreamjax.latents import LatentSequences
-from dreamjax.logbook import Logbook
-from dreamjax.memory import MDNRNN, NEVER, EventMixture, Mixture, cast, with_events
-from dreamjax.memory_metrics import memory_metrics
-from dreamjax.memory_training import (
+from dreamjax.memory import metrics as metrics_module
+from dreamjax.memory import training as training_module
+from dreamjax.memory.heads import EventMixture, Mixture
+from dreamjax.memory.latents import LatentSequences
+from dreamjax.memory.lstm import MDNRNN
+from dreamjax.memory.metrics import memory_metrics
+from dreamjax.memory.model import NEVER, cast, with_events
+from dreamjax.memory.training import (
     Layout,
     MemoryConfig,
     Sequences,
@@ -29,6 +29,8 @@ from dreamjax.memory_training import (
     train_memory,
 )
 from dreamjax.tasks import CAR_RACING, TAKE_COVER
+from dreamjax.training.checkpoint import Store
+from dreamjax.training.logbook import Logbook
 
 QUIET = Logbook(quiet=True)
 ARRAYS = ("lstm_kernel", "lstm_bias", "head_kernel", "head_bias")

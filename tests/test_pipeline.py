@@ -10,15 +10,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from dreamjax.run.pipeline import phases_of
 from PIL import Image
 
-from dreamjax import cli, pipeline
-from dreamjax.checkpoint import CheckpointError, Store, digest
-from dreamjax.latents import read_latents
-from dreamjax.learning import LearnConfig
-from dreamjax.pipeline import phases_of
-from dreamjax.presets import PRESETS
-from dreamjax.worlds import load_controller, load_world, save_world
+from dreamjax.controller.policy_gradient import LearnConfig
+from dreamjax.dream.worlds import load_controller, load_world, save_world
+from dreamjax.memory.latents import read_latents
+from dreamjax.run import cli, pipeline
+from dreamjax.run.presets import PRESETS
+from dreamjax.training.checkpoint import CheckpointError, Store, digest
 from experiments import take_cover, temperature
 
 TINY = [  # smaller than the preset in all that takes time here
@@ -272,7 +272,7 @@ def test_info_is_true(capsys):
 
 
 def test_the_players_start_without_jax():
-    code = "import sys, dreamjax, dreamjax.player; sys.exit('jax' in sys.modules)"
+    code = "import sys, dreamjax, dreamjax.game.player; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

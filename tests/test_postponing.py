@@ -3,11 +3,11 @@
 import subprocess
 import sys
 
-from dreamjax.postponing import postponed
+from dreamjax.training.postponing import postponed
 
 START = """
 import sys
-from dreamjax.cli import main
+from dreamjax.run.cli import main
 try:
     main(["--help"])
 except SystemExit:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import dreamjax
-from dreamjax.worlds import SHIPPED, _load_exported, shipped_worlds
+from dreamjax.dream.worlds import SHIPPED, _load_exported, shipped_worlds
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

@@ -10,7 +10,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from dreamjax import policies, real
+from dreamjax.game import env as real
+from dreamjax.game import policies
 from dreamjax.tasks import CAR_RACING, TAKE_COVER, TAKE_COVER_VIZDOOM
 
 LEFT, RIGHT, STAY = (np.array([a], np.float32) for a in (-1, 1, 0))

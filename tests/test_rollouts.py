@@ -14,10 +14,12 @@ import zipfile
 import numpy as np
 import pytest
 
-from dreamjax import files, policies, real, rollouts
-from dreamjax.logbook import Logbook
-from dreamjax.rollouts import DamagedShardError, Rollouts, collect, frame_counts, read, write
+from dreamjax.game import env as real
+from dreamjax.game import policies, rollouts
+from dreamjax.game.rollouts import DamagedShardError, Rollouts, collect, frame_counts, read, write
 from dreamjax.tasks import TAKE_COVER
+from dreamjax.training import files
+from dreamjax.training.logbook import Logbook
 
 SHORT = dataclasses.replace(TAKE_COVER, max_steps=60)  # short episodes, for speed
 
@@ -379,7 +381,7 @@ def test_damaged_settings_of_no_shards_are_written_anew(tmp_path):
 
 COLLECT = """
 import dataclasses, sys
-from dreamjax.rollouts import collect
+from dreamjax.game.rollouts import collect
 from dreamjax.tasks import TAKE_COVER
 task = dataclasses.replace(TAKE_COVER, max_steps=60)
 collect(task, sys.argv[1], 400, 1, shard_episodes=3, workers=2)
@@ -408,7 +410,7 @@ def test_a_killed_collection_goes_on_where_it_was(collected, tmp_path):
 
 WRITE = """
 import sys, time
-from dreamjax.files import replacing
+from dreamjax.training.files import replacing
 with replacing(sys.argv[1]):
     print("open", flush=True)
     time.sleep(60)

@@ -20,14 +20,14 @@ from benchmarks import (
     training_speed,
 )
 from benchmarks.world import DEATHS_PER_STEP, stand_in
-from dreamjax import cli
-from dreamjax.envs import NamedDream
-from dreamjax.evolution import EvolveConfig
-from dreamjax.memory import Mixture
-from dreamjax.memory_training import MemoryConfig
-from dreamjax.population import evaluate
-from dreamjax.strategies import STRATEGIES
-from dreamjax.worlds import export_world, load_world
+from dreamjax.controller.evolution import EvolveConfig
+from dreamjax.controller.population import evaluate
+from dreamjax.controller.strategies import STRATEGIES
+from dreamjax.dream.gymnax_env import NamedDream
+from dreamjax.dream.worlds import export_world, load_world
+from dreamjax.memory.heads import Mixture
+from dreamjax.memory.training import MemoryConfig
+from dreamjax.run import cli
 from experiments import ensemble, gradient, mosaic, ppo, strategies
 
 

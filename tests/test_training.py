@@ -6,9 +6,9 @@ import signal
 import jax.numpy as jnp
 import pytest
 
-from dreamjax.checkpoint import Store
-from dreamjax.logbook import Logbook
-from dreamjax.training import fit
+from dreamjax.training.checkpoint import Store
+from dreamjax.training.fit import fit
+from dreamjax.training.logbook import Logbook
 
 
 def advance(state, step):

@@ -10,10 +10,13 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from dreamjax import checkpoint, rollouts, vision
-from dreamjax.logbook import Logbook
+from dreamjax.game import rollouts
 from dreamjax.tasks import TAKE_COVER
-from dreamjax.vision import VAE, VisionConfig, train_vision, vae_loss
+from dreamjax.training import checkpoint
+from dreamjax.training.logbook import Logbook
+from dreamjax.vision import model as vision
+from dreamjax.vision.model import VAE
+from dreamjax.vision.training import VisionConfig, train_vision, vae_loss
 from experiments import vision_ablation
 
 Z = TAKE_COVER.latent_size

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from processes import children, running, shared_memory, wait_until, working_in
 
-from dreamjax import policies, real, scratch
+from dreamjax.game import env as real
+from dreamjax.game import policies, scratch
+from dreamjax.game.workers import VectorGame, WorkerError, play, run_jobs
 from dreamjax.tasks import TAKE_COVER, TAKE_COVER_VIZDOOM
-from dreamjax.workers import VectorGame, WorkerError, play, run_jobs
 
 LEFT = np.array([-1.0], np.float32)
 
@@ -321,7 +322,7 @@ def test_a_worker_that_dies_as_it_starts_leaves_nothing(fake_task, monkeypatch, 
 ORPHANS = """
 import numpy as np
 from dreamjax.tasks import TAKE_COVER
-from dreamjax.workers import VectorGame
+from dreamjax.game.workers import VectorGame
 games = VectorGame(TAKE_COVER, 2, workers=2)
 games.reset([0, 1], [0, 1])
 print(*[worker.process.pid for worker in games._workers], flush=True)
@@ -408,8 +409,8 @@ def test_only_scratch_directories_of_the_dead_are_cleared(tmp_path, monkeypatch)
 
 def test_a_player_started_by_hand_removes_nothing(tmp_path):
     (tmp_path / "mine").touch()
-    words = [sys.executable, "-m", "dreamjax.player", "0", "1"]
+    words = [sys.executable, "-m", "dreamjax.game.player", "0", "1"]
     kept = {"capture_output": True, "text": True, "start_new_session": True}
     ended = subprocess.run(words, cwd=tmp_path, **kept)
-    assert ended.returncode == 1 and "only dreamjax.workers starts a player" in ended.stderr
+    assert ended.returncode == 1 and "only dreamjax.game.workers starts a player" in ended.stderr
     assert os.listdir(tmp_path) == ["mine"]

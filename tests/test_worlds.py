@@ -13,11 +13,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from dreamjax.checkpoint import CheckpointError, Store, digest
-from dreamjax.memory import MDNRNN
-from dreamjax.tasks import CAR_RACING, TAKE_COVER, TAKE_COVER_VIZDOOM
-from dreamjax.vision import VAE
-from dreamjax.worlds import (
+from dreamjax.dream.worlds import (
     World,
     adopt_world,
     export_world,
@@ -26,6 +22,10 @@ from dreamjax.worlds import (
     save_controller,
     save_world,
 )
+from dreamjax.memory.lstm import MDNRNN
+from dreamjax.tasks import CAR_RACING, TAKE_COVER, TAKE_COVER_VIZDOOM
+from dreamjax.training.checkpoint import CheckpointError, Store, digest
+from dreamjax.vision.model import VAE
 
 WEIGHTS = np.linspace(-1, 1, 1088, dtype=np.float32)
 
@@ -284,7 +284,7 @@ def test_a_run_that_was_killed_as_it_adopted_a_world_adopts_it_again(
 
     for moment in ("save_world", "save_controller"):
         run = tmp_path / moment
-        monkeypatch.setattr(f"dreamjax.worlds.{moment}", killed)
+        monkeypatch.setattr(f"dreamjax.dream.worlds.{moment}", killed)
         with pytest.raises(KeyboardInterrupt):
             adopt_world(run, folder, TAKE_COVER)
         monkeypatch.undo()

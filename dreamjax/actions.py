@@ -1,0 +1,126 @@
+"""The form of a game's actions: one vector of numbers, for the game, M, C and the dream alike.
+
+A `Box` is the game's own numbers; `Keys` is one number that presses one of two keys, or neither;
+a `Choice` is the one-hot vector of a discrete action. No jax here: the processes that only play a
+game import this.
+A: numbers in an action.
+"""
+
+import dataclasses
+
+import gymnasium
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """Numbers between bounds, as gymnasium's `Box`.
+
+    Attributes:
+      low, high: the bounds, A of each.
+      clipped: places of numbers for which C's tanh is cut to the bounds instead of stretched over
+        them (the paper's brake).
+    """
+
+    low: tuple[float, ...] = (-1.0,)
+    high: tuple[float, ...] = (1.0,)
+    clipped: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """A."""
+        return len(self.low)
+
+    def space(self) -> gymnasium.spaces.Box:
+        """All vectors [A]."""
+        low, high = (np.asarray(bound, np.float32) for bound in (self.low, self.high))
+        return gymnasium.spaces.Box(low, high, dtype=np.float32)
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """A random action, float32 [A]."""
+        return rng.uniform(self.low, self.high).astype(np.float32)
+
+    def corners(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Two opposite extremes, float32 [A] each."""
+        low, high = (np.asarray(bound, np.float32) for bound in (self.low, self.high))
+        one = np.where(rng.random(self.size) < 0.5, low, high)
+        return one, low + high - one
+
+    def to_game(self, action: np.ndarray) -> np.ndarray:
+        """What the game's `step` is given for a vector [A]."""
+        return action
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys(Box):
+    """One number in [-1, 1]: below `-pressed` one key is held, above `pressed` the other."""
+
+    pressed: float = 1 / 3
+
+    choices = (-1.0, 0.0, 1.0)  # one key, neither, the other
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One of `n` actions, as gymnasium's `Discrete`; the vector is one-hot.
+
+    Attributes:
+      n: A, how many there are.
+      start: the game's number of the first.
+    """
+
+    n: int
+    start: int = 0
+
+    @property
+    def size(self) -> int:
+        """A."""
+        return self.n
+
+    @property
+    def low(self) -> tuple[float, ...]:
+        """Lower bounds of the vector."""
+        return (0.0,) * self.n
+
+    @property
+    def high(self) -> tuple[float, ...]:
+        """Upper bounds of the vector."""
+        return (1.0,) * self.n
+
+    def space(self) -> gymnasium.spaces.Box:
+        """Box [A] around the one-hot vectors."""
+        return gymnasium.spaces.Box(0, 1, (self.n,), np.float32)
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """A random action, one-hot float32 [A]."""
+        return self._hot(int(rng.integers(self.n)))
+
+    def corners(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Two different actions, where there are two."""
+        one, other = (int(x) for x in rng.permutation(max(self.n, 2))[:2] % self.n)
+        return self._hot(one), self._hot(other)
+
+    def to_game(self, action: np.ndarray) -> int:
+        """The game's number of a vector [A]."""
+        return self.start + int(np.argmax(action))
+
+    def _hot(self, choice: int) -> np.ndarray:
+        return np.eye(self.n, dtype=np.float32)[choice]
+
+
+Actions = Box | Choice
+
+
+def actions_of(space: gymnasium.Space) -> Actions:
+    """The form of a game's action space.
+
+    Raises:
+      ValueError: neither `Discrete` nor a flat `Box` with bounds.
+    """
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return Choice(int(space.n), int(space.start))
+    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
+        raise ValueError(f"actions must be Discrete or a flat Box, got {space}; wrap the game")
+    if not space.is_bounded():
+        raise ValueError(f"actions must have bounds, got {space}; wrap the game")
+    return Box(tuple(map(float, space.low)), tuple(map(float, space.high)))

@@ -1,0 +1,183 @@
+"""From C's outputs to actions: as they are done awake, and as they are drawn while C learns.
+
+A head belongs to a form of actions. Policy gradient knows heads by the five methods here alone.
+Legend: A action numbers, O outputs of C; `...` is any number of batch axes.
+"""
+
+import dataclasses
+import math
+import operator
+
+import jax
+import jax.numpy as jnp
+
+from dreamjax.actions import Actions, Box, Choice, Keys
+from dreamjax.memory.model import pressed
+
+FIRST_LOG_STD = -0.7  # of a Gaussian's draws, before C's outputs are squashed
+
+
+class Head:
+    """What a head can do; `spread` is what else is learnt of its draws, None if nothing is.
+
+    Attributes:
+      outputs: O.
+    """
+
+    outputs: int
+
+    def act(self, out: jax.Array) -> jax.Array:
+        """The action [..., A] of outputs [..., O], awake and in evolution."""
+        raise NotImplementedError
+
+    def first_spread(self) -> jax.Array | None:
+        """`spread` before learning."""
+        return None
+
+    def draw(self, key: jax.Array, out: jax.Array, spread: jax.Array | None) -> jax.Array:
+        """A random draw [...] for outputs [..., O]."""
+        raise NotImplementedError
+
+    def action(self, out: jax.Array, drawn: jax.Array) -> jax.Array:
+        """The action [..., A] of a draw."""
+        raise NotImplementedError
+
+    def log_prob(self, out: jax.Array, spread: jax.Array | None, drawn: jax.Array) -> jax.Array:
+        """Log probability, or density, [...] of a draw."""
+        raise NotImplementedError
+
+    def entropy(self, out: jax.Array, spread: jax.Array | None) -> jax.Array:
+        """Of the draws, in nats [...]."""
+        raise NotImplementedError
+
+
+class Categorical(Head):
+    """Draws one of several; a subclass tells their log probabilities."""
+
+    def log_probs(self, out: jax.Array) -> jax.Array:
+        """Log probabilities [..., C] of the choices."""
+        raise NotImplementedError
+
+    def draw(self, key, out, spread):
+        """The number of a choice, int32 [...]."""
+        del spread
+        return jax.random.categorical(key, self.log_probs(out))
+
+    def log_prob(self, out, spread, drawn):
+        """As `Head`."""
+        del spread
+        log_probs = self.log_probs(out)
+        rows = log_probs.reshape(-1, log_probs.shape[-1])
+        return jax.vmap(operator.getitem)(rows, drawn.ravel()).reshape(drawn.shape)
+
+    def entropy(self, out, spread):
+        """As `Head`."""
+        del spread
+        log_probs = self.log_probs(out)
+        return -(jnp.exp(log_probs) * log_probs).sum(axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class KeysHead(Categorical):
+    """tanh of one number, the paper's; drawn, it is one of `Keys.choices`.
+
+    Awake the game holds the key that the number presses, the likeliest of the choices.
+    """
+
+    keys: Keys = Keys()
+
+    outputs = 1
+
+    def act(self, out):
+        """As `Head`."""
+        return jnp.tanh(out)
+
+    def log_probs(self, out):
+        """As `Categorical`: to press none is likeliest where the number presses none."""
+        side = out[..., 0]
+        stay = jnp.full_like(side, math.atanh(self.keys.pressed))
+        return jax.nn.log_softmax(jnp.stack((-side, stay, side), axis=-1))
+
+    def action(self, out, drawn):
+        """As `Head`.
+
+        Where the draw is C's own choice, the number is C's own too: M then reads while C learns
+        what it will read awake.
+        """
+        own, choice = self.act(out)[..., 0], jnp.asarray(self.keys.choices)[drawn]
+        return jnp.where(pressed(own, self.keys.pressed) == choice, own, choice)[..., None]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoiceHead(Categorical):
+    """The one-hot vector of the largest of n numbers, which are the choices' logits."""
+
+    choice: Choice
+
+    @property
+    def outputs(self) -> int:
+        """n."""
+        return self.choice.n
+
+    def act(self, out):
+        """As `Head`."""
+        return self.action(out, jnp.argmax(out, axis=-1))
+
+    def log_probs(self, out):
+        """As `Categorical`."""
+        return jax.nn.log_softmax(out)
+
+    def action(self, out, drawn):
+        """As `Head`."""
+        del out
+        return jax.nn.one_hot(drawn, self.choice.n)
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxHead(Head):
+    """tanh, stretched over the box; drawn, a Gaussian around the outputs is squashed so."""
+
+    box: Box
+
+    @property
+    def outputs(self) -> int:
+        """A."""
+        return self.box.size
+
+    def act(self, out):
+        """As `Head`."""
+        low, high = jnp.asarray(self.box.low), jnp.asarray(self.box.high)
+        squashed = jnp.tanh(out)
+        stretched = (low + high) / 2 + (high - low) / 2 * squashed
+        cut = jnp.asarray([place in self.box.clipped for place in range(self.box.size)])
+        return jnp.where(cut, jnp.clip(squashed, low, high), stretched)
+
+    def first_spread(self):
+        """Log standard deviations [A]."""
+        return jnp.full(self.box.size, FIRST_LOG_STD)
+
+    def draw(self, key, out, spread):
+        """Numbers before they are squashed, [..., A]."""
+        return out + jnp.exp(spread) * jax.random.normal(key, out.shape, out.dtype)
+
+    def action(self, out, drawn):
+        """As `Head`."""
+        del out
+        return self.act(drawn)
+
+    def log_prob(self, out, spread, drawn):
+        """As `Head`; the density is that before the squashing."""
+        deviation = (drawn - out) * jnp.exp(-spread)
+        return -(0.5 * deviation**2 + spread + 0.5 * math.log(2 * math.pi)).sum(axis=-1)
+
+    def entropy(self, out, spread):
+        """As `Head`, before the squashing."""
+        whole = (spread + 0.5 * math.log(2 * math.pi * math.e)).sum()
+        return jnp.broadcast_to(whole, out.shape[:-1])
+
+
+def head_of(actions: Actions) -> Head:
+    """The head of a form of actions."""
+    if isinstance(actions, Keys):
+        return KeysHead(actions)
+    return ChoiceHead(actions) if isinstance(actions, Choice) else BoxHead(actions)

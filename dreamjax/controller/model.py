@@ -1,0 +1,132 @@
+"""C, the controller: linear, as the paper's, or with a hidden layer.
+
+Paper: section "Controller (C) Model"; code: `doomrnn/model.py`, `carracing/model.py`.
+Legend: A action numbers, D weights, F features, O outputs, U hidden units.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dreamjax.controller.heads import Head, KeysHead, head_of
+from dreamjax.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearController:
+    """`W x + b`, of which a head makes the action; its weights are one flat vector.
+
+    Attributes:
+      num_features: F.
+      head: what becomes of the outputs.
+      bias: whether there is a bias; it comes first in the vector, then W as [F, O].
+    """
+
+    num_features: int
+    head: Head = KeysHead()
+    bias: bool = False
+
+    hidden = 0  # units between features and outputs
+
+    @property
+    def num_params(self) -> int:
+        """Length D of the weight vector."""
+        return (self.num_features + self.bias) * self.head.outputs
+
+    def __call__(self, weights: jax.Array, obs: jax.Array) -> jax.Array:
+        """Actions [..., A] for observations [..., F] under one weight vector [D]."""
+        return self.head.act(self.outputs(weights, obs))
+
+    def outputs(self, weights: jax.Array, obs: jax.Array) -> jax.Array:
+        """W x + b, [..., O], of which the head makes an action."""
+        rows = weights.reshape(-1, self.head.outputs)
+        offset, kernel = (rows[0], rows[1:]) if self.bias else (0.0, rows)
+        return jnp.dot(obs, kernel) + offset
+
+    def initial(self, key: jax.Array) -> jax.Array:
+        """Weights [D] to begin with: zeros."""
+        del key
+        return jnp.zeros(self.num_params, jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPController:
+    """`V tanh(W x + b) + c`, of which a head makes the action; one flat vector of weights.
+
+    Attributes:
+      num_features: F.
+      head: what becomes of the outputs.
+      hidden: U. The vector is b [U], W [F, U], c [O], V [U, O], one after another.
+    """
+
+    num_features: int
+    head: Head
+    hidden: int
+
+    @property
+    def num_params(self) -> int:
+        """Length D of the weight vector."""
+        return (self.num_features + 1) * self.hidden + (self.hidden + 1) * self.head.outputs
+
+    def __call__(self, weights: jax.Array, obs: jax.Array) -> jax.Array:
+        """Actions [..., A] for observations [..., F] under one weight vector [D]."""
+        return self.head.act(self.outputs(weights, obs))
+
+    def outputs(self, weights: jax.Array, obs: jax.Array) -> jax.Array:
+        """[..., O], of which the head makes an action."""
+        first = (self.num_features + 1) * self.hidden
+        body = weights[:first].reshape(-1, self.hidden)
+        answer = weights[first:].reshape(-1, self.head.outputs)
+        return jnp.tanh(jnp.dot(obs, body[1:]) + body[0]) @ answer[1:] + answer[0]
+
+    def initial(self, key: jax.Array) -> jax.Array:
+        """Weights [D] to begin with: an orthogonal W, the rest zeros, so that outputs are zero."""
+        body = jax.nn.initializers.orthogonal()(key, (self.num_features, self.hidden))
+        zeros = jnp.zeros(self.hidden), jnp.zeros((self.hidden + 1) * self.head.outputs)
+        return jnp.concatenate((zeros[0], body.ravel(), zeros[1]))
+
+
+Controller = LinearController | MLPController
+
+
+def controller_for(task: Task, num_features: int | None = None, hidden: int = 0) -> Controller:
+    """A task's controller: 1,088 weights for the paper's first game, 867 for its second.
+
+    Args:
+      task: the game.
+      num_features: F; None is that of an LSTM of the task's size.
+      hidden: U; 0 is the paper's linear controller.
+    """
+    if num_features is None:
+        num_features = task.latent_size + len(task.controller_reads) * task.hidden_size
+    head = head_of(task.actions)
+    if hidden:
+        return MLPController(num_features, head, hidden)
+    return LinearController(num_features, head, task.controller_bias)
+
+
+def start_weights(start: jax.Array | None, controller: Controller, key: jax.Array) -> jax.Array:
+    """Weights [D] that learning begins from: `start`, or the controller's own.
+
+    Raises:
+      ValueError: `start` is not D finite numbers.
+    """
+    return (
+        controller.initial(key) if start is None else checked_weights(start, controller.num_params)
+    )
+
+
+def checked_weights(start: jax.Array, num_params: int) -> jax.Array:
+    """`start`, if it is `num_params` finite weights.
+
+    Raises:
+      ValueError: it is not.
+    """
+    start = jnp.asarray(start, jnp.float32)
+    if start.shape != (num_params,) or not jnp.isfinite(start).all():
+        raise ValueError(
+            f"start must be {num_params} finite weights, got shape {list(start.shape)} with "
+            f"{int((~jnp.isfinite(start)).sum())} not finite; pass a controller of this task"
+        )
+    return start

@@ -1,0 +1,319 @@
+"""The dream: M as a gymnax environment.
+
+Paper: section "VizDoom Experiment"; code: `doomrnn/doomrnn.py`, `DoomCoverRNNEnv`.
+Legend: A action numbers, E ways to end, F features that C reads, H units of M, N start states, Z
+latent numbers.
+"""
+
+import dataclasses
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from gymnax.environments import environment, spaces
+
+from dreamjax.memory.heads import total_logit
+from dreamjax.memory.model import Carry, Memory
+from dreamjax.tasks import Task
+from dreamjax.training.settings import SettingError
+
+OBSERVATION_BOUND = 50.0  # as the original declares; z, c and h stay well inside
+SMALLEST_DRAW = 2.0**-24  # in place of a uniform 0; the next is 2**-23
+
+
+@struct.dataclass
+class EnvState(environment.EnvState):
+    """Where a dream is.
+
+    Attributes:
+      time: [] int32, steps since the dream began.
+      z: [Z] float32, current latent.
+      carry: what M remembers, the paper's (c, h), each [H] float32.
+      dead: [] bool, whether M has ended it.
+    """
+
+    z: jax.Array
+    carry: Carry
+    dead: jax.Array | bool = False
+
+
+@partial(struct.dataclass, kw_only=True)
+class EnvParams(environment.EnvParams):
+    """A world: swap it, sweep it, vmap it; nothing recompiles. The settings are Python numbers.
+
+    Attributes:
+      memory: M itself.
+      initial_mu, initial_logvar: [N, Z] posteriors of first frames of real episodes.
+      temperature: tau > 0; flattens the mixture (logits / tau) and widens it (sigma * sqrt(tau)).
+      death_threshold: the dream ends where M's logit of an end is above it; 0 is probability 1/2.
+      death_noise: scale of logistic noise added to the logit first. 0 is the paper's; at 1 a dream
+        ends with probability sigmoid(logit - threshold), so risks that stay below the threshold
+        add up as they do in the game.
+      max_steps_in_episode: steps after which a dream is truncated.
+    """
+
+    memory: Memory
+    initial_mu: jax.Array
+    initial_logvar: jax.Array
+    temperature: float = 1.15
+    death_threshold: float = 0.0
+    death_noise: float = 0.0
+    max_steps_in_episode: int = 2100
+
+    def death_chance(self, end: jax.Array) -> jax.Array:
+        """Probability [...] that a dream ends where M's logits of ends are `end` [..., E]."""
+        risk = (total_logit(end) - self.death_threshold) / jnp.maximum(self.death_noise, 1e-6)
+        return jax.nn.sigmoid(risk)
+
+
+def observation_box(size: int) -> spaces.Box:
+    """Box [size] of what z, c and h can be; its bounds are arrays, as those of gymnax's own."""
+    high = np.full(size, OBSERVATION_BOUND, np.float32)
+    return spaces.Box(-high, high, (size,), jnp.float32)
+
+
+@struct.dataclass
+class Noise:
+    """All randomness of one step.
+
+    Attributes:
+      uniform: [Z], picks components.
+      normal: [Z], spreads them.
+      logistic: [], goes to the logit of an end.
+      event: [], picks an event of an M that has them.
+    """
+
+    uniform: jax.Array
+    normal: jax.Array
+    logistic: jax.Array
+    event: jax.Array
+
+
+def check_temperature(temperature: float) -> float:
+    """`temperature` itself, as a float.
+
+    Raises:
+      SettingError: it is not a positive finite number.
+    """
+    if not 0 < float(temperature) < float("inf"):
+        raise SettingError(f"temperature must be a positive number, got {temperature}; try 1.0")
+    return float(temperature)
+
+
+def check_death_noise(death_noise: float) -> None:
+    """Raise SettingError unless `death_noise` is a number of at least 0."""
+    if not 0 <= death_noise < float("inf"):
+        raise SettingError(
+            f"death_noise must be at least 0, got {death_noise}; the paper's is 0, 1 samples deaths"
+        )
+
+
+def check_death_threshold(death_threshold: float) -> None:
+    """Raise SettingError unless `death_threshold` is a number; infinity lets nobody die."""
+    if np.isnan(death_threshold):
+        raise SettingError("death_threshold must be a number, got nan; the paper's is 0")
+
+
+def env_params(
+    task: Task,
+    memory: Memory,
+    initial_mu: jax.Array,
+    initial_logvar: jax.Array,
+    *,
+    temperature: float | None = None,
+    death_threshold: float = 0.0,
+    death_noise: float = 0.0,
+) -> EnvParams:
+    """Checked `EnvParams` for a task; `temperature` defaults to the task's.
+
+    Raises:
+      ValueError: temperature not positive, or start states that do not fit the task.
+    """
+    tau = check_temperature(task.temperature if temperature is None else temperature)
+    check_death_noise(death_noise)
+    check_death_threshold(death_threshold)
+    for name, array in (("initial_mu", initial_mu), ("initial_logvar", initial_logvar)):
+        if array.ndim != 2 or not len(array) or array.shape[1] != task.latent_size:
+            raise ValueError(
+                f"{name} must be [N, {task.latent_size}] for {task.name}, got {list(array.shape)}; "
+                "encode start frames with the V that M was trained on"
+            )
+    if memory.latent_size != task.latent_size:
+        raise ValueError(
+            f"M expects z={memory.latent_size} but {task.name} has z={task.latent_size}; "
+            "use the M of this task"
+        )
+    lacking = sorted(set(task.heads) - set(memory.heads))
+    if lacking:
+        raise ValueError(
+            f"this M of {task.name} predicts no {lacking[0]}, so it cannot be dreamt; train one "
+            "with all heads"
+        )
+    return EnvParams(
+        memory=memory,
+        initial_mu=jnp.asarray(initial_mu, jnp.float32),
+        initial_logvar=jnp.asarray(initial_logvar, jnp.float32),
+        temperature=tau,
+        death_threshold=float(death_threshold),
+        death_noise=float(death_noise),
+        max_steps_in_episode=task.max_steps,
+    )
+
+
+@dataclasses.dataclass(eq=False)
+class DreamEnv(environment.Environment[EnvState, EnvParams]):
+    """M's dream of a game.
+
+    - observation: float32 [F], what C reads: z and parts of what M remembers.
+    - action: float32 [A] in the task's form, clipped to its bounds.
+    - reward: float32 [], the task's, where that is the same each step (the last one included),
+      or what M expects.
+    - terminated: bool [], M's logit of an end, `params.death_noise` added, is above
+      `params.death_threshold`.
+    - truncated: bool [], `params.max_steps_in_episode` steps were dreamt.
+
+    Environments that are equal share one compiled step. As those of gymnax they may be patched:
+    one with another attribute is another environment.
+
+    Attributes:
+      task: the game.
+      reads: the parts of M's memory that C reads; None are the task's.
+      hidden_size: H of M; None is the task's.
+    """
+
+    task: Task
+    reads: tuple[str, ...] | None = None
+    hidden_size: int | None = None
+
+    _supports_transition_gradients = True
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *(getattr(self, f.name) for f in dataclasses.fields(self))))
+
+    @property
+    def default_params(self) -> EnvParams:
+        raise ValueError(
+            f"a dream of {self.task.name} needs a world: pass "
+            "params=dreamjax.load_world(RUN_DIRECTORY).params()"
+        )
+
+    def reset_env(self, key: jax.Array, params: EnvParams) -> tuple[jax.Array, EnvState]:
+        """Start from a real first frame's posterior, with an empty memory."""
+        key_start, key_z = jax.random.split(key)
+        start = jax.random.randint(key_start, (), 0, len(params.initial_mu), jnp.int32)
+        mu, logvar = params.initial_mu[start], params.initial_logvar[start]
+        z = mu + jnp.exp(logvar / 2) * jax.random.normal(key_z, mu.shape, mu.dtype)
+        carry = params.memory.initial_carry()
+        state = EnvState(time=jnp.int32(0), z=z, carry=carry, dead=jnp.bool_(False))
+        return self.observe(key, state, None, params), state
+
+    def step_env(
+        self, key: jax.Array, state: EnvState, action: jax.Array, params: EnvParams
+    ) -> tuple[jax.Array, EnvState, jax.Array, jax.Array, dict[str, Any]]:
+        """One imagined step: gymnax's raw `(obs, state, reward, terminated, info)`.
+
+        As in gymnax's own environments no gradient passes through it, unless the environment is
+        one `with_transition_gradients()`.
+        """
+        noise = self.draw_noise(key)
+        obs, state, reward, terminated, info = self.transition(noise, state, action, params)
+        obs, state = self._apply_transition_gradient_policy(obs, state)
+        discount = jnp.where(terminated, 0.0, 1.0).astype(jnp.float32)
+        return obs, state, reward, terminated, {**info, "discount": discount}
+
+    def draw_noise(self, key: jax.Array) -> Noise:
+        """The randomness of one step, apart from it, so that many dreams can share it."""
+        Z = self.task.latent_size
+        # One draw for all: each has kernels of its own, and a second to compile.
+        drawn = jax.random.uniform(key, (2 * Z + 2,), jnp.float32)
+        inner = jnp.maximum(drawn[Z:-1], SMALLEST_DRAW)  # whose quantiles are finite
+        return Noise(
+            uniform=drawn[:Z],
+            normal=math.sqrt(2) * jax.lax.erf_inv(2 * inner[:-1] - 1),
+            logistic=jnp.log(inner[-1]) - jnp.log1p(-inner[-1]),
+            event=drawn[-1],
+        )
+
+    def transition(
+        self, noise: Noise, state: EnvState, action: jax.Array, params: EnvParams
+    ) -> tuple[jax.Array, EnvState, jax.Array, jax.Array, dict[str, Any]]:
+        """The dream step proper, a deterministic function of its noise."""
+        action = self.clipped(action)
+        carry, found = params.memory(state.carry, state.z, action, state.time)
+        z = found.latent.sample_from(noise.uniform, noise.normal, params.temperature, noise.event)
+        alive = jnp.bool_(True)
+        if self.task.ends:
+            risk = total_logit(found.end) + params.death_noise * noise.logistic
+            alive = risk <= params.death_threshold  # never where a number is missing
+        state = EnvState(time=state.time + 1, z=z, carry=carry, dead=~alive)
+        obs = self.observe(None, state, action, params)
+        constant = self.task.step_reward
+        reward = found.reward if constant is None else jnp.float32(constant)
+        return obs, state, reward, state.dead, {}
+
+    def clipped(self, action: jax.Array) -> jax.Array:
+        """`action` [A] within the task's bounds, float32."""
+        low, high = (jnp.asarray(x, jnp.float32) for x in self._bounds)
+        return jnp.clip(jnp.asarray(action, jnp.float32), low, high)
+
+    @property
+    def _bounds(self) -> tuple[Any, Any]:
+        """The task's, single numbers where they are the same for all of an action."""
+        bounds = self.task.actions.low, self.task.actions.high
+        return tuple(bound[0] if len(set(bound)) == 1 else bound for bound in bounds)
+
+    def observe(
+        self, key: jax.Array | None, state: EnvState, action: jax.Array | None, params: EnvParams
+    ) -> jax.Array:
+        """What C reads of a state, [F]."""
+        del key, action
+        return params.memory.features(state.z, state.carry)
+
+    def is_terminated(self, state: EnvState, params: EnvParams) -> jax.Array:
+        """Whether M has ended the dream, bool []."""
+        del params
+        return state.dead
+
+    @property
+    def name(self) -> str:
+        """`Dream-` and the game's name."""
+        return f"Dream-{self.task.name}"
+
+    @property
+    def num_actions(self) -> int:
+        """Numbers in an action."""
+        return self.task.action_size
+
+    def action_space(self, params: EnvParams | None = None) -> spaces.Box:
+        """Box [A] of the task's bounds."""
+        del params
+        return spaces.Box(*self._bounds, (self.task.action_size,), jnp.float32)
+
+    def observation_space(self, params: EnvParams | None = None) -> spaces.Box:
+        """Box [F], finite bounds."""
+        del params
+        return observation_box(self.size_of(self.reads or self.task.controller_reads))
+
+    def size_of(self, parts: tuple[str, ...]) -> int:
+        """Numbers in z and these parts of what M remembers."""
+        return self.task.latent_size + len(parts) * (self.hidden_size or self.task.hidden_size)
+
+    def state_space(self, params: EnvParams) -> spaces.Dict:
+        """Boxes of `EnvState`'s fields."""
+        bound, carry = OBSERVATION_BOUND, jax.eval_shape(params.memory.initial_carry)
+        boxes = [spaces.Box(-bound, bound, x.shape, jnp.float32) for x in jax.tree.leaves(carry)]
+        return spaces.Dict(
+            {
+                "time": spaces.Discrete(self.task.max_steps + 1),
+                "z": spaces.Box(-bound, bound, (self.task.latent_size,), jnp.float32),
+                "carry": spaces.Tuple(boxes),
+                "dead": spaces.Discrete(2),
+            }
+        )

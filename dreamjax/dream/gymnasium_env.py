@@ -1,0 +1,361 @@
+"""Dreams as gymnasium environments: NumPy in, NumPy out, one compiled call a step.
+
+`gymnasium.make("dreamjax/TakeCover-v1")`, or with `gymnasium.make_vec(...,
+vectorization_mode="vector_entry_point")` many dreams in one call.
+Legend: A numbers of an action, E dreams of a vector environment, F of an observation.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from gymnasium.vector import AutoresetMode
+
+from dreamjax.dream.env import EnvParams, EnvState
+from dreamjax.dream.gymnax_env import NamedDream, make
+from dreamjax.dream.worlds import load_world
+from dreamjax.vision.training import drawn as pictures
+
+
+class Dream(gymnasium.Env):
+    """One dream.
+
+    - observation, action: NumPy forms of `NamedDream`'s; pixels are uint8 [64, 64, 3].
+    - reward: float.
+    - terminated, truncated: bool, as `NamedDream`.
+
+    Args:
+      env_id: a name that `dreamjax.make` knows.
+      render_mode: `"rgb_array"` draws the dream through V's decoder; None draws nothing.
+      variant: keywords of `dreamjax.make`.
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, env_id: str, render_mode: str | None = None, **variant: Any):
+        self._dreams = VectorDream(env_id, 1, render_mode, AutoresetMode.DISABLED, **variant)
+        self.metadata = {**Dream.metadata, "render_fps": self._dreams.metadata["render_fps"]}
+        self.render_mode = render_mode
+        self.observation_space = self._dreams.single_observation_space
+        self.action_space = self._dreams.single_action_space
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        """Start a dream; see `gymnasium.Env.reset`. A seed dreams as it does in a vector of them.
+
+        Raises:
+          ValueError: a seed that is negative or no whole number.
+        """
+        _check_seed(seed)
+        super().reset(seed=seed)
+        obs, info = self._dreams.reset(seed=[seed])
+        return obs[0], info
+
+    def step(self, action):
+        """Dream one step; see `gymnasium.Env.step`.
+
+        Raises:
+          RuntimeError: no dream has begun, or it is over.
+          ValueError: an action that is none of the action space's.
+        """
+        obs, reward, terminated, truncated, info = self._dreams.step(np.asarray(action)[None])
+        return obs[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
+
+    def render(self) -> np.ndarray | None:
+        """The dream as V's decoder sees it, uint8 [64, 64, 3]."""
+        pictures = self._dreams.render()
+        return None if pictures is None else pictures[0]
+
+
+class VectorDream(gymnasium.vector.VectorEnv):
+    """E dreams in one compiled call, each with randomness of its own.
+
+    Args:
+      env_id: a name that `dreamjax.make` knows.
+      num_envs: E.
+      render_mode: as for `Dream`.
+      autoreset_mode: when a dream that ended begins anew, as gymnasium's vector environments have
+        it: `NEXT_STEP`, in the step after, whose action does not count and whose reward is 0;
+        `SAME_STEP`, at once, with its last observation in `info["final_obs"]`; or `DISABLED`, by
+        `reset(options={"reset_mask": mask})` alone.
+      variant: keywords of `dreamjax.make`.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int = 1,
+        render_mode: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        **variant: Any,
+    ):
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        self._env, params = make(env_id, **variant)
+        self.num_envs, self.render_mode = num_envs, _checked_mode(render_mode)
+        self.metadata = {
+            **Dream.metadata,
+            "render_fps": self._env.task.frames_per_second,
+            "autoreset_mode": _checked_autoreset(autoreset_mode),
+        }
+        self._vision = load_world(self._env.world).vision if render_mode else None
+        self.single_observation_space = _observation_space(self._env)
+        self.single_action_space = _space(self._env.action_space())
+        batch = gymnasium.vector.utils.batch_space
+        self.observation_space = batch(self.single_observation_space, num_envs)
+        self.action_space = batch(self.single_action_space, num_envs)
+        leaves, structure = jax.tree.flatten(params)
+        self._leaves = jax.device_put(leaves)
+        self._programs = _compiled(self._env, structure, self.metadata["autoreset_mode"])
+        self._lanes, self._obs = None, None
+        self._over = np.zeros(num_envs, bool)
+        self._generators = [np.random.default_rng() for _ in range(num_envs)]
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ):
+        """Start every dream, or those of `options["reset_mask"]`, bool [E].
+
+        Args:
+          seed: of the first dream, the second gets the next number and so on; or one for each, as
+            a dream depends on its own seed alone; where it is None, the dreams of the seed before
+            go on.
+          options: see above.
+
+        Raises:
+          ValueError: another number of seeds than dreams, a bad seed, or a bad mask.
+        """
+        mask = self._reset_mask(options)
+        seeds, drawn = _checked_seeds(seed, self.num_envs), np.zeros(self.num_envs, np.uint32)
+        for i in np.flatnonzero(np.ones(self.num_envs) if mask is None else mask):
+            if seeds[i] is not None:
+                self._generators[i] = np.random.default_rng(seeds[i])
+            drawn[i] = self._generators[i].integers(2**31)
+        lanes, obs = self._programs.begin(self._leaves, drawn)
+        if mask is not None:
+            lanes, obs = _chosen(mask, (lanes, obs), (self._lanes, jnp.asarray(self._obs)))
+        self._lanes, self._obs = lanes, np.array(obs)
+        self._over &= False if mask is None else ~mask
+        return self._obs.copy(), {}
+
+    def step(self, actions):
+        """Dream one step of each; see `gymnasium.vector.VectorEnv.step`.
+
+        Raises:
+          RuntimeError: no dream has begun, or one is over and nobody has begun it anew.
+          ValueError: actions that are none of the action space's.
+        """
+        mode = self.metadata["autoreset_mode"]
+        if self._lanes is None:
+            raise RuntimeError("no dream is running; call reset() before step()")
+        if mode is AutoresetMode.DISABLED and self._over.any():
+            raise RuntimeError("the dream is over; call reset() before the next step()")
+        actions = self._checked_actions(actions)
+        self._lanes, step = self._programs.step(self._leaves, self._lanes, actions)
+        obs, reward, terminated, truncated = map(np.array, step[:4])
+        self._obs, self._over = obs, terminated | truncated
+        info = {}
+        if mode is AutoresetMode.SAME_STEP and self._over.any():
+            info = _last_words(np.asarray(step.final_obs), self._over)
+        return obs.copy(), reward.astype(np.float64), terminated, truncated, info
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """The dreams as V's decoder sees them, uint8 [64, 64, 3] each."""
+        if self.render_mode is None or self._lanes is None:
+            return None
+        return tuple(pictures(self._vision, self._lanes.state.z))
+
+    def _reset_mask(self, options: dict[str, Any] | None) -> np.ndarray | None:
+        mask = (options or {}).get("reset_mask")
+        if mask is None:
+            return None
+        if np.shape(mask) != (self.num_envs,) or np.asarray(mask).dtype != bool:
+            raise ValueError(
+                f"reset_mask must be bool [{self.num_envs}], got "
+                f"{np.asarray(mask).dtype}{list(np.shape(mask))}"
+            )
+        if self._lanes is None:
+            raise ValueError("reset_mask needs dreams that have begun; call reset() without it")
+        return np.asarray(mask)
+
+    def _checked_actions(self, actions) -> np.ndarray:
+        """`actions`, if they are possible; a Box's are clipped later, as the game does."""
+        actions, space = np.asarray(actions), self.action_space
+        if actions.shape != space.shape:
+            raise ValueError(f"actions must be of shape {space.shape}, got {actions.shape}")
+        if isinstance(self.single_action_space, gymnasium.spaces.Discrete):
+            known = np.issubdtype(actions.dtype, np.integer) and space.contains(
+                actions.astype(space.dtype)
+            )
+        else:
+            known = np.isfinite(actions).all()
+        if not known:
+            raise ValueError(f"an action is none of {self.single_action_space}: {actions}")
+        return actions.astype(space.dtype)
+
+
+@struct.dataclass
+class Lane:
+    """A dream on its way.
+
+    Attributes:
+      key: PRNG key of all that is to come.
+      state: the dream's.
+      over: bool [], whether it has ended.
+    """
+
+    key: jax.Array
+    state: EnvState
+    over: jax.Array
+
+
+class Step(NamedTuple):
+    """What an agent is told of a step, and the observation that the step itself led to."""
+
+    obs: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    final_obs: jax.Array
+
+
+class Programs(NamedTuple):
+    """Compiled: `begin(leaves, seeds)` -> (lanes, obs), `step(leaves, lanes, actions)` -> (lanes,
+    `Step`)."""
+
+    begin: Callable
+    step: Callable
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(env: NamedDream, structure: Any, mode: AutoresetMode) -> Programs:
+    """The programs of one kind of dream; to flatten M at each call would take as long as a step."""
+    one_step = {
+        AutoresetMode.DISABLED: _plain_step,
+        AutoresetMode.SAME_STEP: _same_step,
+        AutoresetMode.NEXT_STEP: _next_step,
+    }[mode]
+
+    @jax.jit
+    def begin(leaves, seeds):
+        params = jax.tree.unflatten(structure, leaves)
+        return jax.vmap(lambda seed: _begun(env, params, jax.random.key(seed)))(seeds)
+
+    @jax.jit
+    def step(leaves, lanes, actions):
+        params = jax.tree.unflatten(structure, leaves)
+        return jax.vmap(functools.partial(one_step, env, params))(lanes, actions)
+
+    return Programs(begin, step)
+
+
+def _begun(env: NamedDream, params: EnvParams, key: jax.Array) -> tuple[Lane, jax.Array]:
+    """A new dream and what is seen of it."""
+    key, key_reset = jax.random.split(key)
+    obs, state = env.reset_env(key_reset, params)
+    return Lane(key, state, jnp.bool_(False)), _shown(env, obs)
+
+
+def _plain_step(env: NamedDream, params: EnvParams, lane: Lane, action) -> tuple[Lane, Step]:
+    key, key_step = jax.random.split(lane.key)
+    obs, state, reward, terminated, _ = env.step_env(key_step, lane.state, action, params)
+    truncated = env.is_truncated(state, params) & ~terminated
+    obs = _shown(env, obs)
+    lane = Lane(key, state, terminated | truncated)
+    return lane, Step(obs, reward, terminated, truncated, obs)
+
+
+def _same_step(env: NamedDream, params: EnvParams, lane: Lane, action) -> tuple[Lane, Step]:
+    lane, step = _plain_step(env, params, lane, action)
+    begun = _begun(env, params, lane.key)
+    lane, obs = _chosen(lane.over, begun, (lane, step.obs))
+    return lane, step._replace(obs=obs)
+
+
+def _next_step(env: NamedDream, params: EnvParams, lane: Lane, action) -> tuple[Lane, Step]:
+    begun, goes_on = _begun(env, params, lane.key), ~lane.over
+    after, step = _plain_step(env, params, lane, action)
+    lane, obs = _chosen(goes_on, (after, step.obs), begun)
+    return lane, step._replace(
+        obs=obs,
+        reward=jnp.where(goes_on, step.reward, 0.0),
+        terminated=step.terminated & goes_on,
+        truncated=step.truncated & goes_on,
+    )
+
+
+def _chosen(mask, new: Any, old: Any) -> Any:
+    """`new` where the mask is on, else `old`, in trees whose leaves begin with the mask's axes."""
+
+    def choose(new, old):
+        shape = np.shape(mask) + (1,) * (new.ndim - np.ndim(mask))
+        return jnp.where(jnp.reshape(mask, shape), new, old)
+
+    return jax.tree.map(choose, new, old)
+
+
+def _shown(env: NamedDream, obs: jax.Array) -> jax.Array:
+    """An observation as gymnasium's agents take it: pictures are uint8."""
+    return jnp.round(obs * 255).astype(jnp.uint8) if env.observation == "pixels" else obs
+
+
+def _last_words(obs: np.ndarray, over: np.ndarray) -> dict[str, Any]:
+    """`info` of dreams that ended and began anew in one step, in gymnasium's form."""
+    final = np.full(len(obs), None, object)
+    for i in np.flatnonzero(over):
+        final[i] = obs[i]
+    return {"final_obs": final, "_final_obs": over, "final_info": {}, "_final_info": over}
+
+
+def _space(space) -> gymnasium.Space:
+    """gymnasium's form of a gymnax space."""
+    if hasattr(space, "n"):
+        return gymnasium.spaces.Discrete(space.n)
+    return gymnasium.spaces.Box(space.low, space.high, space.shape, np.dtype(space.dtype))
+
+
+def _observation_space(env: NamedDream) -> gymnasium.spaces.Box:
+    space = env.observation_space()
+    if env.observation == "pixels":
+        return gymnasium.spaces.Box(0, 255, space.shape, np.uint8)
+    return _space(space)
+
+
+def _checked_seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int | None]:
+    """A seed for each of `count` dreams, as gymnasium counts on from a single one."""
+    if seed is None or isinstance(seed, int | np.integer):
+        _check_seed(seed)
+        each = [None if seed is None else seed + i for i in range(count)]
+    else:
+        each = list(seed)
+    if len(each) != count:
+        raise ValueError(f"{count} dreams take {count} seeds, got {len(each)}")
+    for one in each:
+        _check_seed(one)
+    return each
+
+
+def _check_seed(seed: int | None) -> None:
+    if seed is not None and (not isinstance(seed, int | np.integer) or seed < 0):
+        raise ValueError(f"a seed must be a whole number of at least 0, got {seed!r}")
+
+
+def _checked_mode(mode: str | None) -> str | None:
+    if mode is not None and mode not in Dream.metadata["render_modes"]:
+        raise ValueError(f"render_mode must be None or 'rgb_array', got {mode!r}")
+    return mode
+
+
+def _checked_autoreset(mode: AutoresetMode | str) -> AutoresetMode:
+    try:
+        return AutoresetMode(mode)
+    except ValueError:
+        choices = ", ".join(one.value for one in AutoresetMode)
+        raise ValueError(f"autoreset_mode must be one of {choices}, got {mode!r}") from None

@@ -1,0 +1,247 @@
+"""Dreams by name, in the variants that agents ask for, as gymnax makes its own environments.
+
+`make("DreamTakeCover-v1")` or, once dreamjax is imported, `gymnax.make("DreamTakeCover-v1")`.
+"""
+
+import dataclasses
+import difflib
+import functools
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from gymnax.environments import spaces
+
+from dreamjax.actions import Choice, Keys
+from dreamjax.dream.env import DreamEnv, EnvParams, EnvState, observation_box
+from dreamjax.dream.worlds import load_world
+from dreamjax.tasks import FRAME_SHAPE, TASKS, Task
+from dreamjax.training.settings import SettingError
+from dreamjax.vision.model import VAE
+
+ACTIONS = ("continuous", "discrete")
+PARTS = {"zch": ("z", "c", "h"), "zh": ("z", "h"), "z": ("z",)}
+OBSERVATIONS = (*PARTS, "pixels")
+
+
+@functools.partial(struct.dataclass, kw_only=True)
+class PixelParams(EnvParams):
+    """A world with the eye that draws it.
+
+    Attributes:
+      vision: V; its decoder makes the observation.
+    """
+
+    vision: VAE
+
+
+@dataclasses.dataclass(eq=False)
+class NamedDream(DreamEnv):
+    """A dream in one of its variants.
+
+    - observation: `"zch"` float32 [Z + 2H] in [-50, 50]; `"zh"` [Z + H]; `"z"` [Z]; or
+      `"pixels"`, float32 [64, 64, 3] in [0, 1], decoded by V.
+    - action: `"continuous"`, float32 [A] in the task's bounds; or `"discrete"`, int32 []: one key,
+      neither or the other, or a choice. Inside a trace, where nothing can be refused, the nearest
+      of them is done.
+    - reward, terminated, truncated: as `DreamEnv`.
+
+    The world is in the parameters. Pass them to `step`: gymnax fetches `default_params` inside the
+    compiled program otherwise, and all weights become constants of it.
+
+    Attributes:
+      actions, observation: the variant.
+      world: what `default_params` loads, a shipped name or a folder.
+      temperature: tau of `default_params`; None is the task's.
+    """
+
+    actions: str = "continuous"
+    observation: str = "zch"
+    world: str = ""
+    temperature: float | None = None
+
+    @property
+    def default_params(self) -> EnvParams:
+        """The world's parameters, read once a process."""
+        return _params(self)
+
+    def step(self, key, state, action, params=None):
+        """gymnax's six values; checks a concrete action first.
+
+        Raises:
+          ValueError: an action of the wrong shape, not finite, or none of the choices.
+        """
+        self.check_action(action)
+        return super().step(key, state, action, params)
+
+    def transition(self, noise, state: EnvState, action: jax.Array, params: EnvParams):
+        """`DreamEnv.transition` of the action's meaning."""
+        if self.actions == "discrete":
+            action = jnp.asarray(_vectors(self.task))[jnp.clip(action, 0, self.num_actions - 1)]
+        return super().transition(noise, state, action, params)
+
+    def observe(self, key, state: EnvState, action, params: EnvParams) -> jax.Array:
+        """What the agent sees of a state."""
+        del key, action
+        if self.observation == "pixels":
+            return params.vision.decode(state.z[None])[0]
+        parts = {"z": state.z, **params.memory.parts(state.carry)}
+        return jnp.concatenate([parts[name] for name in PARTS[self.observation]])
+
+    @property
+    def name(self) -> str:
+        """The id."""
+        return self.task.env_id
+
+    @property
+    def num_actions(self) -> int:
+        """Choices of a discrete action, numbers of a continuous one."""
+        return len(_vectors(self.task)) if self.actions == "discrete" else self.task.action_size
+
+    def action_space(self, params: EnvParams | None = None):
+        """Discrete(3) or Box [A] in [-1, 1]."""
+        if self.actions == "discrete":
+            return spaces.Discrete(len(_vectors(self.task)))
+        return super().action_space(params)
+
+    def observation_space(self, params: EnvParams | None = None) -> spaces.Box:
+        """Box with finite bounds."""
+        if self.observation == "pixels":
+            dark = np.zeros(FRAME_SHAPE, np.float32)
+            return spaces.Box(dark, dark + 1, FRAME_SHAPE, jnp.float32)
+        return observation_box(self.size_of(PARTS[self.observation][1:]))
+
+    @property
+    def supports_transition_gradients(self) -> bool:
+        """Whether a gradient can pass through a step: a choice has none."""
+        return self.actions == "continuous"
+
+    @property
+    def obs_shape(self) -> tuple[int, ...]:
+        """Shape of an observation, as gymnax's own environments tell it."""
+        return self.observation_space().shape
+
+    def check_action(self, action: Any) -> None:
+        """Raise ValueError unless `action` has this variant's shape and, if known, is possible."""
+        shape = () if self.actions == "discrete" else (self.task.action_size,)
+        if np.shape(action) != shape:
+            raise ValueError(
+                f"an action of {self.name} must have shape {shape}, got {np.shape(action)}; "
+                "vmap step over a batch"
+            )
+        if isinstance(action, jax.core.Tracer):
+            return
+        if not np.isfinite(action).all():
+            raise ValueError(f"the action is {action}; it must be finite")
+        if self.actions == "discrete" and action not in range(self.num_actions):
+            raise ValueError(f"the action is {action}; it must be from 0 to {self.num_actions - 1}")
+
+
+@dataclasses.dataclass(eq=False)
+class LegacyDream(NamedDream):
+    """A dream for clients of gymnax before 1.0: `step` ends in `(..., reward, done, info)`.
+
+    gymnax's own `LegacyStepAPIWrapper` does the same but cannot be copied, and some clients copy.
+    A single number of a continuous action may come without its axis, as some clients send it.
+    """
+
+    def step(self, key, state, action, params=None):
+        """Five values; `done` is terminated or truncated."""
+        if np.shape(action) == () and self.actions == "continuous":
+            action = jnp.reshape(action, 1)
+        *start, terminated, truncated, info = super().step(key, state, action, params)
+        return *start, terminated | truncated, info
+
+
+def legacy(env: NamedDream) -> LegacyDream:
+    """`env` with gymnax 0.0's `step`, for PureJaxRL, rejax, Stoix and others."""
+    return LegacyDream(**{f.name: getattr(env, f.name) for f in dataclasses.fields(env)})
+
+
+def _vectors(task: Task) -> np.ndarray:
+    """The vectors [n, A] of the discrete actions of a game that has them."""
+    if isinstance(task.actions, Keys):
+        return np.asarray(task.actions.choices, np.float32)[:, None]
+    return np.eye(task.action_size, dtype=np.float32)
+
+
+def _kinds_of_actions(task: Task) -> tuple[str, ...]:
+    """The variants of a game's actions, its own first."""
+    if isinstance(task.actions, Keys):
+        return ACTIONS
+    return ("discrete",) if isinstance(task.actions, Choice) else ("continuous",)
+
+
+@functools.lru_cache(maxsize=8)
+def _params(env: NamedDream) -> EnvParams:
+    """Loaded in a thread of its own: gymnax may ask inside a trace, which no other thread sees."""
+    with futures.ThreadPoolExecutor(1) as executor:
+        return executor.submit(_load_params, env).result()
+
+
+def _load_params(env: NamedDream) -> EnvParams:
+    world = load_world(env.world)
+    if world.task != env.task:
+        raise ValueError(
+            f"{env.world} is a world of {world.task.name}, but {env.name} dreams "
+            f"{env.task.name}; pass one of that game"
+        )
+    params = world.params(env.temperature)
+    if env.observation != "pixels":
+        return params
+    fields = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
+    return PixelParams(**fields, vision=world.vision)
+
+
+def make(env_id: str, **variant: Any) -> tuple[NamedDream, EnvParams]:
+    """A dream and its parameters, as `gymnax.make`; arguments and errors as for `named`.
+
+    Raises:
+      ValueError: also a world that is missing, damaged or of another game.
+    """
+    env = named(env_id, **variant)
+    return env, env.default_params
+
+
+def named(
+    env_id: str,
+    *,
+    actions: str | None = None,
+    observation: str | None = None,
+    temperature: float | None = None,
+    world: str | Path | None = None,
+) -> NamedDream:
+    """`make` without the parameters, which are read when they are asked for.
+
+    Args:
+      env_id: such as `"DreamTakeCover-v1"`, a task's `env_id`.
+      actions: `"continuous"`, the paper's, or `"discrete"`; None is the game's own.
+      observation: `"zch"`, `"zh"`, `"z"` or `"pixels"`; None is what the game's C reads.
+      temperature: tau > 0; None is the task's.
+      world: a shipped world or a run directory; None is the shipped one of the game.
+
+    Raises:
+      ValueError: an unknown id or variant, or a bad temperature.
+    """
+    tasks = {task.env_id: task for task in TASKS.values()}
+    if env_id not in tasks:
+        near = difflib.get_close_matches(env_id, tasks, 3, 0.3) or list(tasks)
+        raise ValueError(f"unknown environment {env_id!r}; did you mean {', '.join(near)}?")
+    task = tasks[env_id]
+    kinds = _kinds_of_actions(task)
+    actions = kinds[0] if actions is None else actions
+    observation = "".join(("z", *task.controller_reads)) if observation is None else observation
+    for name, value, choices in (
+        ("actions", actions, kinds),
+        ("observation", observation, OBSERVATIONS),
+    ):
+        if value not in choices:
+            raise SettingError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    source = str(task.name if world is None else world)
+    return NamedDream(
+        task, actions=actions, observation=observation, world=source, temperature=temperature
+    )

@@ -1,0 +1,135 @@
+"""Dreams that leave real games: does their danger stay the game's?
+
+A dream may begin as deadly as the game it left and grow kind, step by step, as what it shows
+becomes its own. Legend: E episodes, F departures, T steps of an episode, Z latent, W windows.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamjax.controller.model import Controller
+from dreamjax.dream.env import EnvParams, EnvState
+from dreamjax.dream.unroll import unroll
+from dreamjax.dream.worlds import World
+from dreamjax.memory.latents import LatentSequences
+
+WINDOW = 40  # steps that a chance of death is averaged over, and between two departures
+
+
+def departures(
+    world: World,
+    controller: Controller,
+    weights: jax.Array,
+    latents: LatentSequences,
+    *,
+    young: int,
+    old: int,
+    windows: int = 5,
+    dreams: int = 1024,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Deaths in 1,000 steps of real games, and of dreams at tau = 1 that go on from them.
+
+    Args:
+      world: the world.
+      controller, weights: form and [D] of the C that dreams; it compares best with games
+        that it played itself.
+      latents: games that M was not trained on.
+      young, old: ages, in steps, of what is compared: from `young`, a multiple of `WINDOW`, to
+        below `old`.
+      windows: W, how long a dream goes on, in windows of `WINDOW` steps.
+      dreams: F at most; they leave at every `WINDOW`-th step of a game.
+      seed: of the noise and of which games are left.
+
+    Returns:
+      `game`, its deaths in 1,000 steps; `watching`, those that M expects while it watches the game;
+      `dreaming`, those that it expects in each window after it was left; `n`, F.
+
+    Raises:
+      ValueError: no game grew so old.
+    """
+    z, actions, alive = _padded(latents, young, seed)
+    params = world.params(1.0, dtype=jnp.float32)
+    carries, chance = _watch(params, z, actions)
+    times = np.broadcast_to(np.arange(len(z))[:, None], alive.shape)
+    aged = alive & (times >= young) & (times < old)
+    lengths = alive.sum(axis=0)
+    deaths = (latents.terminated[latents.lengths > young] & (lengths <= old)).sum()
+    step, episode = np.nonzero(aged & (times % WINDOW == 0))
+    chosen = np.random.default_rng(seed).permutation(len(step))[:dreams]
+    step, episode = step[chosen], episode[chosen]
+    carry = jax.tree.map(lambda x: x[step // WINDOW, episode], carries)
+    state = EnvState(
+        time=jnp.asarray(step, jnp.int32),
+        z=jnp.asarray(z[step, episode]),
+        carry=carry,
+        dead=jnp.zeros(len(step), bool),
+    )
+    dreamt = _leave(world.env(), controller, windows, params, weights, state, jax.random.key(seed))
+    return {
+        "n": len(step),
+        "game": float(1000 * deaths / aged.sum()),
+        "watching": float(1000 * np.asarray(chance)[aged].mean()),
+        "dreaming": [float(1000 * x) for x in dreamt],
+    }
+
+
+def _padded(latents: LatentSequences, young: int, seed: int):
+    """Games older than `young`: z [T, E, Z] sampled, actions [T, E, A], alive [T, E]."""
+    long = latents.lengths > young
+    if not long.any():
+        raise ValueError(
+            f"no game grew older than {young} steps, the oldest {latents.lengths.max()}; "
+            "choose younger ages or encode longer games"
+        )
+    steps = -(-latents.lengths.max() // WINDOW) * WINDOW
+    starts = latents.first[long]
+    time = np.arange(steps)[:, None]
+    alive = time < latents.lengths[long]
+    index = starts + np.minimum(time, latents.lengths[long] - 1)
+    return latents.draw(index, seed), latents.actions[index], alive
+
+
+@jax.jit
+def _watch(params: EnvParams, z: jax.Array, actions: jax.Array):
+    """M's states at every `WINDOW`-th step [T / WINDOW, E], and chances of death [T, E]."""
+    lanes = z.shape[1]
+
+    def step(carry, now):
+        z, action, time = now
+        carry, found = params.memory(carry, z, action, jnp.full(lanes, time))
+        return carry, params.death_chance(found.end)
+
+    def window(carry, now):
+        after, chance = jax.lax.scan(step, carry, now)
+        return after, (carry, chance)
+
+    watched = z, actions, jnp.arange(len(z))
+    watched = jax.tree.map(lambda x: x.reshape(-1, WINDOW, *x.shape[1:]), watched)
+    _, (carries, chance) = jax.lax.scan(window, params.memory.initial_carry((lanes,)), watched)
+    return carries, chance.reshape(-1, lanes)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _leave(env, controller, windows: int, params: EnvParams, weights, state: EnvState, key):
+    """Chances of death in each window [W] of dreams that go on from `state` [F]."""
+
+    def choose(obs, given):
+        del given
+        return controller(weights, obs)
+
+    def chance(state, action):
+        return params.death_chance(params.memory(state.carry, state.z, action, state.time)[1].end)
+
+    def dream(state, keys):
+        return unroll(env, params, state, keys, choose, tell=chance)
+
+    keys = jax.random.split(key, (len(state.time), windows * WINDOW))
+    expected, alive = jax.vmap(dream)(state, keys)
+    expected = jnp.where(alive, expected, 0.0)
+    expected, steps = (x.reshape(-1, windows, WINDOW).sum(axis=(0, 2)) for x in (expected, alive))
+    return expected / jnp.maximum(steps, 1)

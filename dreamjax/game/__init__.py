@@ -1,0 +1,13 @@
+"""The real game: made from a `Task`, played by processes of their own, recorded."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "env": ["EngineCrashError", "make_env"],
+        "policies": ["POLICIES", "play_steps"],
+        "rollouts": ["Rollouts", "collect"],
+        "workers": ["VectorGame", "WorkerError", "play"],
+    },
+)

@@ -1,0 +1,118 @@
+"""The process that plays real games for a parent: `python -m dreamjax.game.player PIPE PARENT`.
+
+It imports no JAX, so it starts fast and stays small. It answers requests `(method, *arguments)`
+that arrive on an inherited pipe with `(method, value)`, `("crash", reason)` or
+`("error", type, message, traceback)`, and sends `("tick", steps)` while a long one runs. Started
+by `dreamjax.game.workers` in a process group and a working directory of its own.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from dreamjax.game import scratch
+from dreamjax.game.env import EngineCrashError, RealGame, make_env
+from dreamjax.tasks import Task, find
+
+_TICK_SECONDS = 1.0
+_WATCH_SECONDS = 0.5
+
+
+class Player:
+    """The requests a player answers."""
+
+    def __init__(self, connection: Connection):
+        self._connection = connection
+        self._games = []
+        self._ticks, self._ticked = 0, time.monotonic()
+
+    def open(self, task: Task, games: int, screen: bool) -> None:
+        """Start `games` games."""
+        for _ in range(games):
+            self._games.append(make_env(task, screen=screen))
+
+    def run(self, target: str, job: Any) -> Any:
+        """`target(game, job, tick)` for the "module:function" `target`."""
+        self._ticked = time.monotonic()
+        value = find(target)(self._games[0], job, self.tick)
+        self._flush()
+        return value
+
+    def tick(self, steps: int) -> None:
+        """Count steps of the running job, and tell the parent every second."""
+        self._ticks += steps
+        if time.monotonic() - self._ticked > _TICK_SECONDS:
+            self._flush()
+
+    def reset(self, games: list[int], seeds: list[int]) -> np.ndarray:
+        """First frames [len(games), 64, 64, 3] of new episodes."""
+        return np.stack(
+            [self._games[g].reset(seed=s)[0] for g, s in zip(games, seeds, strict=True)]
+        )
+
+    def step(self, games: list[int], actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Frames, rewards, ends and truncated of one step in each of `games`.
+
+        An end is its place in the task's, or -1 where none came.
+        """
+        steps = [self._step(self._games[g], a) for g, a in zip(games, actions, strict=True)]
+        return tuple(np.stack(column) for column in zip(*steps, strict=True))
+
+    def _step(self, game: RealGame, action: np.ndarray) -> tuple:
+        frame, reward, terminated, truncated, info = game.step(action)
+        return frame, reward, info["end"] if terminated else -1, truncated
+
+    def _flush(self) -> None:
+        self._connection.send(("tick", self._ticks))
+        self._ticks, self._ticked = 0, time.monotonic()
+
+
+def main(descriptor: int, parent: int) -> None:
+    """Answer requests until the parent hangs up or dies; then remove the working directory."""
+    if not os.path.exists(scratch.LOCK):
+        sys.exit("only dreamjax.game.workers starts a player, in a directory made for it")
+    tempfile.tempdir = os.getcwd()
+    os.set_inheritable(descriptor, False)  # an engine holding it would hide this process's death
+    threading.Thread(target=_outlive_not, args=(parent,), daemon=True).start()
+    connection = Connection(descriptor)
+    player = Player(connection)
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            request = connection.recv()
+            connection.send(_answer(player, *request))
+    _end()
+
+
+def _answer(player: Player, method: str, *arguments: Any) -> tuple:
+    try:
+        return method, getattr(player, method)(*arguments)
+    except EngineCrashError as error:
+        return "crash", str(error)
+    except Exception as error:
+        return "error", type(error).__name__, str(error), traceback.format_exc()
+
+
+def _outlive_not(parent: int) -> None:
+    """End soon after the parent is gone, even while the main thread waits for a hung engine."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH_SECONDS)
+    _end()
+
+
+def _end() -> None:
+    """Kill this process and its engines; closing a hung engine politely would block for ever."""
+    scratch.clear(tempfile.gettempdir())
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,110 @@
+"""Policies that never look at the screen, and whole episodes played by them.
+
+`held` gathers the paper's data (`doomrnn/extract.py`); `uniform` is its random baseline; `blind`,
+which the task names, is what a controller has to beat before its score says anything about a
+world model. A: numbers in an action.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from dreamjax.actions import Actions
+from dreamjax.game.env import RealGame, engine_seed
+from dreamjax.tasks import Task, find
+
+Policy = Callable[[int], np.ndarray]
+
+
+def uniform(actions: Actions, rng: np.random.Generator) -> Policy:
+    """A fresh uniform action every step."""
+    return lambda step: actions.draw(rng)
+
+
+def held(actions: Actions, rng: np.random.Generator) -> Policy:
+    """A uniform action held for k steps, k uniform in 1..10, both redrawn each time."""
+    return _holding(lambda last: actions.draw(rng), lambda: int(rng.integers(1, 11)))
+
+
+def varied(actions: Actions, rng: np.random.Generator) -> Policy:
+    """Every place and age that a controller may reach: habits of the episode's own.
+
+    Half of the episodes hold uniform actions as `held` does; half swing between two opposite
+    corners of the action space, and so cross the room and live longer. Either way k is uniform in
+    L/2..L, with the episode's L log-uniform in 1..240.
+    """
+    longest = int(np.exp(rng.uniform(0.0, np.log(240.0))))
+    first, second = actions.corners(rng)
+
+    def swing(last: np.ndarray | None) -> np.ndarray:
+        return second if last is first else first
+
+    choose = rng.choice([swing, lambda last: actions.draw(rng)])
+    return _holding(choose, lambda: int(rng.integers((longest + 1) // 2, longest + 1)))
+
+
+def _holding(
+    choose: Callable[[np.ndarray | None], np.ndarray], draw_hold: Callable[[], int]
+) -> Policy:
+    """Hold an action, choose the next from the last."""
+    action, until = None, 0
+
+    def policy(step: int) -> np.ndarray:
+        nonlocal action, until
+        if step >= until:
+            action, until = choose(action), step + draw_hold()
+        return action
+
+    return policy
+
+
+POLICIES = {"uniform": uniform, "held": held, "varied": varied}
+BLIND = "blind"  # the name of whichever policy the task calls so
+NAMES = (*POLICIES, BLIND)
+
+
+def check(name: str) -> None:
+    """Raise ValueError unless there is a policy of that name."""
+    if name not in NAMES:
+        raise ValueError(f"no policy is called {name!r}; choose one of {', '.join(NAMES)}")
+
+
+def begin(task: Task, name: str, rng: np.random.Generator) -> Policy:
+    """A policy at the beginning of an episode of a task.
+
+    Raises:
+      ValueError: the task's blind policy is neither a known one nor "module:function".
+    """
+    name = task.blind if name == BLIND else name
+    policy = POLICIES[name] if name in POLICIES else find(name)
+    return policy(task.actions, rng)
+
+
+def play_steps(
+    env: RealGame, policy: str, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, float, int | None]]:
+    """Play one episode, which is a function of the game, the policy's name and the seed.
+
+    Yields:
+      `(frame before the action, action [A], reward, end)` for every step; the end is its place in
+      `task.ends`, or None where none came.
+    """
+    act = begin(env.task, policy, np.random.default_rng(engine_seed(seed)))
+    frame, _ = env.reset(seed=seed)
+    step, over = 0, False
+    while not over:
+        action = act(step)
+        next_frame, reward, terminated, truncated, info = env.step(action)
+        yield frame, action, reward, info["end"] if terminated else None
+        frame, step, over = next_frame, step + 1, terminated or truncated
+
+
+def score(
+    env: RealGame, job: tuple[str, int], tick: Callable[[int], None]
+) -> tuple[float, int, bool]:
+    """`(return, steps, terminated)` of the episode of `job = (policy, seed)`."""
+    total, steps, end = 0.0, 0, None
+    for _, _, reward, end in play_steps(env, *job):  # noqa: B007
+        total, steps = total + reward, steps + 1
+        tick(1)
+    return total, steps, end is not None

@@ -1,0 +1,503 @@
+"""Recorded play of the real game: shards of whole episodes on disk (paper section 3, step 1).
+
+Original: `doomrnn/extract.py`, `carracing/extract.py`. A shard `shard-00000.npz` is a zip of
+plain arrays that `numpy.load` opens; its zip checksums find flipped bits.
+Shapes: N frames of a shard, E its episodes (laid one after another), A numbers in an action.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import re
+import shutil
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from dreamjax.game import policies
+from dreamjax.game.env import RealGame, engine_seed, package
+from dreamjax.game.workers import _worker_count, run_jobs
+from dreamjax.tasks import FRAME_SHAPE, Task
+from dreamjax.training import files
+from dreamjax.training.logbook import Logbook
+
+FORMAT = 1
+EPISODE_BYTES = 10_000  # less than any game's take: Take Cover's 850,000, CarRacing's 1,300,000
+MAX_READERS = 16  # threads that read shards
+MAX_TRIES = 1000  # episodes played for each one kept before `min_steps` counts as too high
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+_DTYPES = {
+    "frames": np.uint8,
+    "actions": np.float32,
+    "rewards": np.float32,
+    "lengths": np.int32,
+    "terminated": np.bool_,
+    "seeds": np.int64,
+    "ends": np.int8,
+}
+
+
+class DamagedShardError(ValueError):
+    """A shard that cannot be read as it was written; one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """Whole episodes, one after another.
+
+    Attributes:
+      frames: uint8 [N, 64, 64, 3]; frame t is what was on the screen before action t.
+      actions: float32 [N, A], in the game's action space, before any thresholding.
+      rewards: float32 [N]; reward t is what action t earned.
+      lengths: int32 [E]; they sum to N.
+      terminated: bool [E]; True is death, False is an episode cut by the step cap.
+      seeds: int64 [E]; an episode is a function of its seed, the policy and the profile.
+      profile: the variant of the game that was played.
+      ends: int8 [E]; by which of the task's ends, -1 where it was cut. None is the first of them.
+    """
+
+    frames: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    lengths: np.ndarray
+    terminated: np.ndarray
+    seeds: np.ndarray
+    profile: str
+    ends: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.ends is None:
+            object.__setattr__(self, "ends", np.where(self.terminated, 0, -1).astype(np.int8))
+        frames, episodes = len(self.frames), len(self.lengths)
+        shapes = {
+            "frames": (frames, *FRAME_SHAPE),
+            "actions": (frames, self.actions.shape[-1]),
+            "rewards": (frames,),
+            "lengths": (episodes,),
+            "terminated": (episodes,),
+            "seeds": (episodes,),
+            "ends": (episodes,),
+        }
+        for name, shape in shapes.items():
+            _check(name, getattr(self, name), _DTYPES[name], shape)
+        if self.lengths.sum() != frames or (self.lengths < 1).any():
+            raise ValueError(
+                f"lengths must be positive and sum to the {frames} frames, "
+                f"got a sum of {self.lengths.sum()} over {episodes} episodes"
+            )
+
+
+def _check(name: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:
+    if array.dtype != dtype or array.shape != shape:
+        raise ValueError(
+            f"{name} must be {np.dtype(dtype)}{list(shape)}, got {array.dtype}{list(array.shape)}"
+        )
+
+
+def write(path: Path | str, rollouts: Rollouts) -> None:
+    """Write a shard so that `path` is either what it was or the whole new shard.
+
+    Raises:
+      OSError: the disk refused (full, read-only); one line with path, size and remedy.
+    """
+    arrays = {name: getattr(rollouts, name) for name in _DTYPES}
+    arrays |= {"profile": np.array(rollouts.profile), "format": np.array(FORMAT)}
+    try:
+        with files.replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+            for name, array in arrays.items():
+                _write_array(archive, name, array)
+    except files.WriteError as error:
+        size = sum(array.nbytes for array in arrays.values()) / 1e6
+        raise OSError(
+            f"cannot write {path} (up to {size:.1f} MB needed): {error.strerror}; {error.remedy}"
+        ) from error
+
+
+def _write_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
+    info = zipfile.ZipInfo(f"{name}.npy")  # a fixed date: equal rollouts make equal files
+    info.compress_type, info._compresslevel = zipfile.ZIP_DEFLATED, 1
+    with archive.open(info, "w", force_zip64=True) as entry:
+        np.lib.format.write_array(entry, np.asarray(array, order="C"), allow_pickle=False)
+
+
+def read(path: Path | str) -> Rollouts:
+    """Read and check a whole shard.
+
+    Raises:
+      DamagedShardError: truncated, empty, bit-flipped or not a shard.
+      FileNotFoundError: no such file.
+    """
+    arrays = _load(path, [*_DTYPES, "profile"], but_perhaps="ends")
+    try:
+        return Rollouts(**arrays | {"profile": str(arrays["profile"])})
+    except (ValueError, IndexError) as error:
+        raise DamagedShardError(f"{path} is not a shard of rollouts ({error})") from None
+
+
+def _load(path: Path | str, names: Iterable[str], but_perhaps: str = "") -> dict[str, np.ndarray]:
+    """Arrays of a shard; one, which older shards lack, only where it is there."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            version = int(archive["format"])
+            arrays = {
+                name: archive[name] for name in names if name in archive or name != but_perhaps
+            }
+    except FileNotFoundError:
+        raise
+    except UNREADABLE as error:
+        raise DamagedShardError(f"{path} is damaged ({str(error).splitlines()[0]})") from None
+    if version != FORMAT:
+        raise ValueError(f"{path} has shard format {version}, this dreamjax reads {FORMAT}")
+    return arrays
+
+
+def shard_paths(directory: Path | str) -> list[Path]:
+    """The shards of a directory in order; other files are ignored."""
+    found = Path(directory).glob("shard-*.npz")
+    return sorted(path for path in found if re.fullmatch(r"shard-\d{5,}\.npz", path.name))
+
+
+def frame_counts(
+    directory: Path | str, *, strict: bool = False, say: Callable[[str], None] = print
+) -> dict[Path, int]:
+    """Frames of every shard of a directory, read from the small arrays alone.
+
+    Args:
+      directory: where the shards are.
+      strict: raise on a damaged shard instead of setting it aside.
+      say: receives one line for each shard set aside.
+
+    Raises:
+      DamagedShardError: `strict` and a shard is damaged.
+    """
+    lengths = _sound(shard_paths(directory), _lengths, strict, say)
+    return {path: int(steps.sum()) for path, steps in lengths}
+
+
+def _episode_counts(directory: Path, say: Callable[[str], None]) -> dict[Path, int]:
+    return {
+        path: len(steps) for path, steps in _sound(shard_paths(directory), _lengths, False, say)
+    }
+
+
+def _lengths(path: Path) -> np.ndarray:
+    return _load(path, ["lengths"])["lengths"]
+
+
+def stream(
+    paths: Iterable[Path], *, strict: bool = False, say: Callable[[str], None] = print
+) -> Iterator[Rollouts]:
+    """The shards at `paths`, a few in memory at a time; damaged ones are set aside and skipped.
+
+    A damaged `shard-00003.npz` is renamed `shard-00003.npz.corrupt`; collecting again into its
+    directory makes it anew.
+
+    Args:
+      paths: shards in the order wanted, as from `shard_paths` or `frame_counts`.
+      strict: raise on a damaged shard instead of setting it aside.
+      say: receives one line for each shard set aside.
+
+    Raises:
+      DamagedShardError: `strict` and a shard is damaged.
+    """
+    for _, rollouts in read_all(paths, strict=strict, say=say):
+        yield rollouts
+
+
+def read_all(
+    paths: Iterable[Path], *, strict: bool = False, say: Callable[[str], None] = print
+) -> Iterator[tuple[Path, Rollouts]]:
+    """As `stream`, each with its path."""
+    return _sound(paths, read, strict, say)
+
+
+def _sound(paths, load, strict, say) -> Iterator[tuple[Path, object]]:
+    """`(path, load(path))` of the shards that can be read."""
+    for path, loading in _read_ahead(paths, load):
+        try:
+            yield path, loading.result()
+        except DamagedShardError as error:
+            if strict:
+                raise
+            path.rename(path.with_name(f"{path.name}.corrupt"))
+            say(f"{error}; set aside as {path.name}.corrupt and skipped")
+
+
+def _read_ahead(paths, load) -> Iterator[tuple[Path, Future]]:
+    """Loads that began a few paths ahead, in threads: to inflate a shard takes a core its time."""
+    readers = min(os.cpu_count() or 1, MAX_READERS)
+    pool, begun = ThreadPoolExecutor(readers, "shards"), collections.deque()
+    try:
+        for path in paths:
+            begun.append((path, pool.submit(load, path)))
+            if len(begun) > readers:
+                yield begun.popleft()
+        yield from begun
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collection:
+    """What a directory of shards holds."""
+
+    directory: Path
+    shards: int
+    episodes: int
+    frames: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _ShardJob:
+    """One shard to record: all that its content depends on, and where it goes."""
+
+    path: Path
+    task: Task
+    policy: str
+    seed: int
+    shard: int
+    episodes: int
+    min_steps: int
+
+
+def collect(
+    task: Task,
+    directory: Path | str,
+    episodes: int,
+    seed: int,
+    *,
+    policy: str = "held",
+    shard_episodes: int = 16,
+    min_steps: int = 0,
+    workers: int | None = None,
+    log: Logbook | None = None,
+) -> Collection:
+    """Record episodes of a policy that never looks; running it again finishes what is missing.
+
+    Shard i depends on the task, `seed`, i, `shard_episodes`, `policy` and `min_steps` alone. A
+    later call may ask for more episodes; a shard that was the last, partial one is then made
+    again, whole, with the same episodes first.
+
+    Args:
+      task: the game.
+      directory: receives `shard-00000.npz`... and `collection.json`.
+      episodes: how many to keep in all.
+      seed: any integer.
+      policy: a name in `policies.POLICIES`; the paper's is `held`.
+      shard_episodes: episodes of a shard.
+      min_steps: shorter episodes are dropped and others played; the paper's data has 101.
+      workers: processes; None for one a core.
+      log: shows the progress and receives the speed; None shows none.
+
+    Raises:
+      ValueError: an argument is out of range, the directory cannot be written, or it holds a
+        collection made with other settings.
+      OSError: the disk is full; finished shards are kept.
+      WorkerError: the game could not be kept running; finished shards are kept.
+    """
+    _check_request(task, episodes, policy, shard_episodes, min_steps)
+    _worker_count(workers, episodes)  # raises here what it would once the directory is claimed
+    log, directory = log or Logbook(quiet=True), files.writable(directory)
+    _check_room(directory, episodes)
+    settings = {
+        "task": task.name,
+        "profile": task.profile,
+        "max_steps": task.max_steps,
+        "policy": policy,
+        "seed": int(seed),
+        "shard_episodes": shard_episodes,
+        "min_steps": min_steps,
+    }
+    _claim(directory, task, settings, episodes, log.say)
+    files.remove_stale(directory)
+    found = _episode_counts(directory, log.say)
+    jobs = [
+        _ShardJob(path, task, policy, int(seed), shard, wanted, min_steps)
+        for shard, path, wanted in _plan(directory, episodes, shard_episodes)
+        if found.get(path, 0) < wanted
+    ]
+    if jobs:
+        kept = sum(found.values()) - sum(found.get(job.path, 0) for job in jobs)
+        _record_all(task, jobs, kept, workers, log)
+    frames = frame_counts(directory, say=log.say)
+    held = _episode_counts(directory, log.say)
+    return Collection(directory, len(frames), sum(held.values()), sum(frames.values()))
+
+
+def _check_request(task, episodes, policy, shard_episodes, min_steps) -> None:
+    policies.check(policy)
+    for name, value in (("episodes", episodes), ("shard_episodes", shard_episodes)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 0 <= min_steps <= task.max_steps:
+        raise ValueError(
+            f"min_steps must be from 0 to the {task.max_steps} steps an episode can last, "
+            f"got {min_steps}"
+        )
+
+
+def _check_room(directory: Path, episodes: int) -> None:
+    least, have = episodes * EPISODE_BYTES, shutil.disk_usage(directory).total
+    if 0 < have < least:  # 0: a disk that does not tell
+        raise ValueError(
+            f"{episodes} episodes take more than {least / 1e9:.0f} GB, but the disk of {directory} "
+            f"holds {have / 1e9:.0f} GB in all; ask for fewer or choose another directory"
+        )
+
+
+def _claim(directory: Path, task: Task, settings: dict, episodes: int, say) -> None:
+    """Write `collection.json`, or check that the one there is of the same collection."""
+    path = directory / "collection.json"
+    if not path.exists() and shard_paths(directory):
+        raise ValueError(f"{directory} holds shards of unknown origin; choose another directory")
+    old = {}
+    if path.exists():
+        old = _claimed(path, settings) or _reclaimed(path, task, settings, say)
+    for name, value in settings.items():
+        if old.get(name, value) != value:
+            raise ValueError(
+                f"{directory} holds a collection with {name} {old[name]!r}, not {value!r}; "
+                "choose another directory"
+            )
+    episodes = max(episodes, old.get("episodes", 0))
+    files.write_json(path, {**settings, "episodes": episodes, "package": package(task)})
+
+
+def _claimed(path: Path, settings: dict) -> dict | None:
+    """What a `collection.json` says; None where it is damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(found, dict) and found.keys() >= settings.keys()
+    return found if whole and type(found.get("episodes")) is int else None
+
+
+def _reclaimed(path: Path, task: Task, settings: dict, say: Callable[[str], None]) -> dict:
+    """No settings at all, in place of a damaged `collection.json` of these settings.
+
+    Raises:
+      ValueError: a shard beside it shows that they were others, or does not show it.
+    """
+    names = "policy", "seed", "shard_episodes", "min_steps"
+    policy, seed, size, least = (settings[name] for name in names)
+
+    def is_ours(shard: Path) -> bool:
+        number = int(shard.stem.removeprefix("shard-"))
+        return _was_recorded_by(_ShardJob(shard, task, policy, seed, number, size, least))
+
+    if not all(ours for _, ours in _sound(shard_paths(path.parent), is_ours, False, say)):
+        raise ValueError(
+            f"{path} is damaged, and the shards beside it were not recorded by this command, as "
+            "far as they tell; give the settings that they were recorded with, or choose another "
+            "directory"
+        )
+    with files.replacing(path.with_name(f"{path.name}.corrupt")) as file:
+        file.write(path.read_bytes())
+    say(f"{path} is damaged; set aside as {path.name}.corrupt and written anew")
+    return {}
+
+
+def _was_recorded_by(job: _ShardJob) -> bool:
+    """Whether a shard is what `job` makes, as far as can be told without playing.
+
+    Not told: whether `min_steps` was higher, so that more were dropped.
+    """
+    names = "actions", "lengths", "seeds", "profile"
+    actions, lengths, seeds, profile = _load(job.path, names).values()
+    in_order = itertools.islice(_episode_seeds(job), None if job.min_steps else len(seeds))
+    rng = np.random.default_rng(engine_seed(seeds[0]))
+    act, cap = policies.begin(job.task, job.policy, rng), job.task.max_steps
+    return (
+        profile == job.task.profile
+        and len(lengths) <= job.episodes
+        and (lengths >= job.min_steps).all()
+        and (lengths <= cap).all()
+        and all(seed in in_order for seed in seeds)  # `in` goes on from the seed before
+        and np.array_equal(actions[: lengths[0]], [act(step) for step in range(lengths[0])])
+    )
+
+
+def _plan(directory: Path, episodes: int, size: int) -> Iterator[tuple[int, Path, int]]:
+    """Number, path and episodes of every shard."""
+    for shard, first in enumerate(range(0, episodes, size)):
+        yield shard, directory / f"shard-{shard:05d}.npz", min(size, episodes - first)
+
+
+def _record_all(task, jobs: list[_ShardJob], kept: int, count: int | None, log: Logbook) -> None:
+    frames, start = 0, time.monotonic()
+
+    def tick(steps: int, episodes: int = 0) -> None:
+        nonlocal frames
+        frames += steps
+        rate = frames / (time.monotonic() - start)
+        bar.advance(episodes, f"{frames:,} frames, {rate:,.0f} frames/s")
+
+    total = kept + sum(job.episodes for job in jobs)
+    results = run_jobs(task, "dreamjax.game.rollouts:record", jobs, workers=count, tick=tick)
+    with log.progress("collect", total, "episodes", kept) as bar, contextlib.closing(results):
+        for index, _ in results:
+            tick(0, jobs[index].episodes)
+    files.remove_stale(jobs[0].path.parent)  # again: a killed parent's workers live a little longer
+    seconds = time.monotonic() - start
+    log.log("collect", total, {"frames": frames, "seconds": seconds, "rate": frames / seconds})
+
+
+def record(env: RealGame, job: _ShardJob, tick: Callable[[int], None]) -> None:
+    """Play the episodes of one shard and write it; runs in a worker."""
+    capacity = job.episodes * job.task.max_steps  # memory that is never touched costs nothing
+    columns = (
+        np.empty((capacity, *FRAME_SHAPE), np.uint8),
+        np.empty((capacity, *env.action_space.shape), np.float32),
+        np.empty(capacity, np.float32),
+    )
+    kept, end = [], 0
+    for seed in _episode_seeds(job):
+        steps = policies.play_steps(env, job.policy, seed)
+        length, ended_by = _fill(columns, end, steps, tick)
+        if length >= job.min_steps:
+            kept.append((length, ended_by, seed))
+            end += length
+        if len(kept) == job.episodes:
+            break
+    else:
+        raise ValueError(
+            f"only {len(kept)} of {MAX_TRIES * job.episodes} episodes lasted {job.min_steps} "
+            "steps; lower min_steps"
+        )
+    lengths, ended_by, seeds = zip(*kept, strict=True)
+    ends = np.array([-1 if end is None else end for end in ended_by], np.int8)
+    write(
+        job.path,
+        Rollouts(
+            *(column[:end] for column in columns),
+            lengths=np.array(lengths, np.int32),
+            terminated=ends >= 0,
+            seeds=np.array(seeds),
+            profile=job.task.profile,
+            ends=ends,
+        ),
+    )
+
+
+def _episode_seeds(job: _ShardJob) -> Iterator[int]:
+    rng = np.random.default_rng([job.seed % 2**64, job.shard])
+    for _ in range(MAX_TRIES * job.episodes):
+        yield 2 * int(rng.integers(2**31))  # even: odd seeds are kept for evaluation
+
+
+def _fill(columns, start: int, steps: Iterable, tick) -> tuple[int, int | None]:
+    """Write an episode into `columns` from row `start` on; its length and how it ended."""
+    for row, (*values, end) in enumerate(steps, start):  # noqa: B007
+        for column, value in zip(columns, values, strict=True):
+            column[row] = value
+        tick(1)
+    return row + 1 - start, end

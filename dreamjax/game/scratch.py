@@ -1,0 +1,83 @@
+"""Private directories of running games, and the end of those whose owner was killed.
+
+Whoever plays makes a `Scratch`, works below it and holds a lock in it. The kernel frees the lock
+however the owner ends, so a directory whose lock is free is litter, and the next `Scratch` clears
+it: its processes, its engines' shared memory, its files. A file in it that has the name of one in
+/dev/shm stands for that one.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+SHARED = "ViZDoom"  # how the names of an engine's files in /dev/shm begin
+LOCK = "lock"  # the file whose lock the owner holds
+_PLAYERS = (
+    b"dreamjax.game.player",
+    b"viz_instance_id",
+)  # in the command lines of workers and engines
+
+
+class Scratch:
+    """A directory of this process alone, in the temporary one; litter beside it is cleared.
+
+    Args:
+      kind: in the directory's name.
+
+    Attributes:
+      path: the directory.
+    """
+
+    def __init__(self, kind: str):
+        sweep()
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=f"dreamjax-{kind}-"))
+            self._lock = os.open(self.path / LOCK, os.O_CREAT | os.O_RDWR)  # no child inherits it
+            with contextlib.suppress(OSError):  # a file system without locks is never swept
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+            if (self.path / LOCK).exists():
+                return
+            os.close(self._lock)  # a sweep took it for litter before it was locked
+
+    def clear(self) -> None:
+        """`clear` it and let it go; once more does no harm."""
+        clear(self.path)
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
+
+
+def sweep() -> None:
+    """Clear this user's scratch directories whose owners are dead."""
+    for path in Path(tempfile.gettempdir()).glob("dreamjax-*-*"):
+        with contextlib.suppress(OSError):  # not a scratch directory, or its owner lives
+            if path.lstat().st_uid == os.getuid():
+                with open(path / LOCK, "r+") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    clear(path)
+
+
+def clear(directory: Path | str) -> None:
+    """Kill all others that play below a directory; remove it and their shared memory."""
+    for process in _players(os.path.realpath(directory)):
+        with contextlib.suppress(OSError):
+            os.kill(process, signal.SIGKILL)
+    for name in Path(directory).rglob(f"{SHARED}*"):
+        with contextlib.suppress(OSError):
+            Path("/dev/shm", name.name).unlink()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _players(directory: str) -> Iterator[int]:
+    """Other processes that play below a directory; none where there is no /proc."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            inside = f"{os.readlink(process / 'cwd')}/".startswith(f"{directory}/")
+            command = (process / "cmdline").read_bytes() if inside else b""
+            if any(word in command for word in _PLAYERS) and int(process.name) != os.getpid():
+                yield int(process.name)

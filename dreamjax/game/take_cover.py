@@ -1,0 +1,232 @@
+"""Take Cover: VizDoom's game of dodging fireballs; the only module that imports VizDoom.
+
+Original: gym-doom's `doom_take_cover.py`, whose game `make` rebuilds with today's engine. The
+2016 engine clamped the skill 5 it was given to 4.
+"""
+
+import contextlib
+import dataclasses
+import os
+import resource
+import shlex
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+
+from dreamjax.game import leash
+from dreamjax.game.env import EngineCrashError
+from dreamjax.game.scratch import SHARED, Scratch
+from dreamjax.tasks import TAKE_COVER, TAKE_COVER_VIZDOOM
+
+SCREEN = (120, 160)  # rows and columns
+BLIND_HOLD = 110  # steps; the best of the hold times tried
+_WORKING_DIRECTORY = threading.Lock()
+
+
+def make() -> gymnasium.Env:
+    """The paper's game."""
+    return TakeCover(TAKE_COVER.profile)
+
+
+def makecheck() -> gymnasium.Env:
+    """The game as the vizdoom package registers it."""
+    return TakeCover(TAKE_COVER_VIZDOOM.profile)
+
+
+def left_and_right(actions, rng: np.random.Generator) -> Callable[[int], np.ndarray]:
+    """`BLIND_HOLD` steps left, as many right, and again."""
+    del rng
+    sides = tuple(np.asarray(bound, np.float32) for bound in (actions.low, actions.high))
+    return lambda step: sides[step // BLIND_HOLD % 2]
+
+
+@dataclasses.dataclass(frozen=True)
+class _DoomProfile:
+    """What sets one variant of Take Cover apart; None leaves vizdoom's own setting."""
+
+    start_tic: int | None = None
+    hud: bool | None = None
+    screen_flashes: bool | None = None
+    crosshair: bool | None = None
+    weapon: bool | None = None
+    decals: bool | None = None
+    particles: bool | None = None
+
+
+_DOOM_PROFILES = {
+    # gym-doom 60ff576. The HUD shifts the view, so it is drawn and then cropped away.
+    "takecover-2016": _DoomProfile(
+        start_tic=14,
+        hud=True,
+        screen_flashes=True,
+        crosshair=False,
+        weapon=False,
+        decals=False,
+        particles=False,
+    ),
+    "takecover-vizdoom": _DoomProfile(),
+}
+_SHARED_MEGABYTES = 11
+
+
+def check():
+    """The package vizdoom.
+
+    Raises:
+      ImportError: it is not installed.
+    """
+    try:
+        import vizdoom
+    except ImportError as error:
+        raise ImportError(f"Take Cover needs VizDoom ({error}): pip install vizdoom") from None
+    return vizdoom
+
+
+class TakeCover(gymnasium.Env):
+    """Dodge fireballs by stepping left (action < -1/3) or right (action > 1/3).
+
+    The screen is drawn at 160x120, ten times faster than the paper's 640x480 with the same view.
+
+    Args:
+      profile: variant of the game, a key of `_DOOM_PROFILES`.
+
+    Attributes:
+      screen: whether frames are drawn. After a death there is none: the frame before stays.
+    """
+
+    observation_space = gymnasium.spaces.Box(0, 255, (*SCREEN, 3), np.uint8)
+    action_space = TAKE_COVER.actions.space()
+
+    def __init__(self, profile: str = TAKE_COVER.profile):
+        self.screen = True
+        self.game = _doom_game(_DOOM_PROFILES[profile])
+        self._scratch = Scratch("doom")
+        self._cleanup = weakref.finalize(self, self._scratch.clear)
+        _leash(self.game, self._scratch.path)
+        self._frame = np.zeros(self.observation_space.shape, np.uint8)
+        self._start()
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        """Start an episode that depends on `seed` and the actions alone."""
+        super().reset(seed=seed)
+        seed = int(self.np_random.integers(2**31)) if seed is None else seed
+        if not self.game.is_running():
+            self._start()
+        with self._faults():
+            self.game.set_seed(seed)
+            self.game.new_episode()
+            self._look()
+        return self._frame, {}
+
+    def step(self, action: np.ndarray):
+        """One tic; the reward is 1."""
+        pressed = TAKE_COVER.actions.pressed
+        buttons = [bool(action[0] < -pressed), bool(action[0] > pressed)]
+        with self._faults():
+            self.game.set_action(buttons)
+            self.game.advance_action(1, self.screen)
+            terminated = self.game.is_episode_finished()
+            if not terminated:
+                self._look()
+        return self._frame, 1.0, terminated, False, {}
+
+    def close(self) -> None:
+        """End the engine and remove its files."""
+        self.game.close()
+        self._cleanup()
+
+    def _look(self) -> None:
+        if self.screen:
+            self._frame = self.game.get_state().screen_buffer
+
+    def _start(self) -> None:
+        _check_limit()
+        # The engine writes into its working directory and obeys a `_vizdoom.cfg` found there.
+        with self._faults(), _WORKING_DIRECTORY, contextlib.chdir(self._scratch.path):
+            others = engine_files()
+            self.game.init()
+            for file in set(engine_files()) - set(others):
+                Path(os.path.basename(file)).touch()
+
+    @contextlib.contextmanager
+    def _faults(self) -> Iterator[None]:
+        vizdoom = check()
+        try:
+            yield
+        except (
+            vizdoom.ViZDoomErrorException,
+            vizdoom.ViZDoomIsNotRunningException,
+            vizdoom.ViZDoomUnexpectedExitException,
+            vizdoom.MessageQueueException,
+            vizdoom.SharedMemoryException,
+        ) as error:
+            self.game.close()
+            raise EngineCrashError(f"the VizDoom engine died ({error})") from None
+
+
+def _doom_game(profile: _DoomProfile):
+    vizdoom = check()
+    game = vizdoom.DoomGame()
+    game.load_config(os.path.join(vizdoom.scenarios_path, "take_cover.cfg"))
+    game.set_window_visible(False)
+    game.set_available_buttons([vizdoom.Button.MOVE_LEFT, vizdoom.Button.MOVE_RIGHT])
+    game.set_available_game_variables([])
+    game.set_doom_skill(4)
+    game.set_episode_timeout(0)  # the cap is RealGame's, apart from death
+    game.set_screen_format(vizdoom.ScreenFormat.RGB24)
+    game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
+    for name, value in dataclasses.asdict(profile).items():
+        setter = "set_episode_start_time" if name == "start_tic" else f"set_render_{name}"
+        if value is not None:
+            getattr(game, setter)(value)
+    return game
+
+
+def _check_limit() -> None:
+    """Refuse a start that would end in a segmentation fault of VizDoom's."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and limit < _SHARED_MEGABYTES << 20:
+        raise OSError(
+            f"VizDoom shares {_SHARED_MEGABYTES} MB of memory with its engine, but files may have "
+            f"{limit >> 20} MB at most here; lift it with: ulimit -f unlimited"
+        )
+
+
+def _leash(game, directory: Path) -> None:
+    """Have a game's engine die with this process, and name its shared memory in `directory`.
+
+    So no engine outlives a run whose processes are all killed at once, and its memory is known
+    even where it or this process dies as it starts. Only Linux can do so.
+    """
+    script, engine = directory / "engine", Path(check().__file__).with_name("vizdoom")
+    words = sys.executable, "-IS", os.path.abspath(leash.__file__), str(os.getpid()), str(engine)
+    script.write_bytes(os.fsencode(_LEASHED.format(command=shlex.join(words), shared=SHARED)))
+    script.chmod(0o700)
+    runs = os.access(script, os.X_OK) and os.access(engine, os.X_OK)  # a folder may be noexec
+    if sys.platform == "linux" and runs:
+        game.set_vizdoom_path(str(script))
+
+
+_LEASHED = """#!/bin/sh
+for word; do
+  if [ "$before" = +viz_instance_id ]; then
+    for name in MQCtr MQDoom SM; do : > "${{0%/*}}/{shared}$name$word"; done
+  fi
+  before=$word
+done
+exec {command} "$@"
+"""
+
+
+def engine_files() -> list[str]:
+    """Shared-memory files that this process holds for its engines: litter, once it is killed."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:  # the system has no /proc
+        return []
+    return sorted({line.split()[-1] for line in lines if f"/dev/shm/{SHARED}" in line})

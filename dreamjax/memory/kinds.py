@@ -1,0 +1,57 @@
+"""The forms of M by name."""
+
+from typing import Any
+
+from flax import nnx, serialization
+
+from dreamjax.memory.lstm import MDNRNN
+from dreamjax.memory.model import Memory
+from dreamjax.tasks import find
+
+KINDS: dict[str, type[Memory]] = {"lstm": MDNRNN}
+
+
+def find_kind(name: str) -> type[Memory]:
+    """A known form of M, or the subclass of `Memory` that "module:Class" names, from now on known.
+
+    Raises:
+      ValueError: neither.
+    """
+    if name not in KINDS:
+        if ":" not in name:
+            known = ", ".join(KINDS)
+            raise ValueError(
+                f"no M is of the kind {name!r}; choose one of {known}, or name your own as "
+                "module:Class"
+            )
+        found = find(name)
+        if not (isinstance(found, type) and issubclass(found, Memory)):
+            raise ValueError(f"{name} is no subclass of dreamjax.Memory")
+        KINDS[name] = found
+        serializable(found)
+    return KINDS[name]
+
+
+def kind_of(memory: Memory) -> str:
+    """The name of its form."""
+    names = {form: name for name, form in KINDS.items()}
+    form = type(memory)
+    return names.get(form, f"{form.__module__}:{form.__qualname__}")
+
+
+def serializable(model: type[nnx.Module]) -> None:
+    """Let flax.serialization handle a class of models, and so the `EnvParams` that hold one."""
+    serialization.register_serialization_state(model, _state_dict, _with_state_dict, override=True)
+
+
+def _state_dict(model: nnx.Module) -> dict[str, Any]:
+    return nnx.to_pure_dict(nnx.state(model))
+
+
+def _with_state_dict(model: nnx.Module, arrays: dict[str, Any]) -> nnx.Module:
+    state = nnx.state(model)
+    nnx.replace_by_pure_dict(state, arrays)
+    return nnx.merge(nnx.graphdef(model), state)
+
+
+serializable(MDNRNN)

@@ -1,0 +1,209 @@
+"""Encoded play: what V saw in every frame, which is all that M ever sees (paper section 3, step 3).
+
+Original: `doomrnn/series.py`. One file for each shard of rollouts, under the same name.
+Shapes: N frames, E episodes (laid one after another), Z latent, A numbers in an action.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dreamjax.game import rollouts
+from dreamjax.tasks import FRAME_SHAPE
+from dreamjax.training import files
+from dreamjax.training.checkpoint import digest
+from dreamjax.training.logbook import Logbook
+from dreamjax.vision.model import VAE
+
+FORMAT = 1
+_CPU_BATCH = 16  # frames encoded together: what they need stays in a CPU's cache
+_CALL = 512  # frames in one compiled call
+_PER_FRAME = ("mu", "logvar", "actions", "rewards")
+_PER_EPISODE = ("lengths", "terminated", "seeds", "ends")
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentSequences:
+    """Whole encoded episodes, one after another.
+
+    Attributes:
+      mu, logvar: float16 [N, Z]; V's posterior of each frame.
+      actions: float32 [N, A]; action t was taken on frame t.
+      rewards: float32 [N]; reward t is what action t earned.
+      lengths: int32 [E]; they sum to N.
+      terminated: bool [E]; True is death, False is an episode cut by the step cap.
+      seeds: int64 [E]; the game's, by which episodes are held out.
+      vision: digest of the V that encoded them.
+      profile: the variant of the game that was played.
+      ends: int8 [E]; by which of the task's ends, -1 where it was cut. None is the first of them.
+    """
+
+    mu: np.ndarray
+    logvar: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    lengths: np.ndarray
+    terminated: np.ndarray
+    seeds: np.ndarray
+    vision: str
+    profile: str
+    ends: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.ends is None:
+            object.__setattr__(self, "ends", np.where(self.terminated, 0, -1).astype(np.int8))
+
+    @property
+    def first(self) -> np.ndarray:
+        """The first frame of every episode, int [E]."""
+        return first_frames(self.lengths)
+
+    def starts(self, n: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+        """`(mu, logvar)`, float32 [n, Z]: first frames of the first `n` episodes, or of all."""
+        first = self.first[:n]
+        return self.mu[first].astype(np.float32), self.logvar[first].astype(np.float32)
+
+    def draw(self, index: np.ndarray, seed: int) -> np.ndarray:
+        """z of the frames at `index` [...], drawn from their posteriors: float32 [..., Z]."""
+        mu, logvar = (x[index].astype(np.float32) for x in (self.mu, self.logvar))
+        noise = np.random.default_rng(seed).standard_normal(mu.shape, np.float32)
+        return mu + np.exp(logvar / 2) * noise
+
+    def split(self, held_out: float = 0.1) -> tuple["LatentSequences", "LatentSequences"]:
+        """Divide whole episodes into `(train, held)`, at least one on each side.
+
+        An episode is held out by its own seed alone. So whatever is recorded later, whichever M
+        is trained on, and whatever share a later run holds out, what one M was trained on judges
+        none of its descendants, as long as there are episodes enough for both sides (about 30).
+
+        Raises:
+          ValueError: fewer than two episodes.
+        """
+        episodes = len(self.lengths)
+        if episodes < 2:
+            raise ValueError(f"cannot hold out one of {episodes} episodes; collect more")
+        place = places(self.seeds)
+        held = place < np.clip(held_out, np.nextafter(place.min(), 1), place.max())
+        return self._select(~held), self._select(held)
+
+    def _select(self, episodes: np.ndarray) -> "LatentSequences":
+        frames = np.repeat(episodes, self.lengths)
+        parts = {name: getattr(self, name)[frames] for name in _PER_FRAME}
+        parts |= {name: getattr(self, name)[episodes] for name in _PER_EPISODE}
+        return dataclasses.replace(self, **parts)
+
+
+def first_frames(lengths: np.ndarray) -> np.ndarray:
+    """Where each of episodes [E] that lie one after another begins, int [E]."""
+    return np.cumsum(lengths) - lengths
+
+
+def places(seeds: np.ndarray) -> np.ndarray:
+    """A place in [0, 1) for each seed [E], as good as drawn at random (the SplitMix64 hash)."""
+    with np.errstate(over="ignore"):
+        x = seeds.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) / 2.0**53
+
+
+def encode_rollouts(
+    vae: VAE, rollouts_directory: Path | str, latents_directory: Path | str, *, log: Logbook
+) -> None:
+    """Encode every shard of rollouts that this V has not encoded yet.
+
+    Args:
+      vae: V.
+      rollouts_directory: shards written by `rollouts.collect`.
+      latents_directory: receives one file for each shard; run again to go on after a stop.
+      log: shows the progress.
+
+    Raises:
+      ValueError: no rollouts there.
+    """
+    counts = rollouts.frame_counts(rollouts_directory, say=log.say)
+    if not counts:
+        raise ValueError(f"no rollouts in {rollouts_directory}; collect some first")
+    latents_directory, vision = files.writable(latents_directory), digest(vae)
+    targets = {path: latents_directory / path.name for path in counts}
+    todo = [path for path in counts if not _is_encoded(targets[path], vision, counts[path])]
+    total = sum(counts.values())
+    done = total - sum(counts[path] for path in todo)
+    with log.progress("encode", total, "frames", done) as bar:
+        for path, shard in rollouts.read_all(todo, say=log.say):
+            _write(targets[path], _encoded(vae, shard, vision))
+            bar.advance(counts[path])
+
+
+def _encoded(vae: VAE, shard: rollouts.Rollouts, vision: str) -> LatentSequences:
+    frames = shard.frames
+    padding = np.zeros((-len(frames) % _CALL, *FRAME_SHAPE), np.uint8)
+    batch = _CPU_BATCH if jax.default_backend() == "cpu" else _CALL
+    calls = np.concatenate([frames, padding]).reshape(-1, _CALL // batch, batch, *FRAME_SHAPE)
+    pairs = [jax.device_get(_encode(vae, batches)) for batches in calls]
+    mu, logvar = (
+        np.concatenate(part).reshape(-1, part[0].shape[-1])[: len(frames)].astype(np.float16)
+        for part in zip(*pairs, strict=True)
+    )
+    kept = {name: getattr(shard, name) for name in ("actions", "rewards", *_PER_EPISODE)}
+    return LatentSequences(mu=mu, logvar=logvar, **kept, vision=vision, profile=shard.profile)
+
+
+@jax.jit
+def _encode(vae: VAE, batches: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jax.lax.map(vae.encode, batches)
+
+
+def _write(path: Path, latents: LatentSequences) -> None:
+    arrays = {field.name: getattr(latents, field.name) for field in dataclasses.fields(latents)}
+    with files.replacing(path) as file:
+        np.savez(file, format=FORMAT, **arrays)
+
+
+def _is_encoded(path: Path, vision: str, frames: int) -> bool:
+    """Whether `path` holds `frames` frames encoded by the V with digest `vision`."""
+    try:
+        found = _read(path)
+    except ValueError:
+        return False
+    return found.vision == vision and len(found.mu) == frames
+
+
+def _read(path: Path) -> LatentSequences:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = dict(archive)
+    except rollouts.UNREADABLE as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is missing or damaged ({reason}); encode again") from None
+    if arrays.pop("format", None) != FORMAT:
+        raise ValueError(f"{path} is not a file of latents of format {FORMAT}; encode again")
+    wanted = {field.name for field in dataclasses.fields(LatentSequences)}
+    missing = sorted(wanted - {"ends"} - set(arrays))
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; encode again")
+    strings = {name: str(arrays[name]) for name in ("vision", "profile")}
+    return LatentSequences(**{name: arrays[name] for name in wanted & set(arrays)} | strings)
+
+
+def read_latents(directory: Path | str) -> LatentSequences:
+    """All encoded episodes of a directory.
+
+    Raises:
+      ValueError: none there, a damaged file, or files of more than one V or game.
+    """
+    parts = {path: _read(path) for path in rollouts.shard_paths(directory)}
+    if not parts:
+        raise ValueError(f"no latents in {directory}; encode some rollouts first")
+    for name in ("vision", "profile"):
+        found = {getattr(part, name): path.name for path, part in parts.items()}
+        if len(found) > 1:
+            listed = ", ".join(f"{file} of {value[:20]}" for value, file in found.items())
+            raise ValueError(f"{directory} mixes more than one {name} ({listed}); encode again")
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts.values()])
+        for name in _PER_FRAME + _PER_EPISODE
+    }
+    return dataclasses.replace(next(iter(parts.values())), **arrays)

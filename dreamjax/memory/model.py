@@ -1,0 +1,258 @@
+"""M, and the protocol behind which any recurrent network can be M.
+
+Paper: "MDN-RNN (M) Model" and its appendix.
+Shapes: Z latent size, A action size, H units, T steps, B lanes; `...` is any number of batch axes.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dreamjax.actions import Keys
+from dreamjax.memory import heads as outputs
+from dreamjax.memory.heads import Prediction
+from dreamjax.tasks import Task
+from dreamjax.training.devices import tile
+
+CLOCK = 1000  # steps that M's clock counts as one, so that it stays near 1
+
+VARIANT = ("num_events", "clock", "keys")  # what sets an M apart from the paper's, in one form
+FORM = ("kind", "hidden_size", "heads")  # and in its form
+
+Carry = Any  # a pytree of what M remembers, [..., H] of each
+
+
+class Memory(nnx.Module):
+    """M without its recurrence: what it reads, what it predicts, what C reads of it.
+
+    A subclass makes its kernels in `recurrence`, and defines `step`, `parts` and, unless that is
+    (c, h), `initial_carry`; `run` only where it can be faster than a scan of steps. Its matrices
+    are parameters of two axes, so that `cast` finds them.
+
+    What it reads is [z, action] and, where the task says so, a restart flag; with a clock that
+    flag tells an episode's age instead, negative and in `CLOCK` steps. head_kernel [H, outputs]
+    gives the heads that `memory.heads.layout` lists, one after another.
+
+    Args:
+      task: the game; sizes come from it.
+      rngs: its `params` stream initialises the kernels (Glorot uniform); biases are zero, but
+        for events, which begin as rare.
+      num_events: J, see `EventMixture`; 0 is the paper's.
+      clock: whether M is told the age of an episode, as games that grow harder need; the paper's
+        is not.
+      keys: whether M reads of an action the key that it presses, rather than the number; the
+        paper's reads the number.
+      hidden_size: H; None is the task's.
+      heads: which of "reward" and "end" it predicts; None is the task's.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        rngs: nnx.Rngs,
+        num_events: int = 0,
+        clock: bool = False,
+        keys: bool = False,
+        hidden_size: int | None = None,
+        heads: tuple[str, ...] | None = None,
+    ):
+        self.latent_size = task.latent_size
+        self.hidden_size = hidden_size or task.hidden_size
+        self.num_mixtures = task.num_mixtures
+        self.num_events = num_events
+        self.clock = clock
+        self.keys = keys
+        self.heads = task.heads if heads is None else tuple(heads)
+        self.num_ends = len(task.ends)
+        self.reward_scale = task.reward_scale
+        self.reads_restart = task.reads_restart
+        self.controller_reads = task.controller_reads
+        self.pressed = task.actions.pressed if isinstance(task.actions, Keys) else 0.0
+        self.num_inputs = task.latent_size + task.action_size + task.reads_restart
+        self.recurrence(rngs)
+        width, where = outputs.width(self.layout), outputs.places(self.layout)
+        self.head_kernel = nnx.Param(glorot(rngs, self.hidden_size, width))
+        bias = jnp.zeros(width, jnp.float32)
+        if num_events:
+            bias = bias.at[where["event_weights"].start].set(outputs.RARE)
+        self.head_bias = nnx.Param(bias)
+
+    def recurrence(self, rngs: nnx.Rngs) -> None:
+        """Make the kernels of the recurrence, from `num_inputs` and `hidden_size`."""
+        raise NotImplementedError
+
+    def step(self, carry: Carry, inputs: jax.Array, restart: jax.Array) -> tuple[Carry, jax.Array]:
+        """One step.
+
+        Args:
+          carry: before it.
+          inputs: float32 [..., num_inputs].
+          restart: bool or float32 [...]; where it is on, the carry counts as empty.
+
+        Returns:
+          the carry after it, and h [..., H], of which the heads are read.
+        """
+        raise NotImplementedError
+
+    def run(self, carry: Carry, inputs: jax.Array, restart: jax.Array) -> tuple[Carry, jax.Array]:
+        """Steps in a row: inputs [T, B, num_inputs], restart [T, B]; last carry, h [T, B, H]."""
+        return jax.lax.scan(lambda carry, now: self.step(carry, *now), carry, (inputs, restart))
+
+    def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> Carry:
+        """(c, h) of zeros, each float32 [*batch_shape, H]."""
+        shape = (*batch_shape, self.hidden_size)
+        return jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
+
+    def parts(self, carry: Carry) -> dict[str, jax.Array]:
+        """What C may read of a carry, by name, [..., H] each."""
+        return dict(zip(("c", "h"), carry, strict=True))
+
+    def __call__(
+        self, carry: Carry, z: jax.Array, action: jax.Array, age: jax.Array
+    ) -> tuple[Carry, Prediction]:
+        """One step: what follows `z` when `action` is done.
+
+        Args:
+          carry: as `initial_carry` makes it, [..., H].
+          z: float32 [..., Z].
+          action: float32 [..., A], in the task's form.
+          age: float32 or int32 [...], steps since the episode began: 0, its first frame, empties
+            the carry.
+
+        Returns:
+          the carry after the step, and the prediction.
+        """
+        carry, h = self.step(carry, self.inputs(z, action, age), age == 0)
+        return carry, self.predict(product(h, self.head_kernel[...]))
+
+    def sequence(
+        self, carry: Carry, z: jax.Array, action: jax.Array, age: jax.Array
+    ) -> tuple[Carry, Prediction]:
+        """Steps in a row, each on what really came: [T, B, ...] of all; with a fast gradient."""
+        restart = (age == 0).astype(jnp.float32)
+        carry, h = self.run(carry, self.inputs(z, action, age), restart)
+        return carry, self.predict(product_sequence(h, self.head_kernel[...]))
+
+    def inputs(self, z: jax.Array, action: jax.Array, age: jax.Array) -> jax.Array:
+        """What the recurrence reads, [..., num_inputs]."""
+        if self.keys:
+            action = pressed(action, self.pressed)
+        if not self.reads_restart:
+            return jnp.concatenate((z, action), axis=-1)
+        age = jnp.asarray(age, jnp.float32)
+        flag = jnp.where(age == 0, 1.0, -age / CLOCK if self.clock else 0.0).astype(jnp.float32)
+        return jnp.concatenate((z, action, flag[..., None]), axis=-1)
+
+    def predict(self, out: jax.Array) -> Prediction:
+        """The prediction, from h @ head_kernel."""
+        out = out + self.head_bias[...]
+        return outputs.prediction(outputs.named(out, self.layout), self.reward_scale)
+
+    def features(self, z: jax.Array, carry: Carry) -> jax.Array:
+        """What C reads, in the dream and in the real game alike.
+
+        Args:
+          z: [..., Z] current latent.
+          carry: before it has consumed `z`.
+
+        Returns:
+          [..., F]: (z, c, h) for the paper's first game, (z, h) for its second.
+        """
+        parts = self.parts(carry)
+        return jnp.concatenate([z, *(parts[name] for name in self.reads)], axis=-1)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The names of the parts that C reads: the task's, those that this M has."""
+        carry = jax.eval_shape(self.initial_carry)
+        has = jax.eval_shape(self.parts, carry)
+        return tuple(name for name in self.controller_reads if name in has)
+
+    @property
+    def feature_size(self) -> int:
+        """F."""
+        return self.latent_size + len(self.reads) * self.hidden_size
+
+    @property
+    def layout(self) -> outputs.Layout:
+        """The heads and their shapes."""
+        sizes = self.latent_size, self.num_mixtures, self.num_events
+        return outputs.layout(*sizes, self.heads, self.num_ends)
+
+
+def glorot(rngs: nnx.Rngs, rows: int, columns: int) -> jax.Array:
+    """A kernel [rows, columns], Glorot uniform."""
+    return nnx.initializers.glorot_uniform()(rngs.params(), (rows, columns), jnp.float32)
+
+
+def pressed(action: jax.Array, threshold: float) -> jax.Array:
+    """-1, 0 or 1, the key that each number presses; its gradient is the number's."""
+    key = jnp.where(jnp.abs(action) > threshold, jnp.sign(action), 0.0)
+    return action + jax.lax.stop_gradient(key - action)
+
+
+def with_events(memory: Memory, task: Task, num_events: int, rngs: nnx.Rngs) -> Memory:
+    """`memory` with untrained events, so that training can go on from an M that has none."""
+    if memory.num_events == num_events:
+        return memory
+    form = {"hidden_size": memory.hidden_size, "heads": memory.heads}
+    form |= {"clock": memory.clock, "keys": memory.keys}
+    grown = type(memory)(task, rngs=rngs, num_events=num_events, **form)
+    state = nnx.to_pure_dict(nnx.state(memory))
+    for name, array in state.items():
+        if name not in ("head_kernel", "head_bias"):
+            getattr(grown, name)[...] = array
+    old, new = outputs.places(memory.layout), outputs.places(grown.layout)
+    for name in ("head_kernel", "head_bias"):
+        there = getattr(grown, name)
+        for head, place in old.items():
+            there[...] = there[...].at[..., new[head]].set(state[name][..., place])
+    return grown
+
+
+def cast(memory: Memory, dtype: jax.typing.DTypeLike) -> Memory:
+    """`memory` with its kernels in `dtype`; products then run in it, all else in float32."""
+    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, memory)
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x @ kernel with operands in the kernel's dtype and a float32 result."""
+    x, outputs = x.astype(kernel.dtype), kernel.shape[1]
+    more_rows, more_columns = (-side % tile() for side in kernel.shape)
+    if more_rows or more_columns:
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more_rows)])
+        kernel = jnp.pad(kernel, ((0, more_rows), (0, more_columns)))
+    return jnp.dot(x, kernel, preferred_element_type=jnp.float32)[..., :outputs]
+
+
+@jax.custom_vjp
+def product_sequence(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`product` of [T, B, ...] whose gradients are products in the kernel's dtype too."""
+    return product(x, kernel)
+
+
+def _product_backward(saved, gradient):
+    x, kernel = saved
+    return product(gradient, kernel.T), outer(x, gradient, kernel.dtype)
+
+
+product_sequence.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _product_backward)
+
+
+def outer(x: jax.Array, gradient: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Gradient of a kernel: x^T gradient over time and lanes.
+
+    Both axes are contracted as they are: XLA's CPU backend is twice slower once they are merged.
+    """
+    x, gradient = x.astype(dtype), gradient.astype(dtype)
+    total = jnp.einsum("tbi,tbo->io", x, gradient, preferred_element_type=jnp.float32)
+    return total.astype(dtype)
+
+
+def reset(carry: Carry, restart: jax.Array) -> Carry:
+    """`carry` with zeros where `restart` [...] is on."""
+    first = jnp.asarray(restart, bool)[..., None]
+    return jax.tree.map(lambda part: jnp.where(first, 0.0, part), carry)

@@ -1,0 +1,419 @@
+"""Training M: teacher-forced sequences, the loss, and the order of the data.
+
+Paper: "MDN-RNN (M) Model" appendix; original files `doomrnn/rnn_train.py`,
+`carracing/rnn/rnn_train.py`.
+Shapes: Z latent size, A action size, H LSTM units, B lanes, T frames; N frames of a data set, E
+its episodes; K ways to end. Everything is time-major.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx, struct
+
+from dreamjax.actions import Keys
+from dreamjax.memory.heads import Prediction
+from dreamjax.memory.kinds import find_kind
+from dreamjax.memory.latents import LatentSequences, first_frames
+from dreamjax.memory.model import FORM, VARIANT, Carry, Memory, cast, reset, with_events
+from dreamjax.tasks import Task
+from dreamjax.training.checkpoint import Store
+from dreamjax.training.devices import product_dtype
+from dreamjax.training.fit import fit
+from dreamjax.training.logbook import Logbook
+from dreamjax.training.settings import require_positive, require_within
+
+DIVERGED = 1e3  # loss of an M past hope; one that knows nothing starts below 10
+
+
+@struct.dataclass
+class Sequences:
+    """What M trains on: lanes of frames.
+
+    Attributes:
+      z: float32 [T + 1, B, Z]; z[t + 1] is what z[t] is to predict.
+      action: float32 [T, B, A].
+      age: float32 [T, B], frames since the episode's first.
+      follows: float32 [T, B], 1 where z[t + 1] belongs to the same episode.
+      judged: float32 [T, B], 1 where it is known whether the action led to an end.
+      end: float32 [T, B, K], 1 where it did, for each way to end.
+      reward: float32 [T, B], what the action earned.
+      valid: float32 [T, B], 0 past a lane's end.
+    """
+
+    z: jax.Array
+    action: jax.Array
+    age: jax.Array
+    follows: jax.Array
+    judged: jax.Array
+    end: jax.Array
+    reward: jax.Array
+    valid: jax.Array
+
+
+def predict_sequences(
+    memory: Memory, carry: Carry, batch: Sequences
+) -> tuple[Carry, jax.Array, Prediction]:
+    """Teacher-forced predictions.
+
+    Returns:
+      the last carry; nats per dimension of the next z, float32 [T, B]; the predictions [T, B].
+    """
+    carry, found = memory.sequence(carry, batch.z[:-1], batch.action, batch.age)
+    return carry, found.latent.nats(batch.z[1:]), found
+
+
+def memory_loss(
+    memory: Memory, carry: Carry, batch: Sequences, death_weight: float = 10.0
+) -> tuple[jax.Array, tuple[Carry, dict[str, jax.Array]]]:
+    """Negative log likelihood of the next z in nats per dimension, plus the other heads' losses.
+
+    The original's stream runs on from an episode's last frame to the next episode's first, so
+    its M also learns to predict a restart's z; here that term is left out. An episode cut by the
+    step limit says nothing of death at its last frame, so that is left out too.
+
+    Args:
+      memory: M; the dtype of its kernels is that of the products.
+      carry: before the first frame, [B, H] of each part.
+      batch: the frames.
+      death_weight: how many times more a step that led to an end counts.
+
+    Returns:
+      the loss, then the carry after the last frame and the loss's parts.
+    """
+    carry, nll, found = predict_sequences(memory, carry, batch)
+    parts = {"nll": _mean(nll, batch.follows)}
+    if found.end is not None:
+        entropy = cross_entropy(found.end, batch.end, death_weight)
+        parts["death_loss"] = _mean(entropy, batch.judged)
+    if found.reward is not None:
+        error = (found.reward - batch.reward) / memory.reward_scale
+        parts["reward_loss"] = _mean(error**2, batch.valid)
+    loss = functools.reduce(jnp.add, parts.values())
+    return loss, (carry, {"loss": loss, **parts})
+
+
+def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    return (values * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+
+
+def cross_entropy(logit: jax.Array, end: jax.Array, weight: float) -> jax.Array:
+    """Binary cross-entropy [...] of the logits of ends [..., K] in nats, summed over the ways.
+
+    It counts `weight` times as much where the end came.
+    """
+    entropy = (jax.nn.softplus(logit) - end * logit) * (1 + (weight - 1) * end)
+    return entropy[..., 0] if entropy.shape[-1] == 1 else entropy.sum(axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryConfig:
+    """How M is trained; the defaults are `rnn_train.py`'s for Take Cover."""
+
+    steps: int = 24_400  # updates; the original's 400 epochs (the article says 20)
+    batch_size: int = 100  # lanes; fewer where the data would not fill them
+    sequence_length: int = 500  # frames of a lane in one update, at most
+    learning_rate: float = 1e-3  # Adam's, at the first update
+    min_learning_rate: float = 1e-5  # what it decays to
+    decay: float = 0.99999  # of what is above the minimum, each update (CarRacing: 1.0)
+    clip: float = 1.0  # largest absolute value of a gradient's element
+    death_weight: float = 10.0  # of a step that led to an end, in the loss
+    bfloat16: bool | None = None  # products in bfloat16; None where the device is faster so
+    held_out: float = 0.1  # share of episodes kept from training
+    steps_per_call: int = 4  # updates in one compiled call
+    num_events: int = 0  # Gaussians over all latents at once beside the factored mixture
+    clock: bool = False  # whether M is told the age of an episode
+    keys: bool = False  # whether M reads the key that an action presses, not the number
+    kind: str = "lstm"  # M's form; your own is module:Class, a subclass of dreamjax.Memory
+    hidden_size: int | None = None  # units of M; None is the task's
+    heads: tuple[Literal["reward", "end"], ...] | None = None  # what M predicts; None is all
+    start_from: str | None = None  # run or world whose M is trained on; None starts from chance
+
+    def __post_init__(self):
+        require_positive(
+            self, "steps", "batch_size", "sequence_length", "learning_rate", "steps_per_call"
+        )
+        require_within(
+            self,
+            min_learning_rate="[0, inf)",
+            decay="(0, 1]",
+            clip="(0, inf]",
+            death_weight="(0, inf)",
+            held_out="(0, 1)",
+            num_events="[0, inf)",
+        )
+        if self.hidden_size is not None:
+            require_positive(self, "hidden_size")
+        find_kind(self.kind)
+
+    grows = ("steps",)  # settings that a later call may raise
+
+    def variant(self) -> dict[str, Any]:
+        """What M is beyond the paper's: `Memory`'s keywords."""
+        return {name: getattr(self, name) for name in (*VARIANT, *FORM) if name != "kind"}
+
+
+@struct.dataclass
+class Frames:
+    """A data set on the device: posteriors and, per frame, the fields of `Sequences`."""
+
+    mu: jax.Array
+    logvar: jax.Array
+    action: jax.Array
+    age: jax.Array
+    follows: jax.Array
+    judged: jax.Array
+    end: jax.Array
+    reward: jax.Array
+
+
+@struct.dataclass
+class State:
+    """Everything training needs to go on; the carry is the last batch's."""
+
+    memory: Memory
+    optimiser: optax.OptState
+    carry: Carry
+
+
+@struct.dataclass
+class _Plan:
+    """Which frames consecutive updates read; a leading axis counts the updates."""
+
+    step: np.ndarray  # int32 []
+    first: np.ndarray  # bool [], whether an epoch starts here
+    index: np.ndarray  # int32 [T + 1, B], frames of the data set
+    valid: np.ndarray  # bool [T, B], False past a lane's end
+
+
+def train_memory(
+    seed: int,
+    task: Task,
+    latents: LatentSequences,
+    config: MemoryConfig,
+    *,
+    log: Logbook,
+    store: Store | None = None,
+    meta: Mapping[str, Any] | None = None,
+    memory: Memory | None = None,
+) -> Memory:
+    """Train M as rnn_train.py does, on all but the held-out episodes.
+
+    Each epoch shuffles the episodes, joins them into one stream and cuts it into lanes; the
+    LSTM's carry goes from one update to the next until the epoch ends. z is drawn anew from its
+    posterior in every update.
+
+    Args:
+      seed: of the weights, the order and the noise.
+      task: the game.
+      latents: the recorded episodes, encoded.
+      config: sizes and rates.
+      log: receives `loss` and its parts, `nll`, `death_loss` and `reward_loss`.
+      store: where checkpoints go; an unfinished run there is resumed.
+      meta: written into every checkpoint.
+      memory: M to train on, its optimiser new; None starts from chance.
+
+    Returns:
+      M, its weights float32.
+
+    Raises:
+      ValueError: latents of another task, or a size in `config` that cannot be.
+    """
+    trainer = Trainer(seed, task, latents, config)
+    state = fit(
+        "memory",
+        trainer.initial(memory),
+        trainer,
+        config.steps,
+        log=log,
+        store=store,
+        meta=meta,
+        unit="frames",
+        units_per_step=trainer.layout.lanes * trainer.layout.length,
+        most=DIVERGED,
+    )
+    return state.memory
+
+
+class Trainer:
+    """Compiled updates of one training; the `advance` of `training.fit`.
+
+    Args and errors: as for `train_memory`.
+    """
+
+    def __init__(self, seed: int, task: Task, latents: LatentSequences, config: MemoryConfig):
+        _check(task, latents, config)
+        train, _ = latents.split(config.held_out)
+        self.task, self.config = task, config
+        self.frames = on_device(train, len(task.ends))
+        self.layout = Layout.of(int(train.lengths.sum()), config)
+        self._key_init, self._key_noise = jax.random.split(jax.random.key(seed))
+
+        @functools.lru_cache(maxsize=2)
+        def epoch_plan(epoch):
+            return self.layout.cut(*self.layout.lanes_of(epoch_order(train.lengths, seed, epoch)))
+
+        self._epoch_plan = epoch_plan
+
+    def initial(self, memory: Memory | None = None) -> State:
+        """The state before the first update, of an untrained M unless one is given."""
+        rngs, config = nnx.Rngs(params=self._key_init), self.config
+        if memory is None:
+            memory = find_kind(config.kind)(self.task, rngs=rngs, **config.variant())
+        memory = with_events(memory, self.task, config.num_events, rngs)
+        return initial_state(memory, self.layout.lanes, self.config)
+
+    def __call__(self, state: State, step: int) -> tuple[State, int, dict[str, float]]:
+        """Up to `steps_per_call` updates from `step` on; `state` is donated."""
+        count = min(self.config.steps_per_call, self.config.steps - step)
+        plan = _plan(range(step, step + count), self.layout.batches, self._epoch_plan)
+        state, metrics = _updates(state, self.frames, plan, self._key_noise, self.config)
+        return state, count, jax.tree.map(float, metrics)
+
+
+def _check(task: Task, latents: LatentSequences, config: MemoryConfig) -> None:
+    if config.keys and not isinstance(task.actions, Keys):
+        raise ValueError(f"{task.name} is not played by keys; leave out --memory.keys")
+    sizes = latents.mu.shape[-1], latents.actions.shape[-1]
+    if sizes != (task.latent_size, task.action_size):
+        raise ValueError(
+            f"latents have z={sizes[0]} and {sizes[1]} actions, but {task.name} has "
+            f"z={task.latent_size} and {task.action_size}; encode this task's recordings"
+        )
+    lacking = sorted(set(config.heads or ()) - set(task.heads))
+    if lacking:
+        raise ValueError(f"{task.name} has no {lacking[0]} to predict; leave it out of the heads")
+    if latents.ends.max(initial=-1) >= len(task.ends):
+        raise ValueError(
+            f"an episode ended in way {latents.ends.max()}, but {task.name} has {task.ends}; "
+            "record this task"
+        )
+
+
+def on_device(latents: LatentSequences, num_ends: int) -> Frames:
+    """A data set's arrays where they are used, and what each frame may teach of ends."""
+    last, end = np.zeros(len(latents.mu), np.float32), latents.first + latents.lengths - 1
+    age = np.arange(len(last)) - np.repeat(latents.first, latents.lengths)
+    came = np.zeros((len(last), num_ends), np.float32)
+    last[end] = 1
+    came[end] = latents.ends[:, None] == np.arange(num_ends)
+    judged = 1 - last + came.sum(axis=1)
+    age = age.astype(np.float32)
+    arrays = (latents.mu, latents.logvar, latents.actions, age, 1 - last, judged, came)
+    return Frames(*map(jnp.asarray, (*arrays, latents.rewards)))
+
+
+def initial_state(memory: Memory, lanes: int, config: MemoryConfig) -> State:
+    """M, an optimiser that has seen nothing, and an empty carry."""
+    return State(memory, _optimiser(config).init(memory), memory.initial_carry((lanes,)))
+
+
+def _optimiser(config: MemoryConfig) -> optax.GradientTransformation:
+    low, high = config.min_learning_rate, config.learning_rate
+    rate = lambda step: (high - low) * config.decay**step + low  # noqa: E731
+    return optax.chain(optax.clip(config.clip), optax.adam(rate))
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
+def _updates(state, frames, plan, key, config):
+    """One update for each entry of `plan`; returns the state and the metrics' means."""
+
+    def body(state, plan):
+        return _update(state, frames, plan, key, config)
+
+    state, metrics = jax.lax.scan(body, state, plan)
+    return state, jax.tree.map(jnp.mean, metrics)
+
+
+def _update(state, frames, plan, key, config):
+    batch = gather(frames, jax.random.fold_in(key, plan.step), plan.index, plan.valid)
+    carry = reset(state.carry, plan.first[None])
+    dtype = product_dtype(config.bfloat16)
+
+    def loss(memory):
+        return memory_loss(cast(memory, dtype), carry, batch, config.death_weight)
+
+    gradient, (carry, metrics) = jax.grad(loss, has_aux=True)(state.memory)
+    updates, optimiser = _optimiser(config).update(gradient, state.optimiser)
+    return State(optax.apply_updates(state.memory, updates), optimiser, carry), metrics
+
+
+def gather(frames: Frames, key: jax.Array, index: jax.Array, valid: jax.Array) -> Sequences:
+    """The frames at `index`, z drawn from their posteriors; nothing invalid counts."""
+    mu, logvar = (posterior[index].astype(jnp.float32) for posterior in (frames.mu, frames.logvar))
+    z = mu + jnp.exp(logvar / 2) * jax.random.normal(key, mu.shape, mu.dtype)
+    now = index[:-1]
+    return Sequences(
+        z=z,
+        action=frames.action[now],
+        age=frames.age[now],
+        follows=frames.follows[now] * valid,
+        judged=frames.judged[now] * valid,
+        end=frames.end[now],
+        reward=frames.reward[now],
+        valid=valid.astype(jnp.float32),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a stream of frames is cut: `lanes` side by side, `batches` x `length` frames each.
+
+    A lane gets at least `sequence_length` frames, so little data means fewer lanes and, below
+    one lane, a shorter sequence. Lanes differ by at most one frame; what lacks is padding.
+    """
+
+    lanes: int
+    batches: int
+    length: int
+
+    @classmethod
+    def of(cls, num_frames: int, config: MemoryConfig) -> "Layout":
+        """The layout of an epoch of `num_frames`."""
+        lanes = min(max(num_frames // config.sequence_length, 1), config.batch_size)
+        longest = -(-num_frames // lanes)
+        batches = -(-longest // config.sequence_length)
+        return cls(lanes, batches, -(-longest // batches))
+
+    def lanes_of(self, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The frame at each place of each lane [batches * length + 1, lanes], and validity.
+
+        A lane's last frame is followed by the next lane's first, so that it has a target.
+        """
+        edges = np.arange(self.lanes + 1) * len(order) // self.lanes
+        places = edges[:-1] + np.arange(self.batches * self.length + 1)[:, None]
+        return order[np.minimum(places, len(order) - 1)], places[:-1] < edges[1:]
+
+    def cut(self, index: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Index [batches, length + 1, lanes] and validity [batches, length, lanes]."""
+        begins = np.arange(self.batches)[:, None] * self.length
+        windows = begins + np.arange(self.length + 1)
+        return index[windows], valid[windows[:, :-1]]
+
+
+def epoch_order(lengths: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """The frames of all episodes, episodes shuffled: int32 [N], a function of seed and epoch."""
+    starts = first_frames(lengths)
+    episodes = np.random.default_rng((seed, epoch)).permutation(len(lengths))
+    return frames_of(starts[episodes], lengths[episodes])
+
+
+def frames_of(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The frames of episodes, one episode after another."""
+    spans = [np.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)]
+    return np.concatenate([np.arange(0), *spans]).astype(np.int32)
+
+
+def _plan(steps, batches, epoch_plan) -> _Plan:
+    entries = []
+    for step in steps:
+        epoch, batch = divmod(step, batches)
+        index, valid = epoch_plan(epoch)
+        entries.append(_Plan(np.int32(step), np.bool_(batch == 0), index[batch], valid[batch]))
+    return jax.tree.map(lambda *parts: np.stack(parts), *entries)

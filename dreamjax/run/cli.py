@@ -1,0 +1,285 @@
+"""The `dreamjax` command: one subcommand a phase, and `run` for all of them.
+
+`--debug` anywhere shows where an error came from.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import json
+import re
+import shlex
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from dreamjax.tasks import TASKS, find_task
+from dreamjax.training import stopping
+from dreamjax.training.postponing import postponed
+from dreamjax.training.settings import SettingError, check_seed
+
+PRESET_NAMES = ("smoke", "quick", "cpu", "paper")
+DEFAULT_PRESET = "quick"
+DEVICES = ("auto", "cpu", "gpu", "tpu")
+DEBUG = "--debug"  # anywhere on the command line: show where an error came from
+FAULTS = (ValueError, ImportError, ArithmeticError, OSError, RuntimeError, MemoryError)
+
+ABOUT = {
+    "run": "Do every phase into one run directory, from wherever it stopped.",
+    "collect": "Record episodes of the real game.",
+    "train-vision": "Train V, the VAE, on the recorded frames.",
+    "encode": "Encode the recorded frames with V.",
+    "train-memory": "Train M, the MDN-RNN, on the latents.",
+    "evolve": "Evolve C in M's dream.",
+    "learn": "Learn C in M's dream by policy gradient, which needs far fewer dreams.",
+    "evaluate": "Play the real game awake; save the score table, the curves and the film.",
+    "record": "Record the evolved agent at play; encode and train-memory then learn from it too.",
+    "fidelity": "Compare the dream with the real game: survival, predictions, ranks.",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    words = [word for word in argv if word != DEBUG]
+    said = f"\nstopped; resume with: dreamjax {shlex.join(words)}\n"
+    with stopping.at_once(said):
+        try:
+            _choose_devices(words)
+            command = _parse(words)
+            stopping.by_interrupt()
+            command()
+        except KeyboardInterrupt:
+            return _end(said, 130)
+        except FAULTS as error:
+            if DEBUG in argv:
+                traceback.print_exc()
+            return _end(f"{_line(error, words)}\n", 1)
+    return 0
+
+
+def _end(said: str, status: int) -> int:
+    """`status`, once `said` is."""
+    from dreamjax.training import devices
+
+    sys.stderr.write(said)
+    if devices.in_a_job():
+        devices.leave(status)
+    return status
+
+
+def _line(error: BaseException, words: list[str]) -> str:
+    """What went wrong, and what to do, in one line."""
+    from dreamjax.training import devices
+
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, MemoryError) or re.search("out of memory|RESOURCE_EXHAUSTED", text, re.I):
+        text = f"out of memory ({text}); use fewer lanes, a smaller batch, population or world"
+    elif devices.in_a_job() and "Gloo" in text:
+        return devices.lost(words, text)
+    return f"dreamjax: {text}"
+
+
+def _choose_devices(words: list[str]) -> None:
+    """Do what `--device` and `--distributed` say, before an import asks jax for its devices."""
+    from dreamjax.training import devices
+
+    name, distributed = next(iter(words), ""), "--distributed" in words
+    if distributed and name in ABOUT and name != "evolve":
+        raise ValueError(
+            f"{name} runs on one host; only evolve takes --distributed: do the phases before it "
+            "on one host, in a directory that all hosts share"
+        )
+    device = _value_of(words, "--device", "auto")
+    if device not in DEVICES or not {"-h", "--help"}.isdisjoint(words):
+        return  # the parser has something to say
+    if distributed:
+        devices.join(words)
+    if distributed or device != "auto":
+        devices.use(device)
+
+
+def _parse(argv: list[str]) -> Any:
+    """The subcommand that `argv` asks for, filled in."""
+    with postponed("seaborn", "matplotlib.pyplot"):  # 2 s, which gymnax needs for plots alone
+        from dreamjax.run.presets import PRESETS
+    preset = _value_of(argv, "--preset", DEFAULT_PRESET)
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    commands = [_phase_command(name, PRESETS[preset], preset) for name in ABOUT]
+    union = Info | Bench | Export | Doctor
+    for command in commands:
+        union = union | command
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(union, args=argv, prog="dreamjax", description=__doc__)
+    except SystemExit as stop:
+        fault = _setting_error(stop)
+        if fault is not None:
+            raise fault from None
+        sys.stderr.write(said.getvalue())
+        raise
+
+
+def _setting_error(error: BaseException | None) -> SettingError | None:
+    """The refused setting behind an error, which tyro reports at greater length."""
+    while error is not None and not isinstance(error, SettingError):
+        error = error.__context__
+    return error
+
+
+def _value_of(argv: list[str], option: str, default: str) -> str:
+    """The value of an option that is needed before the command line can be parsed."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word == option:
+            default = following
+        if word.startswith(f"{option}="):
+            default = word.removeprefix(f"{option}=")
+    return default  # the last one counts, as for the parser
+
+
+def _phase_command(name: str, config: Any, preset: str) -> Any:
+    """The subcommand `name` as an annotated dataclass whose defaults are the preset's."""
+    from dreamjax.run.settings import RunConfig
+
+    @dataclasses.dataclass
+    class Command:
+        task: Annotated[str, tyro.conf.Positional]  # a game's name, or your own as module:TASK
+        run_dir: Path  # everything is written here
+        config: Annotated[RunConfig, tyro.conf.arg(name="")]
+        preset: Literal[PRESET_NAMES] = DEFAULT_PRESET
+        world: str | None = None  # a shipped world's name, or a folder: dream it, train no other
+        seed: int = 0
+        device: Literal[DEVICES] = "auto"
+        distributed: bool = False  # join the other processes of a SLURM job or a TPU pod
+
+        def __call__(self) -> None:
+            _run(self, name)
+
+    Command.__doc__ = ABOUT[name]
+    default = Command(tyro.MISSING, tyro.MISSING, config, preset)
+    return Annotated[Command, tyro.conf.subcommand(name, default=default, description=ABOUT[name])]
+
+
+def _run(command: Any, name: str) -> None:
+    from dreamjax.run.phases import AWAKE, phases_of, run_phases
+    from dreamjax.run.settings import Run
+    from dreamjax.training import devices
+    from dreamjax.training.files import writable
+    from dreamjax.training.logbook import Logbook
+
+    check_seed(command.seed)
+    phases = phases_of(command.config) if name == "run" else (name,)
+    if command.world is not None:
+        if not set(phases) & set(AWAKE):
+            raise ValueError(f"{name} comes before the world; leave out --world {command.world}")
+        phases = tuple(phase for phase in phases if phase in AWAKE)
+    task, directory = find_task(command.task), writable(command.run_dir)
+    log = Logbook(directory) if devices.is_first() else Logbook(quiet=True)
+    run = Run(directory, task, command.seed, command.config, log)
+    run_phases(run, phases, command.world)
+
+
+@dataclasses.dataclass
+class Info:
+    """Tell versions, devices, the games found, and the sizes of V, M and C."""
+
+    json: bool = False  # as JSON
+
+    def __call__(self) -> None:
+        found = info()
+        if self.json:
+            print(json.dumps(found, indent=2))
+            return
+        for section, values in found.items():
+            print(section)
+            rows = values.items() if isinstance(values, dict) else enumerate(values)
+            for key, value in rows:
+                print(f"  {key}: {value}")
+
+
+@dataclasses.dataclass
+class Export:
+    """Write a run's world, and its C, as a folder to hand on, in half precision."""
+
+    run_dir: Path  # the run
+    target: Path  # the folder
+
+    def __call__(self) -> None:
+        from dreamjax.run.phases import export
+
+        export(self.run_dir, self.target)
+
+
+@dataclasses.dataclass
+class Doctor:
+    """Tell what a run directory holds, what is damaged, and what each command would do next."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional]  # the run
+
+    def __call__(self) -> None:
+        from dreamjax.run import doctor
+
+        found = doctor.examine(self.run_dir)
+        print("\n".join(doctor.lines(found)))
+        damaged = sum(len(finding.damaged) for finding in found)
+        if damaged:
+            raise ValueError(f"{self.run_dir} has {damaged} damaged parts; see above")
+
+
+@dataclasses.dataclass
+class Bench:
+    """Measure this machine: dream steps/s, a generation, training, the real game, the rivals."""
+
+    quick: bool = False  # only the most important rows, in about two minutes
+    seconds: float | None = None  # begin nothing new after them; None is 120 if quick
+    json: Path | None = None  # write the rows here
+    plot: Path | None = None  # draw steps/s against lanes here
+    world: str | None = None  # run directory of a trained world; None is the shipped one
+    lanes: tuple[int, ...] = ()  # batch sizes; none is a range that fits
+    device: Literal[DEVICES] = "auto"
+
+    def __call__(self) -> None:
+        _benchmarks().run(self.quick, self.world, self.lanes, self.json, self.plot, self.seconds)
+
+
+def _benchmarks():
+    """The benchmark suite, which lies beside the package in a checkout and inside it in a wheel."""
+    root = Path(__file__).parents[1]
+    if (root.parent / "benchmarks" / "suite.py").exists():
+        sys.path.insert(0, str(root.parent))
+        return importlib.import_module("benchmarks.suite")
+    return importlib.import_module("dreamjax.benchmarks.suite")
+
+
+def info() -> dict[str, Any]:
+    """What `dreamjax info` tells."""
+    import jax
+
+    from dreamjax.game.env import games
+    from dreamjax.training.checkpoint import versions
+
+    return {
+        "versions": versions(),
+        "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
+        "games": games(),
+        "parameters": {name: parameter_counts(task) for name, task in TASKS.items()},
+    }
+
+
+def parameter_counts(task: Any) -> dict[str, int]:
+    """Numbers in V, M and C of a task."""
+    import jax
+
+    from dreamjax.controller.model import controller_for
+    from dreamjax.dream.worlds import blank_models
+
+    vision, memory = (
+        sum(leaf.size for leaf in jax.tree.leaves(model)) for model in blank_models(task)
+    )
+    return {"V": vision, "M": memory, "C": controller_for(task).num_params}

@@ -1,0 +1,146 @@
+"""The dream beside the game: everything that is measured of it, and the table of it."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from dreamjax.agent import evaluate, evaluation_seeds
+from dreamjax.controller.model import Controller
+from dreamjax.controller.population import Returns
+from dreamjax.dream.worlds import (
+    World,
+    load_controller,
+    load_world,
+)
+from dreamjax.fidelity import compare as fidelity
+from dreamjax.fidelity.departures import WINDOW, departures
+from dreamjax.game.env import make_env
+from dreamjax.game.policies import play_steps
+from dreamjax.game.workers import play
+from dreamjax.memory.latents import read_latents
+from dreamjax.memory.metrics import memory_metrics
+from dreamjax.run.scores import listed, score
+from dreamjax.run.settings import WATCH_SEED, Run
+from dreamjax.tasks import Task
+from dreamjax.training.files import write_json
+from dreamjax.training.logbook import Logbook
+
+SIDES = ("dream", "real")
+
+
+def fidelity_phase(run: Run) -> None:
+    """Compare the dream with the game; write fidelity.json."""
+    world, config = load_world(run.directory), run.config.fidelity
+    controller, best = load_controller(run.directory, world)
+    player = controller, best
+    found = {"policies": {}}
+    if run.latents.exists():
+        _, held = read_latents(run.latents).split(run.config.memory.held_out)
+        found["deaths"] = memory_metrics(world.memory, held)
+        found["open_loop"] = fidelity.open_loop(world, held, horizon=config.horizon, seed=run.seed)
+        young = config.grown(run.task)
+        if run.task.ends and (held.lengths > young).any():
+            ages = {"young": young, "old": run.task.max_steps}
+            found["departures"] = departures(world, *player, held, **ages, seed=run.seed)
+    for name in fidelity.BLINDFOLDED:
+        seeds = evaluation_seeds(run.seed + WATCH_SEED, config.real_episodes)
+        played = play(run.task, name, seeds, workers=run.config.workers, log=run.log, phase=name)
+        dreamt = fidelity.dreamt_play(world, name, config.episodes, run.seed)
+        found["policies"][name] = _compared(run.task, dreamt, played)
+    found["policies"]["C"] = _compared(run.task, *_played_by(run, world, *player))
+    games = _unseen_games(run)
+    found["vision"] = fidelity.reconstruction(world, np.concatenate(games))
+    if run.task.flash is not None:
+        found["flashes"] = _flashes(run, world, games)
+    found["controllers"] = _ranked(run, world, *player)
+    write_json(run.directory / "fidelity.json", found)
+    print_fidelity(run.task, found, run.log)
+
+
+def _unseen_games(run: Run) -> list[np.ndarray]:
+    """Frames of each of some `held` games that are never recorded."""
+    env = make_env(run.task)
+    try:
+        return [
+            np.stack([step[0] for step in play_steps(env, "held", seed)])
+            for seed in evaluation_seeds(run.seed + WATCH_SEED, run.config.fidelity.seen)
+        ]
+    finally:
+        env.close()
+
+
+def _flashes(run: Run, world: World, games: list[np.ndarray]) -> dict[str, dict[str, float]]:
+    """Flashes of pain in `held` games and dreams."""
+    longest = max(len(frames) for frames in games)
+    dreams = 4 * len(games)
+    dreamt = fidelity.dreamt_flash(world, "held", dreams, longest, run.seed)
+    real = [fidelity.flash(run.task.flash, frames / np.float32(255)) for frames in games]
+    return {"dream": fidelity.flashes(dreamt), "real": fidelity.flashes(real)}
+
+
+def _played_by(run: Run, world: World, controller: Controller, best: jax.Array):
+    """Play of C in the dream, at the tau it was evolved at, and in the game."""
+    config, tau = run.config.fidelity, run.config.dream.temperature
+    dreamt = fidelity.dreamt_returns(world, controller, best[None], config.episodes, run.seed, tau)
+    how = {"policy": controller, "log": run.log, "workers": run.config.workers}
+    real = evaluate(world, best, config.real_episodes, run.seed + WATCH_SEED, **how)
+    return dreamt, real
+
+
+def _compared(task: Task, dreamt: Returns, real: Any) -> dict[str, Any]:
+    """Returns in the dream and in the game, and deaths by age where there are deaths."""
+    found = {"dream": score(np.ravel(dreamt.score)), "real": score(real.returns)}
+    found["ratio"] = round(found["dream"]["mean"] / found["real"]["mean"], 3)
+    if task.ends:
+        found["dream_hazard"] = fidelity.hazard(np.ravel(dreamt.steps), task)
+        found["real_hazard"] = fidelity.hazard(real.lengths, task)
+    return found
+
+
+def _ranked(run: Run, world: World, controller: Controller, best: jax.Array) -> dict[str, Any]:
+    """Scores of controllers of every quality, in the dream and in the game, and how they agree."""
+    config = run.config.fidelity
+    weights = fidelity.controllers_between(best, config.controllers, run.seed)
+    rollouts = 16 * config.controller_episodes
+    dreamt = fidelity.dreamt_scores(world, controller, weights, rollouts, run.seed)
+    real = []
+    with run.log.progress("controllers", len(weights), "controllers") as bar:
+        for one in weights:
+            episodes, seed = config.controller_episodes, run.seed + WATCH_SEED
+            how = {"policy": controller, "workers": run.config.workers}
+            real.append(float(evaluate(world, one, episodes, seed, **how).returns.mean()))
+            bar.advance(1, f"real {real[-1]:.0f}")
+    agreed = fidelity.rank_correlation(dreamt, real)
+    return {"dream": [float(x) for x in dreamt], "real": real, **agreed}
+
+
+def print_fidelity(task: Task, found: dict[str, Any], log: Logbook) -> None:
+    """The dream beside the game."""
+    log.say(f"{'return':<10}{'dream':>12}{'game':>14}{'ratio':>8}")
+    for name, row in found["policies"].items():
+        dream, real = (f"{row[side]['mean']:.0f} ± {row[side]['std']:.0f}" for side in SIDES)
+        log.say(f"{name:<10}{dream:>12}{real:>14}{row['ratio']:>8.2f}")
+    if task.ends:
+        ages = ", ".join(f"{age}" for age in task.ages)
+        log.say(f"C's ends in 1,000 steps, between the ages {ages}:")
+        for side in SIDES:
+            rates = "  ".join(f"{x:.2f}" for x in found["policies"]["C"][f"{side}_hazard"])
+            log.say(f"  {side:<8}{rates}")
+    log.say("V on unseen frames: " + listed(found["vision"]))
+    for side, row in found.get("flashes", {}).items():
+        log.say(f"flashes of pain, {side}: {row['rate']:.2f} in 1,000 steps of {row['length']:.0f}")
+    ranked = found["controllers"]
+    log.say(f"rank correlation over {ranked['n']} controllers: {ranked['rho']:.2f}")
+    if "open_loop" in found:
+        nll, drift = found["open_loop"]["nll"], found["open_loop"]["drift"]
+        log.say(f"nats a dimension, open loop: {nll[0]:.2f} at once, {nll[-1]:.2f} at the end")
+        log.say(f"drift of the latents: {drift[0]:.2f} at once, {drift[-1]:.2f} at the end")
+        log.say("M on held-out episodes: " + listed(found["deaths"]))
+    if "departures" in found:
+        row = found["departures"]
+        dreaming = "  ".join(f"{x:.2f}" for x in row["dreaming"])
+        log.say(
+            f"deaths in 1,000 steps of old games: {row['game']:.2f}, expected while M watches: "
+            f"{row['watching']:.2f}, in dreams that leave them, every {WINDOW} steps: {dreaming}"
+        )

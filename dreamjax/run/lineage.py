@@ -1,0 +1,160 @@
+"""Which M a training goes on from, and what a run's world is made of."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dreamjax.dream.worlds import (
+    World,
+    blank_models,
+    first_heads,
+    load_world,
+    save_world,
+    world_meta,
+)
+from dreamjax.memory.kinds import kind_of
+from dreamjax.memory.latents import LatentSequences
+from dreamjax.memory.metrics import calibrated_threshold, memory_metrics
+from dreamjax.memory.model import FORM, VARIANT, Memory
+from dreamjax.memory.training import MemoryConfig
+from dreamjax.run.scores import listed
+from dreamjax.run.settings import Run
+from dreamjax.tasks import Task
+from dreamjax.training.checkpoint import CheckpointError, Store, digest
+from dreamjax.training.devices import is_first
+from dreamjax.vision.model import VAE
+
+NUM_STARTS = 1000  # start states kept in a world, as the original's initial_z.json
+
+
+def load_vision(run: Run):
+    """The V that a run trained, or else the V of the world that was handed to it."""
+    store = run.store("vision")
+    if not store.directory.exists() and (run.directory / "world").exists():
+        return load_world(run.directory).vision
+    vision, _ = blank_models(run.task)
+    return store.load(vision, prefix=".model")[0]
+
+
+def is_bound(run: Run, vision: VAE, memory: Memory) -> bool:
+    """Whether the run's world is of these V and M already."""
+    store = run.store("world")
+    if not store.steps():
+        return False
+    found = store.meta()
+    return (found["vision"], found["memory"]) == (digest(vision), digest(memory))
+
+
+def bind(run: Run, vision: VAE, memory: Memory, latents: LatentSequences) -> None:
+    """Judge and calibrate M on the held-out episodes; save V, M and starts as the run's world."""
+    made = run.store("memory").meta()
+    _, held = latents.split(made["config"]["held_out"])
+    threshold = calibrated_threshold(memory, held)
+    starts = (jax.numpy.asarray(part) for part in latents.starts(NUM_STARTS))
+    world = World(run.task, vision, memory, *starts, death_threshold=threshold, death_noise=1.0)
+    metrics = memory_metrics(memory, held) | {"death_threshold": threshold}
+    run.log.log("held-out", made["step"], metrics)
+    run.log.say("M on held-out episodes: " + listed(metrics))
+    save_world(run.directory, world, _portable(made))
+
+
+def begin_again(run: Run, meta: dict[str, Any]) -> None:
+    """Set M's checkpoints aside where `start_from` asks to train this run's own M on new data."""
+    store, source = run.store("memory"), run.config.memory.start_from
+    if source is None or not is_first() or not store.steps():
+        return
+    found = store.meta()
+    if Path(source).resolve() != run.directory.resolve() or found.get("data") == meta["data"]:
+        return
+    memory, _ = _memory_of(source, run.task)
+    if digest(memory) != digest(load_world(run.directory).memory):
+        raise CheckpointError(
+            f"M of {run.directory} has not been trained to its end; run train-memory without "
+            "--memory.start-from on its old data first, or remove its folder to make it anew"
+        )
+    kept = next(p for n in itertools.count(1) if not (p := run.directory / f"memory-{n}").exists())
+    store.directory.rename(kept)
+    run.log.say(f"M so far is kept in {kept}; training it on")
+
+
+def _portable(made: dict[str, Any]) -> dict[str, Any]:
+    """What M was made with, to hand on with a world: of the run that it began in, no path."""
+    source = made["config"]["start_from"]
+    name = None if source is None else Path(source).resolve().name
+    told = {key: value for key, value in made.items() if key not in ("format", "versions", "step")}
+    return told | {"steps": made["step"], "config": made["config"] | {"start_from": name}}
+
+
+def memory_to_train_on(run: Run) -> Memory | None:
+    """The M that `start_from` names, where this run has none yet."""
+    config = run.config.memory
+    if config.start_from is None or run.store("memory").steps():
+        return None
+    memory, theirs = _memory_of(config.start_from, run.task)
+    warn_of_flattery(run, config.start_from)
+    ours = digest(load_vision(run))
+    if theirs != ours:
+        raise CheckpointError(
+            f"M of {config.start_from} was trained on V {theirs[:12]}, but this run's V is "
+            f"{ours[:12]}; start from an M of the same V, or from nothing"
+        )
+    _check_grows(memory, config)
+    memory.clock, memory.keys = config.clock, config.keys
+    return memory
+
+
+def warn_of_flattery(run: Run, source: Path | str) -> None:
+    if not _held_out_by_seed(_meta_of(source)):
+        run.log.say(
+            f"M of {source} was trained when episodes were held out otherwise, so it may have seen "
+            "some that are held out now: what is said of those flatters"
+        )
+
+
+def _meta_of(source: Path | str) -> dict[str, Any]:
+    """How the M that `_memory_of` gives was made."""
+    store = Store(Path(source) / "memory")
+    return store.meta() if store.steps() else world_meta(source)
+
+
+def _held_out_by_seed(meta: Any) -> bool:
+    """Whether M was kept from the episodes that are held out by seed, as far as is told."""
+    if not isinstance(meta, dict):
+        return False
+    told = meta.get("held_out_by") == "seed"
+    return told or any(_held_out_by_seed(meta.get(part)) for part in ("world", "made"))
+
+
+def _memory_of(source: str, task: Task) -> tuple[Memory, str]:
+    """The newest M of a run, or that of a world, and the digest of its V."""
+    store = Store(Path(source) / "memory")
+    if not store.steps():
+        world = load_world(source)
+        return world.memory, digest(world.vision)
+    meta = store.meta()
+    had = {name: meta["config"].get(name, 0) for name in VARIANT}
+    had |= {name: meta["config"][name] for name in FORM if meta["config"].get(name) is not None}
+    if "kind" not in meta["config"]:
+        had["heads"] = first_heads(task)
+    memory = store.load(blank_models(task, **had)[1], prefix=".memory")[0]
+    return memory, meta.get("vision", "unknown")
+
+
+def _check_grows(memory: Memory, config: MemoryConfig) -> None:
+    """An M may gain what sets it apart from the paper's, but neither change nor lose it."""
+    ours = config.kind, config.hidden_size or memory.hidden_size
+    if ours != (kind_of(memory), memory.hidden_size):
+        raise CheckpointError(
+            f"M of {config.start_from} is a {kind_of(memory)} of {memory.hidden_size} units, but "
+            f"this run asks for a {ours[0]} of {ours[1]}"
+        )
+    for name in VARIANT:
+        old, new = getattr(memory, name), getattr(config, name)
+        if old not in (0, new):
+            flag = name.replace("_", "-")
+            raise CheckpointError(
+                f"M of {config.start_from} has {name}={old}, but this run asks for {new}; "
+                f"set --memory.{flag} as it was"
+            )

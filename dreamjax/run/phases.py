@@ -1,0 +1,316 @@
+"""The whole of it: real game -> V -> M -> dream -> C -> real game, in one run directory.
+
+Paper: section "VizDoom Experiment: Procedure". Each phase writes one folder of the run
+directory, records the settings it was made with, and does only what is not there yet; so the
+same call resumes a run that was stopped anywhere.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dreamjax.agent import evaluate, evaluation_seeds, record
+from dreamjax.controller.evolution import Evolution, evolve
+from dreamjax.controller.model import Controller
+from dreamjax.controller.policy_gradient import Learning, learn
+from dreamjax.dream.worlds import (
+    World,
+    adopt_world,
+    export_world,
+    load_controller,
+    load_world,
+    save_controller,
+)
+from dreamjax.fidelity.compare import ExploitAlarm
+from dreamjax.game.rollouts import UNREADABLE, collect, frame_counts, shard_paths
+from dreamjax.game.workers import play
+from dreamjax.memory.latents import encode_rollouts, read_latents
+from dreamjax.memory.training import train_memory
+from dreamjax.run import pictures
+from dreamjax.run.fidelity import fidelity_phase
+from dreamjax.run.lineage import (
+    begin_again,
+    bind,
+    is_bound,
+    load_vision,
+    memory_to_train_on,
+    warn_of_flattery,
+)
+from dreamjax.run.scores import print_results, published, score
+from dreamjax.run.settings import (
+    CONTROLLERS,
+    WATCH_SEED,
+    Run,
+    RunConfig,
+    check_resumable,
+    encoded_data,
+    recorded_data,
+)
+from dreamjax.training.checkpoint import CheckpointError, Store, digest, versions
+from dreamjax.training.devices import is_first, product_dtype, wait_for_all
+from dreamjax.training.files import writable, write_json, writing
+from dreamjax.vision.training import train_vision
+
+BASELINES = ("uniform", "blind")
+
+
+def collect_phase(run: Run) -> None:
+    """Record real episodes."""
+    config = run.config.collect
+    collect(
+        run.task,
+        run.rollouts,
+        config.episodes,
+        run.seed,
+        policy=config.policy,
+        min_steps=config.min_steps,
+        workers=run.config.workers,
+        log=run.log,
+    )
+
+
+def vision_phase(run: Run) -> None:
+    """Train V on the recorded frames."""
+    data = recorded_data(frame_counts(run.rollouts, say=run.log.say))
+    products = str(product_dtype(run.config.vision.bfloat16))
+    store, meta = run.store("vision"), run.meta("vision", data=data, products=products)
+    again = "run collect, which makes again what was set aside, use another run directory"
+    check_resumable(store, meta, run.config.vision.grows, again)
+    train_vision(
+        run.seed, run.task, run.rollouts, run.config.vision, log=run.log, store=store, meta=meta
+    )
+
+
+def encode_phase(run: Run) -> None:
+    """Encode the recorded frames with V."""
+    vision = load_vision(run)
+    recorded = [part for part in (run.rollouts, run.played) if part.exists()]
+    for part in recorded or [run.rollouts]:
+        encode_rollouts(vision, part, run.latents, log=run.log)
+
+
+def memory_phase(run: Run) -> None:
+    """Train M on the latents, judge it on held-out episodes, and bind V, M and starts."""
+    vision, latents = load_vision(run), read_latents(run.latents)
+    if latents.vision != digest(vision):
+        raise CheckpointError(
+            f"{run.latents} was encoded by V {latents.vision[:12]}, but this run's V is "
+            f"{digest(vision)[:12]}; run encode again"
+        )
+    store, config = run.store("memory"), run.config.memory
+    made = {"vision": digest(vision), "data": encoded_data(latents), "held_out_by": "seed"}
+    meta = run.meta("memory", **made, products=str(product_dtype(config.bfloat16)))
+    begin_again(run, meta)
+    train_on = f"to train on with these, add --memory.start-from {run.directory}"
+    check_resumable(store, meta, config.grows, train_on)
+    if store.steps():
+        warn_of_flattery(run, run.directory)
+    began = memory_to_train_on(run)
+    kept = {"log": run.log, "store": store, "meta": meta}
+    memory = train_memory(run.seed, run.task, latents, config, memory=began, **kept)
+    if not is_bound(run, vision, memory):
+        bind(run, vision, memory, latents)
+
+
+def evolve_phase(run: Run) -> None:
+    """Evolve C inside the dream."""
+
+    def find(env, params, controller, **kept):
+        num_params, config = controller.num_params, run.config.evolve
+        start = controller.initial(jax.random.key(run.seed))
+        return evolve(run.seed, env, params, controller, num_params, config, start=start, **kept)
+
+    _find_controller(run, "evolve", find)
+
+
+def learn_phase(run: Run) -> None:
+    """Learn C inside the dream by policy gradient."""
+
+    def find(env, params, controller, **kept):
+        return learn(run.seed, env, params, controller, run.config.learn, **kept)
+
+    _find_controller(run, "learn", find)
+
+
+def _find_controller(run: Run, phase: str, find: Callable[..., Evolution | Learning]) -> None:
+    """`find` the controller that does best in the dream, and save it."""
+    world, dream = load_world(run.directory), run.config.dream
+    dtype = product_dtype(dream.bfloat16)
+    params = world.params(dream.temperature, dream.death_threshold, dtype, dream.death_noise)
+    settings = {"products": str(dtype)}
+    for name in ("temperature", "death_threshold", "death_noise"):
+        settings[name] = float(getattr(params, name))
+    controller = world.controller(run.config.controller_hidden)
+    if controller.hidden:
+        settings["controller_hidden"] = controller.hidden
+    store, meta = run.store(phase), run.meta(phase, world=world.digest(), **settings)
+    if store.steps() and store.meta().get("world") == digest(world.arrays()):
+        meta["world"] = digest(world.arrays())  # begun when identities covered the arrays alone
+    check_resumable(store, meta, getattr(run.config, phase).grows)
+    kept = {"log": run.log, "store": store, "meta": meta}
+    kept["watch"] = _alarm(run, world, controller)
+    found = find(world.env(), params, controller, **kept)
+    meta |= {"phase": phase, "dream": float(found.best_score)}
+    save_controller(run.directory, world, found.best, meta, controller)
+
+
+def _alarm(run: Run, world: World, controller: Controller) -> ExploitAlarm | None:
+    episodes = run.config.evaluate.watch_episodes
+    if not episodes:
+        return None
+    seed = run.seed + WATCH_SEED
+    return ExploitAlarm(world, controller, episodes, seed, run.log, run.config.workers)
+
+
+def evaluate_phase(run: Run) -> None:
+    """Play the real game awake, beside the policies that never look; write results and film."""
+    world = load_world(run.directory)
+    controller, weights = load_controller(run.directory, world)
+    config = run.config.evaluate
+    played = {"policy": controller, "log": run.log, "workers": run.config.workers}
+    ours = evaluate(world, weights, config.episodes, run.seed, **played)
+    seeds = evaluation_seeds(run.seed, config.baseline_episodes)
+    blind = {
+        name: play(run.task, name, seeds, workers=run.config.workers, log=run.log, phase=name)
+        for name in BASELINES
+    }
+    results = {
+        "task": run.task.name,
+        "profile": run.task.profile,
+        "random": score(blind["uniform"].returns),
+        "blind": score(blind["blind"].returns),
+        "paper": published(run.task.paper),
+        "ours": score(ours.returns),
+        "dream": Store(run.directory / "controller").meta()["dream"],
+        "seed": run.seed,
+        "versions": versions(),
+    }
+    write_json(run.directory / "results.json", results)
+    print_results(results, run.log)
+    metrics = run.directory / "metrics.jsonl"
+    if metrics.exists():  # not where a world was handed on
+        pictures.draw_curves(metrics, run.directory / "curves.png")
+    pictures.film(world, weights, run.directory / "dream.gif", run.seed, controller)
+
+
+def record_phase(run: Run) -> None:
+    """Record the evolved agent at play, for M to learn from (the paper's iterative procedure)."""
+    world = load_world(run.directory)
+    controller, weights = load_controller(run.directory, world)
+    episodes, seed = run.config.collect.episodes, run.seed + WATCH_SEED
+    how = {"log": run.log, "workers": run.config.workers, "policy": controller}
+    record(world, weights, run.played, episodes, seed, **how)
+
+
+PHASES: dict[str, Callable[[Run], None]] = {
+    "collect": collect_phase,
+    "train-vision": vision_phase,
+    "encode": encode_phase,
+    "train-memory": memory_phase,
+    "evolve": evolve_phase,
+    "learn": learn_phase,
+    "evaluate": evaluate_phase,
+}
+ASIDE = {"record": record_phase, "fidelity": fidelity_phase}  # phases that no run needs
+AWAKE = (*CONTROLLERS, "evaluate", "record", "fidelity")  # phases that need no more than a world
+
+
+def phases_of(config: RunConfig) -> tuple[str, ...]:
+    """The phases of a whole run, in order."""
+    return tuple(name for name in PHASES if name not in CONTROLLERS or name == config.controller)
+
+
+def run_phases(run: Run, phases: tuple[str, ...] | None = None, world: str | None = None) -> None:
+    """Do the named phases, or a whole run's, one process at a time in a directory.
+
+    Args:
+      run: the run.
+      phases: names of phases; None is a whole run's.
+      world: a world to dream, which the directory is given first unless it has it.
+
+    Raises:
+      ValueError: a directory that cannot be written, is in use, or holds another game.
+    """
+    phases, directory = phases or phases_of(run.config), writable(run.directory)
+    with _locked(directory) if is_first() else contextlib.nullcontext():
+        if is_first():
+            _check_game(run)
+            if world is not None:
+                adopt_world(directory, world, run.task)
+        wait_for_all("the directory is ready")
+        for name in phases:
+            start = time.monotonic()
+            (PHASES | ASIDE)[name](run)
+            run.log.log("seconds", 0, {name: time.monotonic() - start})
+
+
+def _check_game(run: Run) -> None:
+    """Refuse a directory that holds another game, or another variant of it."""
+    for part, profile in profiles(run.directory):
+        if profile != run.task.profile:
+            raise CheckpointError(
+                f"{run.directory / part} is of the game {profile}, not of {run.task.name}'s "
+                f"{run.task.profile}; choose another directory"
+            )
+
+
+def profiles(directory: Path) -> Iterator[tuple[str, str]]:
+    """`(folder, profile of the game)` of everything in a run directory."""
+    for part in ("rollouts", "played", "latents"):
+        for path in shard_paths(directory / part)[:1]:
+            with contextlib.suppress(*UNREADABLE), np.load(path) as shard:
+                yield part, str(shard["profile"])
+    for part in ("vision", "memory", "world", *CONTROLLERS):
+        store = Store(directory / part)
+        if store.steps():
+            yield part, store.meta()["profile"]
+
+
+def export(directory: Path, target: Path) -> None:
+    """Write a run's world, its C and what is known of both as a folder to hand on.
+
+    Raises:
+      CheckpointError: the run has no world.
+    """
+    world, controller = load_world(directory), Store(directory / "controller")
+    facts = {name: _document(directory / f"{name}.json") for name in ("results", "fidelity")}
+    facts["world"] = Store(directory / "world").meta()
+    form = weights = None
+    if controller.steps():
+        form, weights = load_controller(directory, world)
+        facts |= {"controller": controller.meta(), "dream": controller.meta()["dream"]}
+    export_world(target, world, weights, facts, form)
+
+
+def _document(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the directory's lock; it ends with the process, so it is never stale."""
+    path = directory / ".lock"
+    with writing(path):
+        file = open(path, "a+")  # noqa: SIM115
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise ValueError(
+                f"{directory} is in use by process {file.read().strip() or 'unknown'}; "
+                "wait for it or choose another directory"
+            ) from None
+        with writing(path):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        yield

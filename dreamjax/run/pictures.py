@@ -1,0 +1,177 @@
+"""Pictures of a run: training curves, and a film of real | reconstruction | dream."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw
+
+from dreamjax.agent import Agent, Tape, evaluation_seeds, play_all
+from dreamjax.controller.model import Controller
+from dreamjax.dream.env import EnvState
+from dreamjax.dream.unroll import follow, unroll
+from dreamjax.dream.worlds import World
+from dreamjax.game.workers import VectorGame
+from dreamjax.training.logbook import Logbook
+from dreamjax.vision.model import drawn
+
+FILM_STEPS = 420  # 8 to 14 seconds of a game
+FILM_STRIDE = 3  # every third frame is shown: a game's are more a second than a GIF plays
+SCALE = 3  # 64 pixels become 192
+CAPTION = 14  # height of the line of text, in pixels
+
+PANELS = (  # phase, metrics of one panel, label, what a step is
+    ("vision", ("reconstruction", "kl"), "V: squared error and KL", "update"),
+    ("memory", ("nll",), "M: nats per latent dimension", "update"),
+    ("memory", ("death_loss", "reward_loss"), "M: losses of end and reward", "update"),
+    ("evolve", ("mean", "max", "eval"), "C, evolved: return in the dream", "generation"),
+    ("learn", ("life", "best_eval", "eval"), "C, learnt: steps to an end, return", "update"),
+)
+FEW = 40  # points of a curve that are marked one by one
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """Rows of a `metrics.jsonl`; lines cut short by a crash are dropped."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def draw_curves(metrics: Path, target: Path) -> None:
+    """Training curves of a run as one PNG, a panel for each that it has; none, and no file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    found = _panel_curves(read_metrics(metrics))
+    if not found:
+        return
+    figure, axes = plt.subplots(
+        1, len(found), figsize=(4 * len(found), 3.2), squeeze=False, layout="constrained"
+    )
+    for axis, (label, unit, curves) in zip(axes[0], found, strict=True):
+        for name, points in curves.items():
+            axis.plot(points.keys(), points.values(), label=name, marker="." * (len(points) < FEW))
+        axis.set_title(label, fontsize=9)
+        axis.set_xlabel(unit, fontsize=8)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(fontsize=7)
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
+
+
+def _panel_curves(rows: list[dict]) -> list[tuple[str, str, dict[str, dict[int, float]]]]:
+    """Label, unit and curves of every panel that has any."""
+    found = []
+    for phase, names, label, unit in PANELS:
+        mine = [row for row in rows if row["phase"] == phase]
+        curves = {name: points for name in names if (points := _points(mine, name))}
+        if curves:
+            found.append((label, unit, curves))
+    return found
+
+
+def _points(rows: list[dict], name: str) -> dict[int, float]:
+    """A metric by its step, in order. A run that was killed repeats rows: the last one counts."""
+    last = {row["step"]: row[name] for row in rows if row.get(name) is not None}
+    return dict(sorted(last.items()))
+
+
+def film(
+    world: World,
+    weights: jax.Array,
+    target: Path,
+    seed: int = 0,
+    controller: Controller | None = None,
+) -> int:
+    """Save a GIF: the real game, V's reconstruction of it, and M's dream from the same start.
+
+    The dream starts at the same latent, is given the same actions and never looks again.
+
+    Args:
+      world, weights: the agent that plays.
+      target: path of the GIF.
+      seed: of the game and of the dream.
+      controller: C's form; None is the world's linear one.
+
+    Returns:
+      Steps filmed.
+
+    Raises:
+      WorkerError: the game could not be kept running.
+    """
+    frames, latents, actions = _play(world, weights, seed, controller)
+    dreamt, died = _dream(world, latents[0], actions, seed)
+    shown = range(0, len(frames), FILM_STRIDE)
+    seen = drawn(world.vision, latents[::FILM_STRIDE])
+    imagined = drawn(world.vision, dreamt[::FILM_STRIDE])
+    pictures = []
+    for i, t in enumerate(shown):
+        alive = t <= died
+        dream = imagined[i] if alive else imagined[i] // 2
+        caption = "dream" if alive else f"dream: died at {died}"
+        pictures.append(_panels((frames[t], "real"), (seen[i], "reconstruction"), (dream, caption)))
+    _save_gif(pictures, target, world.task.frames_per_second)
+    return len(frames)
+
+
+def _play(world: World, weights: jax.Array, seed: int, controller: Controller | None):
+    """An evaluation's first episode: frames [T, 64, 64, 3], latents [T, Z], actions [T, A]."""
+    steps = min(world.task.max_steps, FILM_STEPS)
+    agent, reel = Agent(world, weights, 1, jax.random.key(seed), controller), _Reel()
+    with (
+        VectorGame(dataclasses.replace(world.task, max_steps=steps), 1) as game,
+        Logbook(quiet=True).progress("film", 1, "episodes") as bar,
+    ):
+        play_all(agent, game, evaluation_seeds(seed, 1), bar, reel)
+    return map(np.stack, zip(*reel.steps, strict=True))
+
+
+class _Reel(Tape):
+    """Keeps what was seen and done in the one episode it hears of."""
+
+    def __init__(self):
+        self.steps = []
+
+    def add(self, episodes, frames, latents, actions, rewards, ends) -> None:
+        """As `Tape`."""
+        self.steps.append((frames[0], latents[0], actions[0]))
+
+
+def _dream(world: World, z: np.ndarray, actions: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
+    """Latents [T, Z] dreamt from `z` under `actions`, and the step at which M ended it."""
+    env, params = world.env(), world.params(dtype=jnp.float32)
+    start = EnvState(time=jnp.int32(0), z=jnp.asarray(z), carry=world.memory.initial_carry())
+    keys = jax.random.split(jax.random.key(seed), len(actions))
+    dream = jax.jit(functools.partial(unroll, env, choose=follow))
+    latents, alive = dream(params, start, keys, inputs=jnp.asarray(actions))
+    return np.asarray(latents), int(alive.sum()) - 1 if not alive[-1] else len(actions)
+
+
+def _panels(*panels: tuple[np.ndarray, str]) -> Image.Image:
+    """Captioned pictures side by side."""
+    width = panels[0][0].shape[1] * SCALE
+    height = panels[0][0].shape[0] * SCALE + CAPTION
+    canvas = Image.new("RGB", (width * len(panels), height), "black")
+    draw = ImageDraw.Draw(canvas)
+    for i, (frame, caption) in enumerate(panels):
+        picture = Image.fromarray(frame).resize((width, height - CAPTION), Image.NEAREST)
+        canvas.paste(picture, (i * width, CAPTION))
+        draw.text((i * width + 4, 1), caption, fill="white")
+    return canvas
+
+
+def _save_gif(pictures: Iterable[Image.Image], target: Path, frames_per_second: int) -> None:
+    first, *others = (p.quantize(64) for p in pictures)
+    duration = round(1000 * FILM_STRIDE / frames_per_second)
+    first.save(target, save_all=True, append_images=others, duration=duration, loop=0)

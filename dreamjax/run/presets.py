@@ -1,0 +1,51 @@
+"""Named sizes of a run. `paper` is the paper's; the others are what a machine and a wait allow."""
+
+from dreamjax.controller.evolution import EvolveConfig
+from dreamjax.controller.policy_gradient import LearnConfig
+from dreamjax.memory.training import MemoryConfig
+from dreamjax.run.settings import CollectConfig, DreamConfig, EvaluateConfig, RunConfig
+from dreamjax.vision.training import VisionConfig
+
+PRESETS = {
+    # About a minute on 2 cores: proves that every phase works, not that it learns.
+    "smoke": RunConfig(
+        collect=CollectConfig(episodes=8),
+        vision=VisionConfig(steps=8, batch_size=32, learning_rate=1e-3),
+        memory=MemoryConfig(steps=12, batch_size=8, sequence_length=64),
+        evolve=EvolveConfig(generations=2, population=8, rollouts=2, eval_every=2, eval_rollouts=8),
+        learn=LearnConfig(
+            steps=2048, num_envs=32, num_steps=32, num_minibatches=4, eval_every=1, eval_rollouts=8
+        ),
+        evaluate=EvaluateConfig(episodes=4, baseline_episodes=10),
+    ),
+    # 20 to 40 minutes on 2 cores.
+    "quick": RunConfig(
+        collect=CollectConfig(episodes=400),
+        vision=VisionConfig(steps=1500, learning_rate=1e-3),
+        memory=MemoryConfig(steps=800, batch_size=64, sequence_length=128),
+        evolve=EvolveConfig(generations=20, eval_every=5, eval_rollouts=256),
+        learn=LearnConfig(steps=8_000_000),
+        controller="learn",
+    ),
+    # At most 3 hours on 2 cores.
+    "cpu": RunConfig(
+        collect=CollectConfig(episodes=2600, policy="varied"),
+        vision=VisionConfig(
+            steps=13_000, learning_rate=1e-3, final_learning_rate=2e-5, salient_weight=10.0
+        ),
+        memory=MemoryConfig(
+            steps=2000, batch_size=32, sequence_length=512, decay=0.998, num_events=4, clock=True
+        ),
+        evolve=EvolveConfig(generations=60, eval_every=10, eval_rollouts=256),
+        learn=LearnConfig(steps=12_000_000),
+        controller="learn",
+    ),
+    # The paper's scale: for an accelerator and many cores.
+    "paper": RunConfig(
+        collect=CollectConfig(episodes=10_000, min_steps=101),
+        vision=VisionConfig(steps=308_000),
+        memory=MemoryConfig(steps=24_400),
+        dream=DreamConfig(death_threshold=0.0, death_noise=0.0),
+        evolve=EvolveConfig(generations=200),
+    ),
+}

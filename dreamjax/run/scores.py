@@ -1,0 +1,48 @@
+"""Scores: mean, deviation and interval, and the table of them."""
+
+from typing import Any
+
+import numpy as np
+
+from dreamjax.tasks import Score
+from dreamjax.training.logbook import Logbook
+
+
+def score(returns: np.ndarray) -> dict[str, Any]:
+    """Mean, standard deviation, count and 95 % interval of the mean (normal) of returns [n]."""
+    returns = np.asarray(returns, float)
+    std = returns.std(ddof=1) if len(returns) > 1 else 0.0
+    return _scored(returns.mean(), std, len(returns))
+
+
+def published(paper: Score | None) -> dict[str, Any] | None:
+    """A published score in the form of `score`; None of none."""
+    return None if paper is None else _scored(paper.mean, paper.std, paper.n)
+
+
+def _scored(mean: float, std: float, n: int) -> dict[str, Any]:
+    half = 1.96 * std / np.sqrt(n)
+    ci95 = [round(float(mean - half), 1), round(float(mean + half), 1)]
+    return {"mean": round(float(mean), 1), "std": round(float(std), 1), "n": n, "ci95": ci95}
+
+
+def print_results(results: dict[str, Any], log: Logbook) -> None:
+    """The score table."""
+    log.say(f"{results['task']} ({results['profile']}), real game, return per episode")
+    log.say(f"{'':<10}{'mean':>8} {'std':>8} {'n':>6}   95 % interval of the mean")
+    for name in ("random", "blind", "paper", "ours"):
+        row = results[name]
+        if row is None:
+            continue
+        low, high = row["ci95"]
+        scored = f"{_shown(row['mean']):>8} ±{_shown(row['std']):>7} {row['n']:>6}"
+        log.say(f"{name:<10}{scored}   {_shown(low)} to {_shown(high)}")
+    log.say(f"in the dream, ours: {_shown(results['dream'])}")
+
+
+def _shown(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}"
+
+
+def listed(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -1,0 +1,213 @@
+"""Every setting of a run, and the run directory that records them."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from dreamjax.controller.evolution import EvolveConfig
+from dreamjax.controller.policy_gradient import LearnConfig
+from dreamjax.dream.env import check_death_noise, check_death_threshold, check_temperature
+from dreamjax.fidelity.departures import WINDOW
+from dreamjax.memory.latents import LatentSequences
+from dreamjax.memory.training import MemoryConfig
+from dreamjax.tasks import Task
+from dreamjax.training.checkpoint import CheckpointError, Store
+from dreamjax.training.logbook import Logbook
+from dreamjax.training.settings import SettingError, require_positive, require_within
+from dreamjax.vision.training import VisionConfig
+
+WATCH_SEED = 1000  # added to a run's seed, so that the games watched are never those of its score
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectConfig:
+    """What is recorded of the real game."""
+
+    episodes: int = 10_000
+    policy: str = "held"  # the paper's: a random action held for 1 to 10 tics
+    min_steps: int = 0  # shorter episodes are dropped; the paper keeps more than 100 frames
+
+    def __post_init__(self):
+        require_positive(self, "episodes")
+        require_within(self, min_steps="[0, inf)")
+
+
+@dataclasses.dataclass(frozen=True)
+class DreamConfig:
+    """The dream that C grows in."""
+
+    temperature: float | None = None  # tau; None is the task's
+    death_threshold: float | None = None  # of M's logit; the paper's is 0, None is as calibrated
+    death_noise: float | None = None  # the paper's is 0; 1, and None, sample deaths
+    bfloat16: bool | None = None  # products in bfloat16; None where the device is faster so
+
+    def __post_init__(self):
+        if self.temperature is not None:
+            check_temperature(self.temperature)
+        if self.death_noise is not None:
+            check_death_noise(self.death_noise)
+        if self.death_threshold is not None:
+            check_death_threshold(self.death_threshold)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """How the awake agent is judged."""
+
+    episodes: int = 100
+    baseline_episodes: int = 100  # of the random and of the blind policy
+    watch_episodes: int = 0  # real ones at each of evolve's evaluations, to warn of exploits
+
+    def __post_init__(self):
+        require_positive(self, "episodes", "baseline_episodes")
+        require_within(self, watch_episodes="[0, inf)")
+
+
+@dataclasses.dataclass(frozen=True)
+class FidelityConfig:
+    """How a dream is compared with the game."""
+
+    episodes: int = 512  # dreams of each policy that never looks
+    real_episodes: int = 200  # real ones
+    controllers: int = 30  # of every quality
+    controller_episodes: int = 16  # real ones of each; its dreams are 16 times as many
+    seen: int = 30  # real episodes whose frames V gives back and whose flashes are counted
+    horizon: int = 60  # steps dreamt on from the middle of real episodes
+    young: int | None = None  # age of the games that dreams leave; None is of the task's ages
+
+    def __post_init__(self):
+        names = (field.name for field in dataclasses.fields(self) if field.name != "young")
+        require_positive(self, *names)
+        if self.young is not None and (self.young < 1 or self.young % WINDOW):
+            raise SettingError(f"fidelity.young must be a multiple of {WINDOW}, got {self.young}")
+
+    def grown(self, task: Task) -> int:
+        """`young` of a task: its third age but one, in whole windows, unless it is set."""
+        return self.young or max(WINDOW, task.ages[-3] // WINDOW * WINDOW)
+
+
+CONTROLLERS = ("evolve", "learn")  # phases that find C; a run does one of them
+OLDER_NAMES = {  # of settings of `learn`, before they had the field's
+    "lanes": "num_envs",
+    "length": "num_steps",
+    "epochs": "update_epochs",
+    "batches": "num_minibatches",
+    "discount": "gamma",
+    "trace": "gae_lambda",
+    "clip": "clip_eps",
+    "entropy": "ent_coef",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Every setting of a run but the game and the seed."""
+
+    collect: CollectConfig = CollectConfig()
+    vision: VisionConfig = VisionConfig()
+    memory: MemoryConfig = MemoryConfig()
+    dream: DreamConfig = DreamConfig()
+    evolve: EvolveConfig = EvolveConfig()
+    learn: LearnConfig = LearnConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    fidelity: FidelityConfig = FidelityConfig()
+    controller: Literal["evolve", "learn"] = "evolve"  # how `run` finds C; the paper evolves it
+    controller_hidden: int = 0  # units of a hidden layer of C; 0 is the paper's linear C
+    workers: int | None = None  # processes that play the game; None is one a core
+    save_seconds: float = 120.0  # between two checkpoints of a training; 0 is after every call
+
+    def __post_init__(self):
+        require_within(self, save_seconds="[0, inf)", controller_hidden="[0, inf)")
+        if self.workers is not None and self.workers < 1:
+            raise SettingError(f"workers must be at least 1, got {self.workers}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run: where it lies, what it is of, and where it reports to."""
+
+    directory: Path
+    task: Task
+    seed: int
+    config: RunConfig
+    log: Logbook
+
+    @property
+    def rollouts(self) -> Path:
+        """Folder of the recorded episodes."""
+        return self.directory / "rollouts"
+
+    @property
+    def played(self) -> Path:
+        """Folder of the episodes that the evolved agent recorded."""
+        return self.directory / "played"
+
+    @property
+    def latents(self) -> Path:
+        """Folder of the encoded episodes."""
+        return self.directory / "latents"
+
+    def store(self, phase: str) -> Store:
+        """Training checkpoints of a phase."""
+        return Store(self.directory / phase, seconds=self.config.save_seconds)
+
+    def meta(self, section: str, **facts: Any) -> dict[str, Any]:
+        """What a phase's checkpoints record and must agree on to be resumed."""
+        return {
+            "task": self.task.name,
+            "profile": self.task.profile,
+            "seed": self.seed,
+            "config": dataclasses.asdict(getattr(self.config, section)),
+            **facts,
+        }
+
+
+def check_resumable(
+    store: Store, meta: dict[str, Any], grows: tuple[str, ...], other_data: str = "collect"
+) -> None:
+    """Refuse to go on with checkpoints made under other settings, or from other data.
+
+    Args:
+      store: the phase's checkpoints.
+      meta: what they are to have been made with.
+      grows: settings that may have been raised, or lowered, since.
+      other_data: what to do where the data has changed.
+
+    Raises:
+      CheckpointError: names the first difference and the remedy.
+    """
+    if not store.steps():
+        return
+    wanted = _settings(meta, grows)
+    for name, value in _settings(store.meta(), grows).items():
+        if name in wanted and wanted[name] != value:
+            remedy = other_data if name == "data" else "use another run directory"
+            raise CheckpointError(
+                f"{store.directory} was made with {name}={value}, now {name}={wanted[name]}; "
+                f"{remedy}, or remove that folder to make it anew"
+            )
+
+
+def _settings(meta: dict[str, Any], grows: tuple[str, ...]) -> dict[str, Any]:
+    flat = {name: meta[name] for name in meta if name not in ("config", "versions", "step")}
+    loose = (*grows, "bfloat16") if "products" in meta else grows  # what was wished: see products
+    old = OLDER_NAMES if "lanes" in meta["config"] else {}
+    config = {old.get(k, k): value for k, value in meta["config"].items() if k not in loose}
+    return json.loads(json.dumps(flat | config))  # as they read back: tuples are lists
+
+
+def recorded_data(counts: dict[Path, int]) -> str:
+    """A name for the frames that V is trained on, of each shard; it changes when they do."""
+    return _named(sum(counts.values()), [(path.name, n) for path, n in counts.items()])
+
+
+def encoded_data(latents: LatentSequences) -> str:
+    """A name for the episodes that M is trained on; it changes when they do."""
+    return _named(len(latents.mu), latents.seeds.tolist(), latents.lengths.tolist())
+
+
+def _named(frames: int, *identity: Any) -> str:
+    sha = hashlib.sha256(repr(identity).encode()).hexdigest()
+    return f"{frames:,} frames ({sha[:8]})"

@@ -1,0 +1,266 @@
+"""Checkpoints: orbax holds the arrays, a SHA-256 manifest proves them, JSON says what they are.
+
+A checkpoint is a folder `DIRECTORY/<step>/` with `arrays/` (orbax), `meta.json` (config, seed,
+versions, hashes of what it was trained on) and `manifest.json`. Orbax returns flipped bytes
+without a word, so every file is checked against the manifest before orbax reads it.
+A checkpoint appears under its name only once it is whole; nothing older is removed before that.
+"""
+
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dreamjax.training.files import writable, write_json
+
+FORMAT = 1
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "evosax", "gymnax", "gymnasium", "vizdoom", "numpy")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or made for something else; one line."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, dreamjax and the packages that shape results."""
+    import dreamjax
+
+    found = {"python": platform.python_version(), "dreamjax": dreamjax.__version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def flatten(tree: Any) -> dict[str, np.ndarray]:
+    """A pytree's arrays on the host, by their path in the tree."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def unflatten(template: Any, arrays: Mapping[str, np.ndarray], origin: str) -> Any:
+    """`template`'s tree with the values of `arrays`.
+
+    Raises:
+      CheckpointError: an array is missing, or its shape or dtype is not the template's.
+    """
+    paths, treedef = jax.tree_util.tree_flatten_with_path(template)
+    leaves = []
+    for path, leaf in paths:
+        name = jax.tree_util.keystr(path)
+        if name not in arrays:
+            raise CheckpointError(f"{origin} holds no array {name}; it was made by another model")
+        found, wanted = arrays[name], jax.eval_shape(lambda leaf=leaf: leaf)
+        if found.shape != wanted.shape or found.dtype != wanted.dtype:
+            raise CheckpointError(
+                f"{origin}: {name} is {found.dtype}{list(found.shape)}, but this task needs "
+                f"{wanted.dtype}{list(wanted.shape)}; use the world that belongs to the task"
+            )
+        leaves.append(jax.numpy.asarray(found))
+    return jax.tree_util.tree_unflatten(treedef, leaves)
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 of a pytree's paths, shapes, dtypes and bytes: a model's identity."""
+    sha = hashlib.sha256()
+    for name, array in sorted(flatten(tree).items()):
+        sha.update(f"{name} {array.dtype} {array.shape}".encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+class Store:
+    """The checkpoints of one phase, newest `keep` of them.
+
+    Only what passes its manifest counts: a damaged or stray folder is never resumed from, never a
+    reason to delete a sound one, and gives way when its step is saved.
+
+    Args:
+      directory: parent of the step folders.
+      keep: how many to keep.
+      seconds: time between two checkpoints of a training.
+    """
+
+    def __init__(self, directory: Path | str, keep: int = 2, seconds: float = 120.0):
+        self.directory = Path(directory).absolute()
+        self.keep = keep
+        self.seconds = seconds
+
+    def steps(self) -> list[int]:
+        """Steps of the sound checkpoints, oldest first.
+
+        Raises:
+          CheckpointError: one was written by another version of dreamjax.
+        """
+        return [int(folder.name) for folder in self._folders() if _fault(folder) is None]
+
+    def faults(self) -> list[str]:
+        """A line for each folder named as a checkpoint that is none or is damaged."""
+        found = (_fault(folder) for folder in self._folders())
+        return [fault for fault in found if fault is not None]
+
+    def _folders(self) -> list[Path]:
+        if not self.directory.is_dir():
+            return []
+        return sorted(p for p in self.directory.iterdir() if re.fullmatch(r"\d{8,}", p.name))
+
+    def save(self, step: int, tree: Any, meta: Mapping[str, Any]) -> None:
+        """Write checkpoint `step`, then drop all but the newest `keep`.
+
+        Of several processes the first alone writes.
+
+        Raises:
+          CheckpointError: the disk refused (full, read-only); what was there still is.
+        """
+        if jax.process_index() != 0:
+            return
+        target = self.directory / f"{step:08d}"
+        temporary = self.directory / f".{step:08d}.{os.getpid()}"
+        arrays = flatten(tree)
+        size = sum(array.nbytes for array in arrays.values())
+        try:
+            self._remove_halves(writable(self.directory))
+            temporary.mkdir()
+            _require_room(temporary / "room", size)
+            _checkpointer().save(temporary / "arrays", arrays)
+            document = {"format": FORMAT, "step": step, "versions": versions(), **meta}
+            write_json(temporary / "meta.json", document)
+            write_json(temporary / "manifest.json", _hashes(temporary))
+            if target.exists():
+                shutil.rmtree(target)
+            os.rename(temporary, target)
+        except Exception as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise CheckpointError(
+                f"cannot save {target} ({size / 1e6:.0f} MB needed): {reason}; older checkpoints "
+                "are kept"
+            ) from error
+        others = [other for other in self.steps() if other != step]
+        for old in others[: len(others) - (self.keep - 1)]:
+            shutil.rmtree(self.directory / f"{old:08d}", ignore_errors=True)
+
+    def _remove_halves(self, directory: Path) -> None:
+        """Remove what saves that were killed left behind; one process at a time writes here."""
+        for path in directory.iterdir():
+            if re.fullmatch(r"\.\d{8,}\.\d+", path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def meta(self, step: int | None = None) -> dict[str, Any]:
+        """`meta.json` of a checkpoint that passes its manifest; the newest one by default."""
+        return self._sound(step)[1]
+
+    def load(self, template: Any, prefix: str = "") -> tuple[Any, dict[str, Any]]:
+        """The newest sound checkpoint as `(tree, meta)`.
+
+        Args:
+          template: a pytree of arrays or shapes with the structure to fill.
+          prefix: path of `template` inside the tree that was saved.
+
+        Raises:
+          CheckpointError: no sound checkpoint, or one made for something else.
+        """
+        folder, meta, passed = self._sound(None)
+        for fault in passed:
+            print(f"skipped {fault}", flush=True)
+        arrays = _checkpointer().restore(folder / "arrays")
+        inside = {
+            name.removeprefix(prefix): np.asarray(array)
+            for name, array in arrays.items()
+            if name.startswith(prefix)
+        }
+        return unflatten(template, inside, str(folder)), meta
+
+    def _sound(self, step: int | None) -> tuple[Path, dict[str, Any], list[str]]:
+        """Folder and meta of checkpoint `step` or of the newest sound one, and faults of newer."""
+        faults = []
+        for folder in reversed(self._folders()):
+            if step not in (None, int(folder.name)):
+                continue
+            fault = _fault(folder)
+            if fault is None:
+                return folder, json.loads((folder / "meta.json").read_text()), faults
+            faults.append(fault)
+        found = "; ".join(faults) or "nothing there"
+        maker = _MAKERS.get(self.directory.name, "what makes it")
+        again = f"run {maker} again, which makes it anew" if faults else "train it first"
+        raise CheckpointError(f"no usable checkpoint in {self.directory} ({found}); {again}")
+
+
+_MAKERS = {  # the command whose checkpoints lie in a folder of that name
+    "vision": "train-vision",
+    "memory": "train-memory",
+    "world": "train-memory",
+    "controller": "learn or evolve",
+}
+
+
+def _require_room(path: Path, size: int) -> None:
+    """Find out beforehand whether `size` bytes can be written: orbax reports that at great length.
+
+    Raises:
+      OSError: they cannot.
+    """
+    with open(path, "wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, max(size, 1))
+        except AttributeError:  # macOS
+            pass
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+    path.unlink()
+
+
+def _checkpointer():
+    """Orbax for this process alone: its arrays are NumPy's, and it waits for no other process."""
+    import orbax.checkpoint as ocp
+
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=str(here)
+    )
+    return ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
+    )
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def _fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None.
+
+    Raises:
+      CheckpointError: nothing is, but another version of dreamjax wrote it.
+    """
+    try:
+        manifest = dict(json.loads((folder / "manifest.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return f"{folder} (no manifest: unfinished or not a checkpoint)"
+    found = _hashes(folder)
+    for name, sha in {"meta.json": None, **manifest}.items():
+        if sha is None or found.get(name) != sha:
+            return f"{folder} ({name} is damaged or missing)"
+    meta = json.loads((folder / "meta.json").read_text())
+    version = meta.get("format") if isinstance(meta, dict) else None
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{folder} has format {version}, this dreamjax reads {FORMAT}; use the dreamjax that "
+            "wrote it, or another directory"
+        )
+    return None

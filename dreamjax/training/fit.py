@@ -1,0 +1,143 @@
+"""The one training loop: V, M and C all advance through it, with progress and checkpoints."""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dreamjax.training.checkpoint import Store
+from dreamjax.training.devices import is_first
+from dreamjax.training.files import writable
+from dreamjax.training.logbook import Logbook
+
+Advance = Callable[[Any, int], tuple[Any, int, Mapping[str, float]]]
+
+
+def fit(
+    phase: str,
+    state: Any,
+    advance: Advance,
+    total: int,
+    *,
+    log: Logbook,
+    store: Store | None = None,
+    meta: Mapping[str, Any] | None = None,
+    unit: str = "steps",
+    units_per_step: int = 1,
+    show: str = "loss",
+    most: float = math.inf,
+) -> Any:
+    """Advance `state` to step `total`; resume from `store`'s newest checkpoint if it has one.
+
+    Args:
+      phase: name in the progress, the metrics and the messages.
+      state: pytree at step 0. It may be donated by `advance`.
+      advance: `(state, step) -> (state, steps done, metrics)`, a function of the two alone, so
+        that a resumed run repeats an unbroken one.
+      total: step to stop at.
+      log: receives metrics and progress.
+      store: where checkpoints go, and how often; None keeps none.
+      meta: written into every checkpoint.
+      unit, units_per_step, show: what the progress counts, and the metric beside it.
+      most: value of that metric beyond which the phase has diverged.
+
+    Raises:
+      FloatingPointError: a metric is not finite, or beyond `most`. The last checkpoint stays.
+      KeyboardInterrupt: a first Ctrl-C or SIGTERM, once the state is saved.
+      ValueError: `store`'s folder cannot be written.
+    """
+    if store is not None and is_first():
+        writable(store.directory)
+    state, step = _resumed(state, store, log)
+    if store is not None:
+        log.rewind(phase, step)  # what was logged after the checkpoint is logged again
+    if step >= total:
+        log.say(f"{phase}: finished before, at step {step}; nothing to do")
+        return state
+    saved = time.monotonic()
+
+    def save():
+        if store is not None and step not in store.steps():
+            store.save(step, state, meta or {})
+
+    with (
+        log.progress(phase, total * units_per_step, unit, step * units_per_step) as bar,
+        _stop_requests() as stop,
+    ):
+        while step < total:
+            state, count, metrics = advance(state, step)
+            step += count
+            _check(phase, step, metrics, {show: most})
+            log.log(phase, step, metrics)
+            bar.advance(count * units_per_step, f"{show} {float(metrics[show]):.4g}")
+            stopped = _anywhere(stop.is_set())
+            if store is not None and (stopped or time.monotonic() - saved >= store.seconds):
+                save()
+                saved = time.monotonic()
+            if stopped:
+                raise KeyboardInterrupt
+    save()
+    return state
+
+
+def _anywhere(here: bool) -> bool:
+    """Whether something holds in any process of the job."""
+    if jax.process_count() == 1:
+        return here
+    return bool(np.any(multihost_utils.process_allgather(np.array(here))))
+
+
+def _check(phase: str, step: int, metrics: Mapping[str, float], most: Mapping[str, float]) -> None:
+    for name, value in metrics.items():
+        if math.isfinite(value) and value <= most.get(name, math.inf):
+            continue
+        fault = f"has grown to {value:.3g}" if math.isfinite(value) else "is not finite"
+        raise FloatingPointError(
+            f"{phase}: {name} {fault} at step {step}; the checkpoints before it are kept; try a "
+            "lower learning rate or another seed"
+        )
+
+
+def _resumed(state: Any, store: Store | None, log: Logbook) -> tuple[Any, int]:
+    """The newest checkpoint and its step; of several processes all get what the first found."""
+    step = 0
+    if store is not None and is_first():
+        if store.steps():
+            state, found = store.load(state)
+            step = found["step"]
+        else:
+            for fault in store.faults():
+                log.say(f"skipped {fault}; beginning anew")
+    if jax.process_count() > 1:
+        state, step = multihost_utils.broadcast_one_to_all((state, step))
+    return state, int(step)
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into an event; the second acts as it always did."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def request(number, frame):
+        del frame
+        stop.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,177 @@
+"""Where a run writes what it does: a progress bar for people, JSONL and CSV for programs."""
+
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dreamjax.training.files import replacing, writing
+
+PLAIN_LINE_SECONDS = 10.0  # how often a piped run prints a line
+
+
+class Bar:
+    """Progress of one phase; made by `Logbook.progress`."""
+
+    def __init__(self, phase: str, total: int, unit: str, done: int, rich: Progress | None):
+        self.phase, self.total, self.unit, self.done = phase, total, unit, done
+        self._first, self._start, self._printed = done, time.monotonic(), time.monotonic()
+        self._rich = rich
+        self._note = ""
+        if rich is not None:
+            self._task = rich.add_task(phase, total=total, completed=done, rate="", note="")
+
+    @property
+    def rate(self) -> float:
+        """Units a second since the phase started or resumed."""
+        return (self.done - self._first) / max(time.monotonic() - self._start, 1e-9)
+
+    def advance(self, amount: int, note: str = "") -> None:
+        """Count `amount` more units; `note` is shown beside the rate until the next one."""
+        self.done += amount
+        self._note = note or self._note
+        if self._rich is not None:
+            rate = f"{_thousands(self.rate)} {self.unit}/s"
+            self._rich.update(self._task, completed=self.done, rate=rate, note=self._note)
+        elif time.monotonic() - self._printed > PLAIN_LINE_SECONDS or self.done >= self.total:
+            self._printed = time.monotonic()
+            print(self.line(), flush=True)
+
+    def line(self) -> str:
+        """The bar as one plain line of text."""
+        eta = (self.total - self.done) / self.rate if self.rate else math.inf
+        left = f", {eta:.0f} s left" if 0 < eta < math.inf else ""
+        counts = f"{_thousands(self.done)}/{_thousands(self.total)} {self.unit}"
+        return f"{self.phase}: {counts}, {_thousands(self.rate)}/s{left}  {self._note}".rstrip()
+
+
+class Logbook:
+    """Metrics and progress of a run.
+
+    Args:
+      directory: where `metrics.jsonl` and `metrics.csv` grow; None keeps metrics off the disk.
+      quiet: no progress at all (for library use and tests).
+    """
+
+    def __init__(self, directory: Path | str | None = None, quiet: bool = False):
+        self.directory = None if directory is None else Path(directory)
+        self.quiet = quiet
+        self.console = Console()
+
+    def say(self, text: str) -> None:
+        """Print one line for the person who watches."""
+        if not self.quiet:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def log(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one row to `metrics.jsonl` and one row per metric to `metrics.csv`.
+
+        Raises:
+          WriteError: the disk refused (full, read-only); one line.
+        """
+        if self.directory is None:
+            return
+        values = {name: _finite(value) for name, value in metrics.items()}
+        place = {"time": round(time.time(), 3), "phase": phase, "step": int(step)}
+        _append(self.directory / "metrics.jsonl", json.dumps(place | values) + "\n")
+        rows = ([*place.values(), *metric] for metric in values.items())
+        _append(self.directory / "metrics.csv", _csv(rows), _csv([[*place, "metric", "value"]]))
+
+    def rewind(self, phase: str, step: int) -> None:
+        """Drop the rows of `phase` after `step`, which a run that goes on from there logs again.
+
+        Raises:
+          WriteError: the disk refused; the rows are what they were.
+        """
+        if self.directory is None:
+            return
+        for name, place in (("metrics.jsonl", _json_place), ("metrics.csv", _csv_place)):
+            path = self.directory / name
+            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+            kept = [line for line in lines if not _is_after(place, line, phase, step)]
+            if kept != lines:
+                with replacing(path) as file:
+                    file.writelines(kept)
+
+    @contextlib.contextmanager
+    def progress(self, phase: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
+        """A bar with rate and time left; plain lines where output is piped."""
+        if self.quiet or not sys.stdout.isatty():
+            bar = Bar(phase, total, unit, done, None)
+            if self.quiet:
+                bar.advance = lambda amount, note="": None
+            yield bar
+            return
+        columns = (
+            TextColumn("{task.description:<14}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}% {task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self.console) as rich:
+            yield Bar(phase, total, unit, done, rich)
+
+
+def _thousands(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _finite(value: float) -> float | None:
+    value = float(value)
+    return value if math.isfinite(value) else None  # JSON has no NaN
+
+
+def _csv(rows: Iterable[list[Any]]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
+
+
+def _append(path: Path, text: str, header: str = "") -> None:
+    """Add `text` to a file; a new one begins with `header`."""
+    with writing(path), open(path, "a+b") as file:
+        _cut_torn_line(file)
+        file.write((text if file.tell() else header + text).encode())
+
+
+def _cut_torn_line(file: IO[bytes]) -> None:
+    """Go to the end of a file, less a last line that a crash or a full disk cut short."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(end - 1, 0))
+    if file.read(1) not in (b"", b"\n"):
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)
+
+
+def _is_after(
+    place: Callable[[bytes], tuple[str, int]], line: bytes, phase: str, step: int
+) -> bool:
+    """Whether a row is of `phase` and later than `step`; one that cannot be read is not."""
+    try:
+        found, at = place(line)
+    except (ValueError, LookupError, TypeError, csv.Error):
+        return False
+    return found == phase and at > step
+
+
+def _json_place(line: bytes) -> tuple[str, int]:
+    row = json.loads(line)
+    return row["phase"], int(row["step"])
+
+
+def _csv_place(line: bytes) -> tuple[str, int]:
+    (row,) = csv.reader([line.decode()])
+    return row[1], int(row[2])

@@ -1,0 +1,218 @@
+"""Training V on recorded frames.
+
+"World Models" (Ha & Schmidhuber, 2018), appendix A.1; original file `doomrnn/vae_train.py`.
+Shapes: B batch, Z latent.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx, struct
+from jax import lax
+
+from dreamjax.tasks import Colour, Task
+from dreamjax.training.checkpoint import Store
+from dreamjax.training.devices import product_dtype
+from dreamjax.training.fit import fit
+from dreamjax.training.logbook import Logbook
+from dreamjax.training.settings import require_positive
+from dreamjax.vision.frames import FrameStream
+from dreamjax.vision.model import VAE, images
+
+KL_FLOOR = 0.5  # nats a latent dimension: the original's kl_tolerance
+
+
+def vae_loss(
+    vae: VAE,
+    key: jax.Array,
+    frames: jax.Array,
+    *,
+    salient: Colour | None = None,
+    salient_weight: float = 1.0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Squared error plus the KL divergence from N(0, 1), as doomrnn.py.
+
+    reconstruction = mean over B of sum (x' - x)^2;
+    kl = mean over B of max(sum over Z of -(1 + logvar - mu^2 - exp(logvar)) / 2, Z / 2).
+    Salient pixels, a few in a frame, may weigh more in the loss than the paper's 1.
+
+    Args:
+      vae: V.
+      key: PRNG key; consumed.
+      frames: [B, 64, 64, 3], uint8 or floats in [0, 1].
+      salient: the colour of salient pixels.
+      salient_weight: what the squared error of a salient pixel counts in the loss.
+
+    Returns:
+      `(loss, metrics)` with metrics `loss`, `reconstruction` (every pixel counted once), `salient`
+      (the salient pixels' part of it) and `kl`.
+    """
+    pixels = images(frames)
+    mu, logvar = vae.posterior(pixels)
+    z = mu + jnp.exp(logvar / 2) * jax.random.normal(key, mu.shape, mu.dtype)
+    errors = (vae.picture(z) - pixels) ** 2
+    reconstruction = jnp.sum(errors) / len(frames)
+    those = jnp.sum(jnp.where(_are(salient, pixels), errors, 0.0)) / len(frames)
+    divergence = -0.5 * jnp.sum(1 + logvar - mu**2 - jnp.exp(logvar), axis=1)
+    kl = jnp.mean(jnp.maximum(divergence, KL_FLOOR * mu.shape[1]))
+    loss = reconstruction + (salient_weight - 1) * those + kl
+    return loss, {"loss": loss, "reconstruction": reconstruction, "salient": those, "kl": kl}
+
+
+def _are(colour: Colour | None, pixels: jax.Array) -> jax.Array:
+    """Which of pixels [3, 64, 64, B] are of a colour, bool [64, 64, B]; none are of None."""
+    if colour is None:
+        return jnp.zeros(pixels.shape[1:], bool)
+    parts = [weight * x for weight, x in zip(colour.weights, pixels, strict=True) if weight]
+    return sum(parts[1:], parts[0]) > colour.above
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """How V is trained; the defaults are the paper's."""
+
+    steps: int = 308_000  # batches: 10 epochs of the paper's 3.08 million frames
+    batch_size: int = 100  # frames
+    learning_rate: float = 1e-4  # of Adam, at the first step
+    final_learning_rate: float = 1e-4  # and at the last: a cosine between the two
+    salient_weight: float = 1.0  # what an error in a pixel worth dodging counts; the paper's is 1
+    bfloat16: bool | None = None  # products in bfloat16; None where the device is faster so
+    steps_per_call: int = 16  # steps between two rows of metrics
+    memory_gb: float = 4.0  # frames held in memory; more of them are streamed from disk
+
+    def __post_init__(self):
+        require_positive(
+            self,
+            "steps",
+            "batch_size",
+            "learning_rate",
+            "final_learning_rate",
+            "salient_weight",
+            "steps_per_call",
+            "memory_gb",
+        )
+
+    @property
+    def grows(self) -> tuple[str, ...]:
+        """Settings that a later call may raise: none whose rate falls over all steps."""
+        return ("steps",) if self.learning_rate == self.final_learning_rate else ()
+
+    def rate(self, step: jax.Array) -> jax.Array:
+        """The learning rate of a step."""
+        share = self.final_learning_rate / self.learning_rate
+        return optax.cosine_decay_schedule(self.learning_rate, self.steps, share)(step)
+
+
+@struct.dataclass
+class State:
+    """Everything training needs to go on."""
+
+    model: VAE
+    optimizer: optax.OptState
+
+
+def train_vision(
+    seed: int,
+    task: Task,
+    rollouts_directory: Path | str,
+    config: VisionConfig,
+    *,
+    log: Logbook,
+    store: Store | None = None,
+    meta: Mapping[str, Any] | None = None,
+) -> VAE:
+    """Train V on recorded frames, or go on from `store`'s newest checkpoint.
+
+    Args:
+      seed: of the weights, the noise and the order of the frames.
+      task: gives Z.
+      rollouts_directory: shards written by `rollouts.collect`.
+      config: how.
+      log: receives metrics and progress.
+      store: where checkpoints go; None keeps none.
+      meta: written into every checkpoint.
+
+    Raises:
+      ValueError: no rollouts there.
+    """
+    stream = FrameStream(rollouts_directory, config.batch_size, seed, config.memory_gb * 1e9)
+    key_model, key_noise = jax.random.split(jax.random.key(seed))
+    dtype = product_dtype(config.bfloat16)
+
+    ahead = {}  # frames of the call that follows, fetched while the device is at work
+
+    def frames_from(step):
+        return stream.take(step, min(config.steps_per_call, config.steps - step))
+
+    def advance(state, step):
+        frames = ahead.pop(step) if step in ahead else frames_from(step)
+        state, metrics = updates(
+            state, key_noise, step, frames, config=config, task=task, dtype=dtype
+        )
+        following = step + len(frames)
+        if following < config.steps:
+            ahead[following] = jax.device_put(frames_from(following))
+        return state, len(frames), {name: float(value) for name, value in metrics.items()}
+
+    return fit(
+        "vision",
+        initial_state(task.latent_size, key_model),
+        advance,
+        config.steps,
+        log=log,
+        store=store,
+        meta=meta,
+        unit="frames",
+        units_per_step=config.batch_size,
+    ).model
+
+
+def initial_state(latent_size: int, key: jax.Array) -> State:
+    """The state before the first step."""
+    model = _untrained(latent_size, key)
+    return State(model, optax.scale_by_adam().init(model))
+
+
+@partial(jax.jit, static_argnums=0)
+def _untrained(latent_size: int, key: jax.Array) -> VAE:
+    return VAE(latent_size, rngs=nnx.Rngs(key))
+
+
+@partial(jax.jit, static_argnames=("config", "task", "dtype"), donate_argnames="state")
+def updates(
+    state: State,
+    key: jax.Array,
+    first: int,
+    frames: jax.Array,
+    *,
+    config: VisionConfig,
+    task: Task,
+    dtype: jnp.dtype,
+) -> tuple[State, dict[str, jax.Array]]:
+    """One step for each batch of `frames`, uint8 [n, B, 64, 64, 3]; metrics are their means."""
+    salient = {"salient": task.salient, "salient_weight": config.salient_weight}
+
+    def loss(model, key, batch):
+        return vae_loss(_cast(model, dtype), key, batch, **salient)
+
+    def step(state, inputs):
+        number, batch = inputs
+        key_step = jax.random.fold_in(key, number)
+        gradients, metrics = jax.grad(loss, has_aux=True)(state.model, key_step, batch)
+        changes, moments = optax.scale_by_adam().update(gradients, state.optimizer)
+        changes = jax.tree.map(lambda x: -config.rate(number) * x, changes)
+        return State(optax.apply_updates(state.model, changes), moments), metrics
+
+    state, metrics = lax.scan(step, state, (first + jnp.arange(len(frames)), frames))
+    return state, jax.tree.map(jnp.mean, metrics)
+
+
+def _cast(model: VAE, dtype: jnp.dtype) -> VAE:
+    """`model` with kernels, and so products, in `dtype`."""
+    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, model)
