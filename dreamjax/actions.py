@@ -120,7 +120,14 @@ def actions_of(space: gymnasium.Space) -> Actions:
     if isinstance(space, gymnasium.spaces.Discrete):
         return Choice(int(space.n), int(space.start))
     if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
-        raise ValueError(f"actions must be Discrete or a flat Box, got {space}; wrap the game")
+        raise ValueError(
+            f"actions must be Discrete or a flat Box, got {in_a_line(space)}; wrap the game"
+        )
     if not space.is_bounded():
-        raise ValueError(f"actions must have bounds, got {space}; wrap the game")
+        raise ValueError(f"actions must have bounds, got {in_a_line(space)}; wrap the game")
     return Box(tuple(map(float, space.low)), tuple(map(float, space.high)))
+
+
+def in_a_line(space: gymnasium.Space) -> str:
+    """A space in words; its own may have several lines."""
+    return " ".join(str(space).split())

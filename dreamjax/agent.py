@@ -42,7 +42,7 @@ class Agent:
 
     Args:
       world: V and M.
-      weights: C's weights, [D] or whatever `policy` takes.
+      weights: C's weights, [D] or whatever `policy` reads.
       num_games: G.
       key: PRNG key of V's sampling.
       policy: `(weights, features [F]) -> action [A]`, hashable; None is the world's linear
@@ -270,7 +270,7 @@ class ShardTape(Tape):
 
 
 def play_all(agent: Agent, game: VectorGame, seeds: list[int], bar: Bar, tape: Tape) -> Played:
-    """Play each seed once; a slot takes the next seed when its episode ends.
+    """Play each seed once; a slot goes on with the next seed when its episode ends.
 
     Args:
       agent, game: of one number of slots, which is at most that of the seeds.

@@ -17,7 +17,16 @@ from typing import Any
 
 from dreamjax.actions import Actions, Box, Keys, actions_of
 
-__all__ = ["CAR_RACING", "TAKE_COVER", "TAKE_COVER_VIZDOOM", "TASKS", "Task", "register"]
+__all__ = [
+    "CAR_RACING",
+    "TAKE_COVER",
+    "TAKE_COVER_VIZDOOM",
+    "TASKS",
+    "Colour",
+    "Score",
+    "Task",
+    "register",
+]
 
 FRAME_SHAPE = (64, 64, 3)  # what V sees of any game, uint8
 
@@ -263,10 +272,9 @@ def find(name: str | Callable[..., Any]) -> Callable[..., Any]:
         return name
     module, _, attribute = name.partition(":")
     main = sys.modules.get("__main__")
-    if main is not None and Path(getattr(main, "__file__", None) or "").stem == module:
-        return getattr(main, attribute)
     try:
-        found = importlib.import_module(module)
+        is_main = Path(getattr(main, "__file__", None) or "").stem == module
+        found = main if is_main else importlib.import_module(module)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             raise ValueError(
@@ -279,6 +287,12 @@ def find(name: str | Callable[..., Any]) -> Callable[..., Any]:
     if not hasattr(found, attribute):
         raise ValueError(f"{module} has no {attribute!r}")
     return getattr(found, attribute)
+
+
+def look_here() -> None:
+    """Let modules of this directory be found, whichever way the command was started."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def find_task(name: str) -> Task:
@@ -295,8 +309,7 @@ def find_task(name: str) -> Task:
             f"no task is called {name!r}; choose one of {known}, or name your own as "
             "module:ATTRIBUTE"
         )
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    look_here()
     task = find(name)
     if not isinstance(task, Task):
         raise ValueError(f"{name} is no dreamjax.Task, but {type(task).__name__}")

@@ -2,7 +2,7 @@
 
     python experiments/take_cover.py --preset quick --run-dir runs/quick
 
-The whole pipeline, top to bottom; a phase that is done is not done again. Presets by the machine
+The paper's procedure, top to bottom; what is done is not done again. Presets by the machine
 they are for: `smoke` (about a minute on 2 cores, proves that it works), `quick` (under 20 minutes
 on 2 cores), `cpu` (sized for 3 hours on 2 cores), `paper` (one GPU and 16 cores). Scores to expect
 are in experiments/README.md; the paper's is 1092 +- 556.
@@ -13,8 +13,9 @@ from pathlib import Path
 
 import tyro
 
-from dreamjax.run import pipeline
+from dreamjax.run import phases
 from dreamjax.run.presets import PRESETS
+from dreamjax.run.settings import Run
 from dreamjax.tasks import TAKE_COVER
 from dreamjax.training.files import writable
 from dreamjax.training.logbook import Logbook
@@ -32,11 +33,16 @@ class Config:
 def main(config: Config) -> None:
     """Real game -> V -> M -> dream -> C -> real game."""
     directory = writable(config.run_dir)
-    run = pipeline.Run(
-        directory, TAKE_COVER, config.seed, PRESETS[config.preset], Logbook(directory)
-    )
-    for name in pipeline.phases_of(run.config):  # collect, train-vision, encode, train-memory, ...
-        pipeline.PHASES[name](run)
+    run = Run(directory, TAKE_COVER, config.seed, PRESETS[config.preset], Logbook(directory))
+    phases.collect_phase(run)  # record games of a random policy
+    phases.vision_phase(run)  # train V to compress their frames
+    phases.encode_phase(run)  # what V sees of them is all that M will see
+    phases.memory_phase(run)  # train M to predict the next latent and death: that is the dream
+    if run.config.controller == "evolve":
+        phases.evolve_phase(run)  # CMA-ES finds C in the dream alone
+    else:
+        phases.learn_phase(run)  # policy gradient does, sooner
+    phases.evaluate_phase(run)  # C wakes and plays
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class Returns:
 def evaluation_key(key: jax.Array, number: jax.Array) -> jax.Array:
     """The key of evaluation `number`, which shares nothing with those of the steps between.
 
-    `fold_in(k, i)` is `split(k)[i]`, so it takes a branch that no step can have.
+    `fold_in(k, i)` is `split(k)[i]`, so this is a branch that no step can have.
     """
     return jax.random.fold_in(jax.random.fold_in(key, EVALUATION), number)
 

@@ -22,6 +22,7 @@ from dreamjax.tasks import Task
 from dreamjax.training.settings import SettingError
 
 OBSERVATION_BOUND = 50.0  # as the original declares; z, c and h stay well inside
+PAPER_THRESHOLD, PAPER_NOISE = 0.0, 0.0  # of deaths in the paper's dream: by the likelier side
 SMALLEST_DRAW = 2.0**-24  # in place of a uniform 0; the next is 2**-23
 
 
@@ -59,10 +60,10 @@ class EnvParams(environment.EnvParams):
     memory: Memory
     initial_mu: jax.Array
     initial_logvar: jax.Array
-    temperature: float = 1.15
-    death_threshold: float = 0.0
-    death_noise: float = 0.0
-    max_steps_in_episode: int = 2100
+    temperature: float = 1.0
+    death_threshold: float = PAPER_THRESHOLD
+    death_noise: float = PAPER_NOISE
+    max_steps_in_episode: int = 1000
 
     def death_chance(self, end: jax.Array) -> jax.Array:
         """Probability [...] that a dream ends where M's logits of ends are `end` [..., E]."""
@@ -125,8 +126,8 @@ def env_params(
     initial_logvar: jax.Array,
     *,
     temperature: float | None = None,
-    death_threshold: float = 0.0,
-    death_noise: float = 0.0,
+    death_threshold: float = PAPER_THRESHOLD,
+    death_noise: float = PAPER_NOISE,
 ) -> EnvParams:
     """Checked `EnvParams` for a task; `temperature` defaults to the task's.
 

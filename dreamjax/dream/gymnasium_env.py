@@ -1,6 +1,6 @@
 """Dreams as gymnasium environments: NumPy in, NumPy out, one compiled call a step.
 
-`gymnasium.make("dreamjax/TakeCover-v1")`, or with `gymnasium.make_vec(...,
+`gymnasium.make(ID)`, such as `"dreamjax/CarRacing-v1"`, or with `gymnasium.make_vec(...,
 vectorization_mode="vector_entry_point")` many dreams in one call.
 Legend: A numbers of an action, E dreams of a vector environment, F of an observation.
 """
@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode
 from dreamjax.dream.env import EnvParams, EnvState
 from dreamjax.dream.gymnax_env import NamedDream, make
 from dreamjax.dream.worlds import load_world
-from dreamjax.vision.training import drawn as pictures
+from dreamjax.vision.model import drawn as pictures
 
 
 class Dream(gymnasium.Env):
@@ -236,7 +236,7 @@ class Programs(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def _compiled(env: NamedDream, structure: Any, mode: AutoresetMode) -> Programs:
-    """The programs of one kind of dream; to flatten M at each call would take as long as a step."""
+    """The programs of one kind of dream; to flatten M at each call would last as long as a step."""
     one_step = {
         AutoresetMode.DISABLED: _plain_step,
         AutoresetMode.SAME_STEP: _same_step,
@@ -302,7 +302,7 @@ def _chosen(mask, new: Any, old: Any) -> Any:
 
 
 def _shown(env: NamedDream, obs: jax.Array) -> jax.Array:
-    """An observation as gymnasium's agents take it: pictures are uint8."""
+    """An observation as gymnasium's agents expect it: pictures are uint8."""
     return jnp.round(obs * 255).astype(jnp.uint8) if env.observation == "pixels" else obs
 
 
@@ -336,7 +336,7 @@ def _checked_seeds(seed: int | Sequence[int | None] | None, count: int) -> list[
     else:
         each = list(seed)
     if len(each) != count:
-        raise ValueError(f"{count} dreams take {count} seeds, got {len(each)}")
+        raise ValueError(f"{count} dreams need {count} seeds, got {len(each)}")
     for one in each:
         _check_seed(one)
     return each

@@ -1,6 +1,6 @@
 """Dreams by name, in the variants that agents ask for, as gymnax makes its own environments.
 
-`make("DreamTakeCover-v1")` or, once dreamjax is imported, `gymnax.make("DreamTakeCover-v1")`.
+`make(ID)` or, once dreamjax is imported, `gymnax.make(ID)`, with a task's `env_id`.
 """
 
 import dataclasses
@@ -218,7 +218,7 @@ def named(
     """`make` without the parameters, which are read when they are asked for.
 
     Args:
-      env_id: such as `"DreamTakeCover-v1"`, a task's `env_id`.
+      env_id: a task's `env_id`, such as `"DreamCarRacing-v1"`.
       actions: `"continuous"`, the paper's, or `"discrete"`; None is the game's own.
       observation: `"zch"`, `"zh"`, `"z"` or `"pixels"`; None is what the game's C reads.
       temperature: tau > 0; None is the task's.

@@ -22,7 +22,13 @@ import safetensors.numpy
 from flax import nnx
 
 from dreamjax.controller.model import Controller, controller_for
-from dreamjax.dream.env import DreamEnv, EnvParams, env_params
+from dreamjax.dream.env import (
+    PAPER_NOISE,
+    PAPER_THRESHOLD,
+    DreamEnv,
+    EnvParams,
+    env_params,
+)
 from dreamjax.memory.kinds import KINDS, kind_of, serializable
 from dreamjax.memory.model import VARIANT, Memory, cast
 from dreamjax.tasks import TASKS, Task
@@ -39,8 +45,8 @@ _FAULTS = (OSError, ValueError, KeyError, RecursionError, MemoryError, safetenso
 _LARGEST = float(np.finfo(np.float32).max)
 _FACTS = {  # what a world's facts may say: value where there is none, type, range, in words
     "starts": (None, (int,), 1, 10**9, "a whole number from 1 to 10^9"),
-    "death_threshold": (0.0, (int, float), -_LARGEST, _LARGEST, "a finite float32"),
-    "death_noise": (0.0, (int, float), 0, _LARGEST, "a finite float32 of at least 0"),
+    "death_threshold": (PAPER_THRESHOLD, (int, float), -_LARGEST, _LARGEST, "a finite float32"),
+    "death_noise": (PAPER_NOISE, (int, float), 0, _LARGEST, "a finite float32 of at least 0"),
     "num_events": (0, (int,), 0, 10**5, "a whole number from 0 to 10^5"),
     "clock": (False, (bool,), False, True, "true or false"),
     "keys": (False, (bool,), False, True, "true or false"),
@@ -67,8 +73,8 @@ class World:
     memory: Memory
     initial_mu: jax.Array
     initial_logvar: jax.Array
-    death_threshold: float = 0.0
-    death_noise: float = 0.0
+    death_threshold: float = PAPER_THRESHOLD
+    death_noise: float = PAPER_NOISE
 
     def env(self) -> DreamEnv:
         """The dream of this game as a gymnax environment."""

@@ -197,7 +197,7 @@ def reconstruction(world: World, frames: np.ndarray, batch: int = 128) -> dict[s
     """How well V gives frames back, and those few pixels of them that matter most.
 
     Args:
-      world: V, and the green value above which a pixel is salient.
+      world: V, and the colour of salient pixels.
       frames: uint8 [N, 64, 64, 3], frames that V was not trained on.
       batch: frames at once.
 
@@ -257,7 +257,7 @@ def dreamt_flash(
     """`flash` of each dream of a policy that never looks, to its end or for `steps`.
 
     Args:
-      world, policy, seed, temperature: as for `dreamt_lengths`.
+      world, policy, seed, temperature: as for `dreamt_play`.
       dreams: how many.
       steps: of each at most.
     """

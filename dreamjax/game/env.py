@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from dreamjax.actions import actions_of
+from dreamjax.actions import actions_of, in_a_line
 from dreamjax.tasks import FRAME_SHAPE, TASKS, Task, find
 
 _SLACK = 1e-3  # how far rounding may carry an action past its bounds
@@ -32,8 +32,8 @@ def make_env(task: Task, *, screen: bool = True) -> gymnasium.Env:
 
     Args:
       task: which game.
-      screen: False leaves the frames of a game black that has an attribute `screen`. VizDoom's
-        plays on identically, over twice as fast.
+      screen: False leaves all frames black. A game that has a switch `screen`, true or false, is
+        told so: VizDoom's plays on identically, over twice as fast.
 
     Raises:
       ImportError: the game's package is missing; names the `pip install` that brings it.
@@ -89,13 +89,13 @@ class RealGame(gymnasium.Wrapper):
         self._sees_observations = _shows_pictures(game.observation_space)
         if not self._sees_observations and game.render_mode != "rgb_array":
             raise ValueError(
-                f"{task.name} shows no pictures: its observations are {game.observation_space}, "
-                f"not uint8 [height, width, 3], and its render_mode is {game.render_mode}, not "
-                "'rgb_array'"
+                f"{task.name} shows no pictures: its observations are "
+                f"{in_a_line(game.observation_space)}, not uint8 [height, width, 3], and its "
+                f"render_mode is {game.render_mode}, not 'rgb_array'"
             )
-        if hasattr(game.unwrapped, "screen"):
+        if isinstance(getattr(game.unwrapped, "screen", None), bool):  # pygame's games have others
             game.unwrapped.screen = screen
-        self._dark = not screen and hasattr(game.unwrapped, "screen")
+        self._dark = not screen
         self._steps = None  # None: the episode is over or has not begun
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
@@ -151,13 +151,13 @@ class RealGame(gymnasium.Wrapper):
         theirs, ours = actions_of(self.env.action_space), self.task.actions
         if (theirs.size, theirs.low, theirs.high) != (ours.size, ours.low, ours.high):
             raise ValueError(
-                f"{self.task.name} has the actions {self.env.action_space}, but its task says "
-                f"{ours}"
+                f"{self.task.name} has the actions {in_a_line(self.env.action_space)}, but its "
+                f"task says {ours}"
             )
 
     def _checked(self, action) -> np.ndarray:
         action = np.asarray(action, np.float32)
-        space = self.env.action_space
+        space = self.action_space
         if action.shape != space.shape:
             raise ValueError(f"action must have shape {space.shape}, got {action.shape}")
         inside = (action >= space.low - _SLACK) & (action <= space.high + _SLACK)

@@ -30,7 +30,7 @@ from dreamjax.training import files
 from dreamjax.training.logbook import Logbook
 
 FORMAT = 1
-EPISODE_BYTES = 10_000  # less than any game's take: Take Cover's 850,000, CarRacing's 1,300,000
+EPISODE_BYTES = 10_000  # less than most games need; the paper's need about a million
 MAX_READERS = 16  # threads that read shards
 MAX_TRIES = 1000  # episodes played for each one kept before `min_steps` counts as too high
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -232,7 +232,7 @@ def _sound(paths, load, strict, say) -> Iterator[tuple[Path, object]]:
 
 
 def _read_ahead(paths, load) -> Iterator[tuple[Path, Future]]:
-    """Loads that began a few paths ahead, in threads: to inflate a shard takes a core its time."""
+    """Loads that began a few paths ahead, in threads: to inflate a shard keeps a core busy."""
     readers = min(os.cpu_count() or 1, MAX_READERS)
     pool, begun = ThreadPoolExecutor(readers, "shards"), collections.deque()
     try:
@@ -348,7 +348,7 @@ def _check_room(directory: Path, episodes: int) -> None:
     least, have = episodes * EPISODE_BYTES, shutil.disk_usage(directory).total
     if 0 < have < least:  # 0: a disk that does not tell
         raise ValueError(
-            f"{episodes} episodes take more than {least / 1e9:.0f} GB, but the disk of {directory} "
+            f"{episodes} episodes need more than {least / 1e9:.0f} GB, but the disk of {directory} "
             f"holds {have / 1e9:.0f} GB in all; ask for fewer or choose another directory"
         )
 
@@ -409,10 +409,11 @@ def _reclaimed(path: Path, task: Task, settings: dict, say: Callable[[str], None
 def _was_recorded_by(job: _ShardJob) -> bool:
     """Whether a shard is what `job` makes, as far as can be told without playing.
 
-    Not told: whether `min_steps` was higher, so that more were dropped.
+    Not told: whether `min_steps` was higher, so that more were dropped. Where a game cut episodes
+    before the cap, nothing can be told, and the answer is no.
     """
-    names = "actions", "lengths", "seeds", "profile"
-    actions, lengths, seeds, profile = _load(job.path, names).values()
+    names = "actions", "lengths", "terminated", "seeds", "profile"
+    actions, lengths, terminated, seeds, profile = _load(job.path, names).values()
     in_order = itertools.islice(_episode_seeds(job), None if job.min_steps else len(seeds))
     rng = np.random.default_rng(engine_seed(seeds[0]))
     act, cap = policies.begin(job.task, job.policy, rng), job.task.max_steps
@@ -420,7 +421,7 @@ def _was_recorded_by(job: _ShardJob) -> bool:
         profile == job.task.profile
         and len(lengths) <= job.episodes
         and (lengths >= job.min_steps).all()
-        and (lengths <= cap).all()
+        and np.where(terminated, lengths <= cap, lengths == cap).all()
         and all(seed in in_order for seed in seeds)  # `in` goes on from the seed before
         and np.array_equal(actions[: lengths[0]], [act(step) for step in range(lengths[0])])
     )

@@ -33,7 +33,7 @@ def make() -> gymnasium.Env:
     return TakeCover(TAKE_COVER.profile)
 
 
-def makecheck() -> gymnasium.Env:
+def make_vizdoom() -> gymnasium.Env:
     """The game as the vizdoom package registers it."""
     return TakeCover(TAKE_COVER_VIZDOOM.profile)
 

@@ -215,7 +215,7 @@ class _JobPool:
                     self._replace(worker, str(loss))
 
     def _attend(self, worker: _Worker) -> Iterator[tuple[int, Any]]:
-        """Take one message, if there is one; the result if it ends the job."""
+        """Read one message, if there is one; the result if it ends the job."""
         if not worker.connection.poll():
             if time.monotonic() - worker.heard > self.timeout:
                 raise _LostError(f"a worker was silent for {self.timeout:.0f} s")
@@ -390,7 +390,7 @@ class VectorGame:
           task's or -1 where none came, and bool truncated [S].
 
         Raises:
-          ValueError: an action the game does not take. The episodes of all these slots are over.
+          ValueError: an action the game does not know. The episodes of all these slots are over.
           RuntimeError: a slot has no episode.
           WorkerError: an episode was lost more than `retries` times.
         """

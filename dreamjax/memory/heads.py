@@ -108,7 +108,7 @@ class EventMixture(Mixture):
 
     A factored mixture draws each latent for itself. What changes them together, such as the red
     flash of a hit, it dreams in some latents and not in others, and M, which never saw half a
-    flash, takes it for nothing: its dreams hardly hurt. Not in the paper; J = 0 is the paper's.
+    flash, holds it for nothing: its dreams hardly hurt. Not in the paper; J = 0 is the paper's.
 
     Attributes:
       weights: float32 [..., 1 + J], unnormalised log weights: no event, then each event.
@@ -158,11 +158,10 @@ class Prediction:
 
 
 def total_logit(end: jax.Array) -> jax.Array:
-    """The logit [...] of any end at all, from those of each [..., E], taken as independent."""
-    if end.shape[-1] == 1:
-        return end[..., 0]
-    safe = jax.nn.softplus(end).sum(axis=-1)  # -log of the chance that none comes
-    return safe + jnp.log(-jnp.expm1(-safe))
+    """The logit [...] of any end, from those of each [..., E] as if they were independent."""
+    ways = [end[..., k] for k in range(end.shape[-1])]
+    # of two ways with odds a and b, either has the odds a + b + ab
+    return functools.reduce(lambda a, b: jnp.logaddexp(jnp.logaddexp(a, b), a + b), ways)
 
 
 Layout = dict[str, tuple[int, ...]]  # the shape of every head, in the order of M's outputs

@@ -6,7 +6,8 @@ from flax import nnx, serialization
 
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.model import Memory
-from dreamjax.tasks import find
+from dreamjax.tasks import find, look_here
+from dreamjax.training.settings import SettingError
 
 KINDS: dict[str, type[Memory]] = {"lstm": MDNRNN}
 
@@ -15,18 +16,22 @@ def find_kind(name: str) -> type[Memory]:
     """A known form of M, or the subclass of `Memory` that "module:Class" names, from now on known.
 
     Raises:
-      ValueError: neither.
+      SettingError: neither.
     """
     if name not in KINDS:
         if ":" not in name:
             known = ", ".join(KINDS)
-            raise ValueError(
+            raise SettingError(
                 f"no M is of the kind {name!r}; choose one of {known}, or name your own as "
                 "module:Class"
             )
-        found = find(name)
+        look_here()
+        try:
+            found = find(name)
+        except ValueError as error:
+            raise SettingError(str(error)) from error
         if not (isinstance(found, type) and issubclass(found, Memory)):
-            raise ValueError(f"{name} is no subclass of dreamjax.Memory")
+            raise SettingError(f"{name} is no subclass of dreamjax.Memory")
         KINDS[name] = found
         serializable(found)
     return KINDS[name]

@@ -30,7 +30,7 @@ class LatentSequences:
 
     Attributes:
       mu, logvar: float16 [N, Z]; V's posterior of each frame.
-      actions: float32 [N, A]; action t was taken on frame t.
+      actions: float32 [N, A]; action t was done on frame t.
       rewards: float32 [N]; reward t is what action t earned.
       lengths: int32 [E]; they sum to N.
       terminated: bool [E]; True is death, False is an episode cut by the step cap.

@@ -45,7 +45,8 @@ def memory_metrics(
       nll: nats per dimension of the next z (a density: it may be negative).
       nll_marginal, nll_copy: the same for two baselines fitted to these very episodes: a
         Gaussian that knows nothing, and a Gaussian around the last z.
-      reward_r2: of an M that predicts rewards, the share of their variance that it foresees.
+      reward_r2: of an M that predicts rewards, the share of their variance that it foresees; 0
+        where they do not vary.
       death_loss: the part of the loss that is about ends, of an M that predicts them; likewise
         all that follows.
       deaths: how many episodes ended in death; what follows is 0 where there are none.
@@ -59,8 +60,8 @@ def memory_metrics(
     found = {"nll": _ratio((nll * frames.follows).sum(), frames.follows.sum())}
     found |= _baselines(frames)
     if reward is not None:
-        error = ((reward - frames.reward) ** 2).sum()
-        found["reward_r2"] = 1 - _ratio(error, len(reward) * frames.reward.var())
+        spread = frames.reward.var()
+        found["reward_r2"] = _ratio(spread - ((reward - frames.reward) ** 2).mean(), spread)
     if logit is not None:
         entropy = np.asarray(cross_entropy(logit, frames.end, death_weight))
         found["death_loss"] = _ratio((entropy * frames.judged).sum(), frames.judged.sum())
@@ -72,7 +73,7 @@ def calibrated_threshold(memory: Memory, latents: LatentSequences, *, seed: int 
     """The threshold at which `death_noise` 1 kills as often as the game did.
 
     M's death logit overstates the risk, because deaths weigh more in its loss. This is the number
-    to take off it so that, over whole episodes, the expected deaths are those that happened.
+    to subtract from it so that, over whole episodes, the expected deaths are those that happened.
 
     Args:
       memory: M.

@@ -45,6 +45,7 @@ class Sequences:
       end: float32 [T, B, K], 1 where it did, for each way to end.
       reward: float32 [T, B], what the action earned.
       valid: float32 [T, B], 0 past a lane's end.
+      variance: float32 [], of the rewards of the whole data set.
     """
 
     z: jax.Array
@@ -55,6 +56,7 @@ class Sequences:
     end: jax.Array
     reward: jax.Array
     valid: jax.Array
+    variance: jax.Array | float = 1.0
 
 
 def predict_sequences(
@@ -73,6 +75,8 @@ def memory_loss(
     memory: Memory, carry: Carry, batch: Sequences, death_weight: float = 10.0
 ) -> tuple[jax.Array, tuple[Carry, dict[str, jax.Array]]]:
     """Negative log likelihood of the next z in nats per dimension, plus the other heads' losses.
+
+    Of rewards that is the share of their variance that is not foreseen.
 
     The original's stream runs on from an episode's last frame to the next episode's first, so
     its M also learns to predict a restart's z; here that term is left out. An episode cut by the
@@ -93,8 +97,8 @@ def memory_loss(
         entropy = cross_entropy(found.end, batch.end, death_weight)
         parts["death_loss"] = _mean(entropy, batch.judged)
     if found.reward is not None:
-        error = (found.reward - batch.reward) / memory.reward_scale
-        parts["reward_loss"] = _mean(error**2, batch.valid)
+        error = (found.reward - batch.reward) ** 2 / batch.variance
+        parts["reward_loss"] = _mean(error, batch.valid)
     loss = functools.reduce(jnp.add, parts.values())
     return loss, (carry, {"loss": loss, **parts})
 
@@ -114,7 +118,7 @@ def cross_entropy(logit: jax.Array, end: jax.Array, weight: float) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryConfig:
-    """How M is trained; the defaults are `rnn_train.py`'s for Take Cover."""
+    """How M is trained; the defaults are `rnn_train.py`'s of the paper's first game."""
 
     steps: int = 24_400  # updates; the original's 400 epochs (the article says 20)
     batch_size: int = 100  # lanes; fewer where the data would not fill them
@@ -171,6 +175,7 @@ class Frames:
     judged: jax.Array
     end: jax.Array
     reward: jax.Array
+    variance: jax.Array
 
 
 @struct.dataclass
@@ -277,18 +282,23 @@ class Trainer:
         return state, count, jax.tree.map(float, metrics)
 
 
-def _check(task: Task, latents: LatentSequences, config: MemoryConfig) -> None:
+def check_form(task: Task, config: MemoryConfig) -> None:
+    """Raise ValueError unless a game's M can have the form that `config` asks for."""
     if config.keys and not isinstance(task.actions, Keys):
         raise ValueError(f"{task.name} is not played by keys; leave out --memory.keys")
+    lacking = sorted(set(config.heads or ()) - set(task.heads))
+    if lacking:
+        raise ValueError(f"{task.name} has no {lacking[0]} to predict; leave it out of the heads")
+
+
+def _check(task: Task, latents: LatentSequences, config: MemoryConfig) -> None:
+    check_form(task, config)
     sizes = latents.mu.shape[-1], latents.actions.shape[-1]
     if sizes != (task.latent_size, task.action_size):
         raise ValueError(
             f"latents have z={sizes[0]} and {sizes[1]} actions, but {task.name} has "
             f"z={task.latent_size} and {task.action_size}; encode this task's recordings"
         )
-    lacking = sorted(set(config.heads or ()) - set(task.heads))
-    if lacking:
-        raise ValueError(f"{task.name} has no {lacking[0]} to predict; leave it out of the heads")
     if latents.ends.max(initial=-1) >= len(task.ends):
         raise ValueError(
             f"an episode ended in way {latents.ends.max()}, but {task.name} has {task.ends}; "
@@ -306,7 +316,8 @@ def on_device(latents: LatentSequences, num_ends: int) -> Frames:
     judged = 1 - last + came.sum(axis=1)
     age = age.astype(np.float32)
     arrays = (latents.mu, latents.logvar, latents.actions, age, 1 - last, judged, came)
-    return Frames(*map(jnp.asarray, (*arrays, latents.rewards)))
+    variance = np.float32(max(latents.rewards.var(), 1e-6))
+    return Frames(*map(jnp.asarray, (*arrays, latents.rewards, variance)))
 
 
 def initial_state(memory: Memory, lanes: int, config: MemoryConfig) -> State:
@@ -358,6 +369,7 @@ def gather(frames: Frames, key: jax.Array, index: jax.Array, valid: jax.Array) -
         end=frames.end[now],
         reward=frames.reward[now],
         valid=valid.astype(jnp.float32),
+        variance=frames.variance,
     )
 
 

@@ -91,7 +91,7 @@ def _choose_devices(words: list[str]) -> None:
     name, distributed = next(iter(words), ""), "--distributed" in words
     if distributed and name in ABOUT and name != "evolve":
         raise ValueError(
-            f"{name} runs on one host; only evolve takes --distributed: do the phases before it "
+            f"{name} runs on one host; only evolve knows --distributed: do the phases before it "
             "on one host, in a directory that all hosts share"
         )
     device = _value_of(words, "--device", "auto")

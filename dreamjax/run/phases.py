@@ -33,7 +33,7 @@ from dreamjax.fidelity.compare import ExploitAlarm
 from dreamjax.game.rollouts import UNREADABLE, collect, frame_counts, shard_paths
 from dreamjax.game.workers import play
 from dreamjax.memory.latents import encode_rollouts, read_latents
-from dreamjax.memory.training import train_memory
+from dreamjax.memory.training import check_form, train_memory
 from dreamjax.run import pictures
 from dreamjax.run.fidelity import fidelity_phase
 from dreamjax.run.lineage import (
@@ -237,9 +237,13 @@ def run_phases(run: Run, phases: tuple[str, ...] | None = None, world: str | Non
       world: a world to dream, which the directory is given first unless it has it.
 
     Raises:
-      ValueError: a directory that cannot be written, is in use, or holds another game.
+      ValueError: a directory that cannot be written, is in use, or holds another game; an M that
+        the game has no use for.
     """
-    phases, directory = phases or phases_of(run.config), writable(run.directory)
+    phases = phases or phases_of(run.config)
+    if "train-memory" in phases:
+        check_form(run.task, run.config.memory)
+    directory = writable(run.directory)
     with _locked(directory) if is_first() else contextlib.nullcontext():
         if is_first():
             _check_game(run)

@@ -2,6 +2,7 @@
 
 from dreamjax.controller.evolution import EvolveConfig
 from dreamjax.controller.policy_gradient import LearnConfig
+from dreamjax.dream.env import PAPER_NOISE, PAPER_THRESHOLD
 from dreamjax.memory.training import MemoryConfig
 from dreamjax.run.settings import CollectConfig, DreamConfig, EvaluateConfig, RunConfig
 from dreamjax.vision.training import VisionConfig
@@ -45,7 +46,7 @@ PRESETS = {
         collect=CollectConfig(episodes=10_000, min_steps=101),
         vision=VisionConfig(steps=308_000),
         memory=MemoryConfig(steps=24_400),
-        dream=DreamConfig(death_threshold=0.0, death_noise=0.0),
+        dream=DreamConfig(death_threshold=PAPER_THRESHOLD, death_noise=PAPER_NOISE),
         evolve=EvolveConfig(generations=200),
     ),
 }

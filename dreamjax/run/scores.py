@@ -30,18 +30,14 @@ def print_results(results: dict[str, Any], log: Logbook) -> None:
     """The score table."""
     log.say(f"{results['task']} ({results['profile']}), real game, return per episode")
     log.say(f"{'':<10}{'mean':>8} {'std':>8} {'n':>6}   95 % interval of the mean")
-    for name in ("random", "blind", "paper", "ours"):
-        row = results[name]
-        if row is None:
-            continue
-        low, high = row["ci95"]
-        scored = f"{_shown(row['mean']):>8} ±{_shown(row['std']):>7} {row['n']:>6}"
-        log.say(f"{name:<10}{scored}   {_shown(low)} to {_shown(high)}")
-    log.say(f"in the dream, ours: {_shown(results['dream'])}")
-
-
-def _shown(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}"
+    rows = {name: results[name] for name in ("random", "blind", "paper", "ours")}
+    digits = 0 if max(abs(row["mean"]) for row in rows.values() if row) >= 100 else 1
+    for name, row in rows.items():
+        if row is not None:
+            low, high = row["ci95"]
+            scored = f"{row['mean']:>8.{digits}f} ±{row['std']:>7.{digits}f} {row['n']:>6}"
+            log.say(f"{name:<10}{scored}   {low:.{digits}f} to {high:.{digits}f}")
+    log.say(f"in the dream, ours: {results['dream']:.{digits}f}")
 
 
 def listed(metrics: dict[str, float]) -> str:

@@ -20,7 +20,7 @@ _FIRST_GPU = 8.0  # compute capability with bfloat16 tensor cores
 
 TILE = 64  # matrices whose sides are multiples of it keep an accelerator's matrix units busy
 
-COORDINATOR_SECONDS = 20.0  # how long the first process of a job may take to answer
+COORDINATOR_SECONDS = 20.0  # how long the first process of a job may be silent at first
 HEARTBEAT_SECONDS = 20  # silence after which a process of a job counts as lost
 
 
@@ -28,7 +28,7 @@ def product_dtype(bfloat16: bool | None = None) -> jnp.dtype:
     """The dtype of matrix products' operands; sums are float32 in any case.
 
     Args:
-      bfloat16: the caller's wish; None takes bfloat16 where the device multiplies it faster.
+      bfloat16: the caller's wish; None is bfloat16 where the device multiplies it faster.
     """
     wanted = multiplies_bfloat16() if bfloat16 is None else bfloat16
     return jnp.dtype(jnp.bfloat16 if wanted else jnp.float32)

@@ -40,7 +40,7 @@ def writing(path: Path | str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path | str) -> Iterator[IO[bytes]]:
-    """A binary file to fill, which takes `path`'s place once it is whole and on the disk.
+    """A binary file to fill, which replaces `path` once it is whole and on the disk.
 
     Raises:
       WriteError: the disk refused (full, read-only); `path` is what it was.

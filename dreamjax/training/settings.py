@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-MOST_SEED = 2**31 - 1  # what every generator of random numbers here takes
+MOST_SEED = 2**31 - 1  # the most that every generator of random numbers here knows
 
 
 class SettingError(ValueError):

@@ -1,8 +1,8 @@
 """Recorded frames in random order and bounded memory, for V's training.
 
-The paper's 10,000 Take Cover episodes are 3.1 million frames, 38 GB. An epoch is a random order
-of shards cut into blocks that fit in memory; frames are shuffled inside a block, and a thread
-reads the next block meanwhile. Frames that all fit are one block, read once.
+The paper's 10,000 episodes of its first game are 3.1 million frames, 38 GB. An epoch is a random
+order of shards cut into blocks that fit in memory; frames are shuffled inside a block, and a
+thread reads the next block meanwhile. Frames that all fit are one block, read once.
 """
 
 import itertools
@@ -42,18 +42,18 @@ class FrameStream:
         room = memory / prod(FRAME_SHAPE)
         self._room = room if self._total <= room else room / 2  # two blocks at a time
         self._batch_size, self._seed = batch_size, seed
-        self._batches, self._step = iter(()), None
+        self._coming, self._step = iter(()), None
 
-    def take(self, step: int, count: int) -> np.ndarray:
+    def batches(self, step: int, count: int) -> np.ndarray:
         """Batches `step` to `step + count`, uint8 [count, B, 64, 64, 3].
 
         Raises:
           ValueError: a shard turned out to be damaged; it was set aside.
         """
         if step != self._step:
-            self._batches = self._from(step)
+            self._coming = self._from(step)
         self._step = step + count
-        return np.stack(list(itertools.islice(self._batches, count)))
+        return np.stack(list(itertools.islice(self._coming, count)))
 
     def _from(self, step: int) -> Iterator[np.ndarray]:
         size, filled = self._batch_size, 0

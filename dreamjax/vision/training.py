@@ -148,7 +148,7 @@ def train_vision(
     ahead = {}  # frames of the call that follows, fetched while the device is at work
 
     def frames_from(step):
-        return stream.take(step, min(config.steps_per_call, config.steps - step))
+        return stream.batches(step, min(config.steps_per_call, config.steps - step))
 
     def advance(state, step):
         frames = ahead.pop(step) if step in ahead else frames_from(step)
