@@ -32,8 +32,8 @@ def measure(world: World, lanes: int = 1024) -> Iterator[timing.Row]:
 
     def remember(step, params, loop):
         carry, z = loop
-        carry, mixture, _ = params.memory(carry, z, action, age)
-        return carry, mixture.mean[:, 0]
+        carry, found = params.memory(carry, z, action, age)
+        return carry, found.latent.mean[:, 0]
 
     def draw(step, mixture, z):
         noise = jnp.abs(jnp.sin(z))
@@ -42,7 +42,7 @@ def measure(world: World, lanes: int = 1024) -> Iterator[timing.Row]:
     def control(step, weights, obs):
         return obs + jax.vmap(controller)(weights, obs)
 
-    _, mixture, _ = params.memory(carry, z, action, age)
+    mixture = params.memory(carry, z, action, age)[1].latent
     yield _row("M", lanes, remember, params, (carry, z))
     yield _row("sampling", lanes, draw, mixture, z)
     yield _row("C", lanes, control, weights, jnp.ones((lanes, controller.num_features)))

@@ -14,7 +14,7 @@ from dreamjax.memory import training as m
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.tasks import TAKE_COVER
 from dreamjax.training.devices import product_dtype
-from dreamjax.vision import model as v
+from dreamjax.vision import training as v
 
 from . import numpy_dream, timing
 from .world import stand_in, step_flops

@@ -42,8 +42,8 @@ def _rollout_logits(memory, keys, mu):
     def step(loop, key):
         carry, z = loop
         action = jnp.tanh(z[:, :1])
-        carry, mixture, logit = memory(carry, z, action, jnp.ones(len(z)))
-        return (carry, mixture.sample(key, 1.0)), logit
+        carry, found = memory(carry, z, action, jnp.ones(len(z)))
+        return (carry, found.latent.sample(key, 1.0)), found.end[..., 0]
 
     return jax.lax.scan(step, (memory.initial_carry((len(mu),)), mu), keys)[1]
 

@@ -7,6 +7,7 @@ what it does not gain is beyond the features, the linear controller or the learn
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -14,11 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from dreamjax.run.pipeline import score
 
 from dreamjax.agent import evaluate, step_awake
+from dreamjax.controller.model import Controller
 from dreamjax.controller.policy_gradient import (
-    CHOICES,
     LearnConfig,
     Network,
     Steps,
@@ -28,6 +28,7 @@ from dreamjax.controller.policy_gradient import (
 )
 from dreamjax.dream.worlds import World, load_controller, load_world
 from dreamjax.game.workers import VectorGame
+from dreamjax.run.scores import score
 from dreamjax.training.settings import require_positive
 
 
@@ -39,59 +40,62 @@ class Config:
     start: str = "take-cover"  # a world or run directory whose C learns on
     steps: int = 1_600_000  # real ones
     seed: int = 0
-    games: int = 32  # side by side
-    length: int = 256  # steps of each between two updates
-    batches: int = 4  # gradient steps of a pass over them
+    num_envs: int = 32  # games side by side
+    num_steps: int = 256  # steps of each between two updates
+    update_epochs: int = 3  # passes over those steps
+    num_minibatches: int = 4  # gradient steps of a pass
     learning_rate: float = 3e-4
-    entropy: float = 0.003
+    gamma: float = 0.995  # discount
+    gae_lambda: float = 0.95  # of the advantage estimate
+    clip_eps: float = 0.2
+    ent_coef: float = 0.003  # weight of the draws' entropy
     only_critic: int = 8  # first updates, in which C stays as it is
     averaging: float = 0.95  # of the averaged weights, what an update keeps
     episodes: int = 200  # to judge C by, before and after
 
     def __post_init__(self):
-        require_positive(self, "episodes", "games")
+        require_positive(self, "episodes", "num_envs")
 
     def learning(self) -> LearnConfig:
         """As the dream's learning takes it."""
-        return LearnConfig(
-            steps=self.steps,
-            lanes=self.games,
-            length=self.length,
-            batches=self.batches,
-            learning_rate=self.learning_rate,
-            entropy=self.entropy,
-            averaging=self.averaging,
-        )
+        ours = dataclasses.asdict(self)
+        shared = (field.name for field in dataclasses.fields(LearnConfig) if field.name in ours)
+        return LearnConfig(**{name: ours[name] for name in shared})
 
 
 def main(config: Config) -> dict[str, dict[str, Any]]:
     """Judge C, let it learn, judge it in the same games; the scores before and after."""
     learning, world = config.learning(), load_world(config.world)
-    start = jnp.asarray(load_controller(config.start, world))
-    found = {"before": judged("before", world, start, config)}
-    after = learnt(world, start, config, learning)
-    return found | {"after": judged("after", world, after, config)}
+    controller, start = load_controller(config.start, world)
+    found = {"before": judged("before", world, controller, start, config)}
+    after = learnt(world, controller, start, config, learning)
+    return found | {"after": judged("after", world, controller, after, config)}
 
 
-def judged(name: str, world: World, weights: jax.Array, config: Config) -> dict[str, Any]:
+def judged(
+    name: str, world: World, controller: Controller, weights: jax.Array, config: Config
+) -> dict[str, Any]:
     """C's score in the real game, which is printed."""
-    found = score(evaluate(world, weights, config.episodes, config.seed).returns)
+    played = evaluate(world, weights, config.episodes, config.seed, policy=controller)
+    found = score(played.returns)
     print(
         "{:<8}{mean:.0f} ± {std:.0f}, n {n}, 95 % interval {ci95}".format(name, **found), flush=True
     )
     return found
 
 
-def learnt(world: World, start: jax.Array, config: Config, learning: LearnConfig) -> jax.Array:
+def learnt(
+    world: World, controller: Controller, start: jax.Array, config: Config, learning: LearnConfig
+) -> jax.Array:
     """C's averaged weights after `config.steps` steps of the real game."""
-    updates = Updates(config.seed, world.env(), world.controller(), learning)
-    network = initial_network(jax.random.key(config.seed), start, learning.critic)
+    updates = Updates(config.seed, world.env(), controller, learning)
+    network = initial_network(jax.random.key(config.seed), controller, start, learning.critic)
     optimiser, average = updates.optimiser.init(network), start
     improve = jax.jit(updates.improve)
-    with VectorGame(world.task, config.games) as game:
+    with VectorGame(world.task, config.num_envs) as game:
         player = Player(world, updates, game, config.seed)
         for number in range(learning.updates):
-            steps, last_value = player.play(network, config.length)
+            steps, last_value = player.play(network, config.num_steps)
             key = jax.random.fold_in(updates.key, number)
             (new, optimiser), _ = improve(network, optimiser, key, steps, last_value)
             weights = new.weights if number >= config.only_critic else start
@@ -103,7 +107,7 @@ def learnt(world: World, start: jax.Array, config: Config, learning: LearnConfig
 
 
 class Player:
-    """C, drawing its choices, in games that go on from one update to the next."""
+    """C, drawing its actions, in games that go on from one update to the next."""
 
     def __init__(self, world: World, updates: Updates, game: VectorGame, seed: int):
         self._world, self._updates, self._game = world, updates, game
@@ -118,33 +122,31 @@ class Player:
         self._step = jax.jit(self._drawn)
         self._judged = jax.jit(updates.judged)
 
-    def _drawn(self, weights, key, models, carry, frames, age):
-        key_choice, key_z = jax.random.split(key)
-
-        def act(obs):
-            return jnp.asarray(CHOICES)[self._updates.choose(key_choice, weights, obs)][:, None]
-
+    def _drawn(self, network, key, models, carry, frames, age):
+        key_draw, key_z = jax.random.split(key)
+        act = functools.partial(self._updates.act, key_draw, network)
         keys = jax.random.split(key_z, len(frames))
-        return step_awake(self._world.task, act, keys, models, carry, frames, age)
+        after = step_awake(lambda obs: act(obs)[1], keys, models, carry, frames, age)
+        return *after, act(after[2])[0]
 
-    def _look(self, weights: jax.Array):
+    def _look(self, network: Network):
         self._key, key = jax.random.split(self._key)
         models = self._world.vision, self._world.memory
-        return self._step(weights, key, models, self._carry, self._frames, self._age)
+        return self._step(network, key, models, self._carry, self._frames, self._age)
 
     def play(self, network: Network, length: int) -> tuple[Steps, jax.Array]:
         """The next `length` steps of every game, and the critic's answer to what follows."""
         rows = []
         for _ in range(length):
-            self._carry, action, obs = self._look(network.weights)
-            self._frames, reward, ended, cut = self._game.step(self._slots, action)
+            self._carry, action, obs, drawn = self._look(network)
+            self._frames, reward, ends, cut = self._game.step(self._slots, action)
             self._age = self._age + 1
-            over = ended | cut
+            over = (ends >= 0) | cut
             self._lengths += self._age[over].tolist()
             self._restart(np.flatnonzero(over))
-            rows.append((obs, action[:, 0].astype(int) + 1, reward, over))
+            rows.append((obs, drawn, reward, over))
         steps = self._judged(network, *map(jnp.stack, zip(*rows, strict=True)))
-        return steps, critic(network, self._look(network.weights)[2])
+        return steps, critic(network, self._look(network)[2])
 
     def _restart(self, slots: np.ndarray) -> None:
         if len(slots):

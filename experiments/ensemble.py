@@ -17,12 +17,11 @@ import numpy as np
 import tyro
 from flax import struct
 
-from dreamjax.controller.model import controller_for, features
+from dreamjax.controller.model import Controller
 from dreamjax.controller.population import evaluate
 from dreamjax.dream.env import DreamEnv, EnvParams, EnvState
 from dreamjax.dream.worlds import World, load_controller, load_world
-from dreamjax.memory.lstm import MDNRNN
-from dreamjax.memory.model import Carry
+from dreamjax.memory.model import Carry, Memory
 from dreamjax.training.checkpoint import digest
 
 
@@ -43,7 +42,7 @@ class WatchedParams:
     """A world, and the M that watches it."""
 
     dream: EnvParams
-    watcher: MDNRNN
+    watcher: Memory
 
     @property
     def max_steps_in_episode(self) -> jax.Array:
@@ -74,10 +73,11 @@ class WatchedDream(DreamEnv):
 
     def transition(self, noise, state: WatchedState, action, params: WatchedParams):
         """The world's step; the watcher reads what the world's M reads."""
-        before, action = state.dream, jnp.clip(action, -1.0, 1.0)
+        before, action = state.dream, self.clipped(action)
         _, dream, *rest = super().transition(noise, before, action, params.dream)
-        watching, _, _ = params.watcher(state.watching, before.z, action, before.time)
-        return features(self.task, dream.z, watching), WatchedState(dream, watching), *rest
+        watching, _ = params.watcher(state.watching, before.z, action, before.time)
+        obs = params.watcher.features(dream.z, watching)
+        return obs, WatchedState(dream, watching), *rest
 
 
 def company(worlds: Sequence[World], config: Config) -> tuple[list[str], list[EnvParams]]:
@@ -93,7 +93,7 @@ def company(worlds: Sequence[World], config: Config) -> tuple[list[str], list[En
     return names, found
 
 
-def jittered(memory: MDNRNN, key: jax.Array, size: float) -> MDNRNN:
+def jittered(memory: Memory, key: jax.Array, size: float) -> Memory:
     """`memory` with noise of `size` times each array's standard deviation."""
 
     def shake(leaf):
@@ -108,9 +108,9 @@ def main(config: Config) -> dict[str, np.ndarray]:
     worlds = [load_world(source) for source in config.worlds]
     if len({digest(world.vision) for world in worlds}) > 1:
         raise ValueError("these worlds have different V; use worlds trained on the same latents")
-    weights = load_controller(config.worlds[0], worlds[0])
+    player = load_controller(config.worlds[0], worlds[0])
     names, params = company(worlds, config)
-    lived = np.asarray(play_all(params, params[0].memory, worlds[0], weights, config))
+    lived = np.asarray(play_all(params, params[0].memory, worlds[0], *player, config))
     for name, steps in zip(names, lived, strict=True):
         error = steps.std(ddof=1) / np.sqrt(len(steps))
         print(f"{name:<40}{steps.mean():>8.0f} ± {error:.0f} (standard error)")
@@ -118,10 +118,15 @@ def main(config: Config) -> dict[str, np.ndarray]:
 
 
 def play_all(
-    dreams: list[EnvParams], watcher: MDNRNN, world: World, weights: jax.Array, config: Config
+    dreams: list[EnvParams],
+    watcher: Memory,
+    world: World,
+    controller: Controller,
+    weights: jax.Array,
+    config: Config,
 ) -> jax.Array:
     """Steps survived, [worlds, dreams], all worlds in one call."""
-    env, controller = WatchedDream(world.task), controller_for(world.task)
+    env = WatchedDream(world.task)
 
     @jax.jit
     def play(stacked, watcher, weights):

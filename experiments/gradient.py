@@ -21,11 +21,12 @@ import optax
 import tyro
 
 from dreamjax.controller.evolution import EvolveConfig, Generations
+from dreamjax.controller.model import Controller
 from dreamjax.controller.policy_gradient import LearnConfig, learn
 from dreamjax.dream.env import DreamEnv, EnvParams
 from dreamjax.dream.worlds import World, load_controller, load_world
 from dreamjax.fidelity.compare import dreamt_scores
-from dreamjax.memory.heads import Mixture
+from dreamjax.memory.heads import Mixture, total_logit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +49,17 @@ class Config:
 def main(config: Config) -> dict[str, float]:
     """Train every way, score each, print."""
     world = load_world(config.world)
-    start = jnp.asarray(load_controller(config.start, world))
+    controller, start = load_controller(config.start, world)
     ways = {
-        "nothing": lambda world, start, config: start,
+        "nothing": lambda world, controller, start, config: start,
         "gradient": by_gradient,
         "policy gradient": by_policy_gradient,
         "evolution": by_evolution,
     }
     found = {}
     for name, way in ways.items():
-        weights = np.asarray(way(world, start, config))[None]
-        found[name] = float(dreamt_scores(world, weights, config.dreams, 10_000)[0])
+        weights = np.asarray(way(world, controller, start, config))[None]
+        found[name] = float(dreamt_scores(world, controller, weights, config.dreams, 10_000)[0])
         print(f"{name:<16}{found[name]:>8.0f} steps survived in the dream", flush=True)
     return found
 
@@ -79,8 +80,9 @@ def expected_steps(env: DreamEnv, controller, params: EnvParams, weights, state,
         state, alive = loop
         noise = env.draw_noise(key)
         action = controller(weights, env.observe(key, state, None, params))
-        carry, mixture, logit = params.memory(state.carry, state.z, action, state.time)
-        z = straight_through(mixture, noise.uniform, noise.normal, params.temperature, noise.event)
+        carry, found = params.memory(state.carry, state.z, action, state.time)
+        drawn = noise.uniform, noise.normal, params.temperature, noise.event
+        z, logit = straight_through(found.latent, *drawn), total_logit(found.end)
         state = state.replace(time=state.time + 1, z=z, carry=carry)
         return (state, alive * jax.nn.sigmoid(params.death_threshold - logit)), alive
 
@@ -98,10 +100,11 @@ def go_on(env: DreamEnv, params: EnvParams, state, alive, key):
     return jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, state)
 
 
-def by_gradient(world: World, start: jax.Array, config: Config) -> jax.Array:
+def by_gradient(
+    world: World, controller: Controller, start: jax.Array, config: Config
+) -> jax.Array:
     """C after Adam on the expected steps, as many dream steps as allowed."""
-    env, controller = world.env(), world.controller()
-    params = world.params(dtype=jnp.float32)
+    env, params = world.env(), world.params(dtype=jnp.float32)
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
 
     def loss(weights, params, states, keys):
@@ -125,22 +128,26 @@ def by_gradient(world: World, start: jax.Array, config: Config) -> jax.Array:
     return loop[0]
 
 
-def by_policy_gradient(world: World, start: jax.Array, config: Config) -> jax.Array:
+def by_policy_gradient(
+    world: World, controller: Controller, start: jax.Array, config: Config
+) -> jax.Array:
     """C after PPO on as many dream steps."""
     settings = LearnConfig(
         steps=config.steps,
-        lanes=config.lanes,
-        length=config.horizon,
-        batches=math.gcd(8, config.lanes * config.horizon),
+        num_envs=config.lanes,
+        num_steps=config.horizon,
+        num_minibatches=math.gcd(8, config.lanes * config.horizon),
         eval_every=10**9,
         eval_rollouts=1,
     )
     params = world.params()
-    found = learn(config.seed, world.env(), params, world.controller(), settings, start=start)
+    found = learn(config.seed, world.env(), params, controller, settings, start=start)
     return found.average
 
 
-def by_evolution(world: World, start: jax.Array, config: Config) -> jax.Array:
+def by_evolution(
+    world: World, controller: Controller, start: jax.Array, config: Config
+) -> jax.Array:
     """CMA-ES's mean after as many dream steps."""
     settings = EvolveConfig(
         generations=10**9,
@@ -149,7 +156,7 @@ def by_evolution(world: World, start: jax.Array, config: Config) -> jax.Array:
         sigma=config.sigma,
         eval_every=10**9,
     )
-    params, controller = world.params(), world.controller()
+    params = world.params()
     run = Generations(config.seed, world.env(), params, controller, controller.num_params, settings)
     state, generation, spent = run.initial(start), 0, 0.0
     while spent < config.steps:

@@ -14,14 +14,16 @@ import jax
 import jax.numpy as jnp
 import optax
 import tyro
-from dreamjax.run.pipeline import score
 
 import dreamjax
 from dreamjax.agent import evaluate
-from dreamjax.controller.policy_gradient import advantages
-from dreamjax.dream.gymnax_env import SIDES
+from dreamjax.controller.policy_gradient import advantages, ppo_loss
 from dreamjax.dream.worlds import load_world
+from dreamjax.run.scores import score
+from dreamjax.tasks import TAKE_COVER
 from dreamjax.training.logbook import Logbook
+
+SIDES = TAKE_COVER.actions.choices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,23 +33,24 @@ class Config:
     world: str = "take-cover"
     steps: int = 1_500_000  # dream steps in all
     seed: int = 0
-    envs: int = 256
-    length: int = 128  # steps between updates
-    epochs: int = 3
-    batches: int = 8
+    num_envs: int = 256
+    num_steps: int = 128  # steps between updates
+    update_epochs: int = 3
+    num_minibatches: int = 8
     hidden: int = 64  # units of the critic
     learning_rate: float = 5e-4
-    discount: float = 0.995
-    trace: float = 0.95  # lambda of the advantage estimate
-    clip: float = 0.2
-    entropy: float = 0.0  # weight of the choices' entropy
+    gamma: float = 0.995  # discount
+    gae_lambda: float = 0.95  # of the advantage estimate
+    clip_eps: float = 0.2
+    ent_coef: float = 0.0  # weight of the choices' entropy
     episodes: int = 100  # real ones
 
     def __post_init__(self):
-        if self.envs * self.length % self.batches:
+        steps = self.num_envs * self.num_steps
+        if steps % self.num_minibatches:
             raise ValueError(
-                f"envs x length = {self.envs * self.length} steps cannot be shared by "
-                f"batches={self.batches}; choose a divisor of it"
+                f"num_envs x num_steps = {steps} steps cannot be shared by "
+                f"num_minibatches={self.num_minibatches}; choose a divisor of it"
             )
 
 
@@ -86,21 +89,16 @@ def awake(network: dict[str, jax.Array], obs: jax.Array) -> jax.Array:
 
 
 def loss(network, batch: Transition, advantage, config: Config) -> jax.Array:
-    """PPO's clipped objective, value error and entropy."""
+    """PPO's loss of N steps."""
     log_probs, value = apply(network, batch.obs)
     chosen = jnp.take_along_axis(log_probs, batch.action[:, None], axis=1)[:, 0]
-    ratio = jnp.exp(chosen - batch.log_prob)
-    scaled = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
-    gain = jnp.minimum(ratio * scaled, clipped * scaled).mean()
-    error = ((value - (advantage + batch.value)) ** 2).mean()
-    entropy = -(jnp.exp(log_probs) * log_probs).sum(axis=1).mean()
-    return 0.5 * error - gain - config.entropy * entropy
+    entropy = -(jnp.exp(log_probs) * log_probs).sum(axis=1)
+    return ppo_loss(chosen, entropy, value, batch, advantage, config)
 
 
 def train(config: Config, env: Any, params: Any) -> tuple[dict[str, jax.Array], jax.Array]:
     """The trained network, and per update the share of steps that ended a dream."""
-    rounds = max(1, config.steps // (config.envs * config.length))
+    rounds = max(1, config.steps // (config.num_envs * config.num_steps))
     optimiser = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(config.learning_rate))
     key, key_network, key_reset = jax.random.split(jax.random.key(config.seed), 3)
     features = env.observation_space(params).shape[0]
@@ -113,10 +111,10 @@ def train(config: Config, env: Any, params: Any) -> tuple[dict[str, jax.Array], 
         log_probs, value = apply(network, obs)
         action = jax.random.categorical(key_action, log_probs)
         log_prob = jnp.take_along_axis(log_probs, action[:, None], axis=1)[:, 0]
-        keys = jax.random.split(key_step, config.envs)
+        keys = jax.random.split(key_step, config.num_envs)
         next_obs, state, reward, terminated, truncated, _ = step_all(keys, state, action, params)
         done = (terminated | truncated).astype(jnp.float32)
-        reward = reward * (1 - config.discount)  # so that values stay near 1
+        reward = reward * (1 - config.gamma)  # so that values stay near 1
         return (next_obs, state), Transition(obs, action, log_prob, value, reward, done)
 
     def learn(carry, key, batch, advantage):
@@ -127,7 +125,7 @@ def train(config: Config, env: Any, params: Any) -> tuple[dict[str, jax.Array], 
             changes, state = optimiser.update(gradient, state)
             return (optax.apply_updates(network, changes), state), None
 
-        rows = jax.random.permutation(key, len(advantage)).reshape(config.batches, -1)
+        rows = jax.random.permutation(key, len(advantage)).reshape(config.num_minibatches, -1)
         return jax.lax.scan(step, carry, rows)[0], None
 
     @jax.jit
@@ -135,17 +133,17 @@ def train(config: Config, env: Any, params: Any) -> tuple[dict[str, jax.Array], 
         def update(carry, key):
             loop, network, state = carry
             key_play, key_learn = jax.random.split(key)
-            keys = jax.random.split(key_play, config.length)
+            keys = jax.random.split(key_play, config.num_steps)
             loop, batch = jax.lax.scan(lambda x, k: play(x, k, network, params), loop, keys)
             advantage = advantages(batch, apply(network, loop[0])[1], config)
             flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (batch, advantage))
-            keys = jax.random.split(key_learn, config.epochs)
+            keys = jax.random.split(key_learn, config.update_epochs)
             (network, state), _ = jax.lax.scan(
                 lambda x, k: learn(x, k, *flat), (network, state), keys
             )
             return (loop, network, state), batch.done.mean()
 
-        keys = jax.random.split(key_reset, config.envs)
+        keys = jax.random.split(key_reset, config.num_envs)
         loop = jax.vmap(env.reset, (0, None))(keys, params)
         start = loop, network, optimiser.init(network)
         (_, network, _), deaths = jax.lax.scan(update, start, jax.random.split(key, rounds))

@@ -61,7 +61,9 @@ def evolved(world: World, name: str, seed: int, config: Config) -> tuple[int, fl
         state, done, metrics = run(state, generation, params)
         generation, spent = generation + done, spent + metrics["valid_steps"]
     mean = jax.device_get(state.es.mean)[None]
-    return generation, float(dreamt_scores(world, mean, config.dreams, 10_000 + seed)[0])
+    return generation, float(
+        dreamt_scores(world, controller, mean, config.dreams, 10_000 + seed)[0]
+    )
 
 
 if __name__ == "__main__":

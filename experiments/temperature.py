@@ -15,12 +15,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from dreamjax.run.pipeline import score
 
 from dreamjax.agent import evaluate
 from dreamjax.controller.policy_gradient import LearnConfig, learn
 from dreamjax.dream.worlds import World, load_world
 from dreamjax.fidelity.compare import dreamt_scores
+from dreamjax.run.scores import score
 from dreamjax.training.checkpoint import Store
 from dreamjax.training.files import writable, write_json
 from dreamjax.training.logbook import Logbook
@@ -66,11 +66,12 @@ def main(config: Config) -> list[dict[str, Any]]:
 
 def measure(world: World, tau: float, seed: int, config: Config, log: Logbook) -> dict[str, Any]:
     """C learnt at one tau, awake and dreaming."""
-    params = world.params(tau)
+    params, controller = world.params(tau), world.controller()
     store = Store(config.out / f"tau-{tau}-seed-{seed}", keep=1)
     kept = {"store": store, "log": Logbook(writable(store.directory))}
-    found = learn(seed, world.env(), params, world.controller(), config.learn, **kept)
-    dreamt = dreamt_scores(world, jnp.array(found.best)[None], config.dreams, seed, tau)
+    found = learn(seed, world.env(), params, controller, config.learn, **kept)
+    best = jnp.array(found.best)[None]
+    dreamt = dreamt_scores(world, controller, best, config.dreams, seed, tau)
     real = evaluate(world, found.best, config.episodes, seed, log=log, workers=config.workers)
     return {
         "tau": tau,

@@ -29,6 +29,7 @@ from flax import nnx
 
 from dreamjax.dream.env import DreamEnv, env_params
 from dreamjax.dream.worlds import World, export_world
+from dreamjax.memory.heads import places
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.tasks import TAKE_COVER
 from dreamjax.vision.model import VAE
@@ -37,10 +38,11 @@ SHARED = Path(os.environ["DREAMJAX_TESTS"])  # of all processes: programs compil
 
 
 def random_memory(task, seed=0, death_bias=-3.0):
-    """An untrained M whose death logit varies enough to end dreams at various times."""
+    """An untrained M whose logits of ends vary enough to end dreams at various times."""
     memory = MDNRNN(task, rngs=nnx.Rngs(seed))
-    memory.head_kernel[...] = memory.head_kernel[...].at[:, -1].multiply(8.0)
-    memory.head_bias[...] = memory.head_bias[...].at[-1].set(death_bias)
+    end = places(memory.layout)["end"]
+    memory.head_kernel[...] = memory.head_kernel[...].at[:, end].multiply(8.0)
+    memory.head_bias[...] = memory.head_bias[...].at[end].set(death_bias)
     return memory
 
 

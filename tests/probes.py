@@ -10,7 +10,7 @@ from gymnax.environments import environment
 
 from dreamjax.controller.model import LinearController
 
-CONTROLLER = LinearController(num_features=3, num_actions=1)
+CONTROLLER = LinearController(num_features=3)
 
 
 @struct.dataclass

@@ -28,9 +28,9 @@ EPISODES = 45  # more than the games played at once, so that slots are used agai
 
 
 @pytest.fixture
-def world(small_task, monkeypatch):
-    monkeypatch.setitem(real.FACTORIES, "countdown", "toy_game:make")
-    task = dataclasses.replace(small_task, profile="countdown")
+def world(small_task):
+    game = {"profile": "countdown", "make": "toy_game:make", "crop": None}
+    task = dataclasses.replace(small_task, **game)
     vision = VAE(task.latent_size, rngs=nnx.Rngs(0))
     start = jnp.zeros((1, task.latent_size))
     memory = random_memory(task)
@@ -39,7 +39,7 @@ def world(small_task, monkeypatch):
 
 
 def weights(world):
-    return jax.random.normal(jax.random.key(5), (world.task.feature_size,))
+    return jax.random.normal(jax.random.key(5), (world.memory.feature_size,))
 
 
 def test_every_episode_is_played_once_and_counted(world):
@@ -119,8 +119,8 @@ def test_an_evaluation_is_the_same_to_the_bit_when_an_engine_and_a_worker_are_ki
 ):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(agent, "GAMES", 3)
-    doom = dataclasses.replace(world.task, profile=TAKE_COVER.profile)
-    world = dataclasses.replace(world, task=doom)
+    game = {name: getattr(TAKE_COVER, name) for name in ("profile", "make", "crop")}
+    world = dataclasses.replace(world, task=dataclasses.replace(world.task, **game))
     killed = []
 
     class Killer(Notes):
@@ -178,9 +178,10 @@ def test_recorded_episodes_are_those_played(world, tmp_path):
 
 def test_steps_played_while_learning_end_where_the_games_do(world):
     """One game after another in each slot; C remembers nothing across an end."""
-    config = LearnConfig(lanes=4, length=24, batches=4)
-    updates = Updates(0, world.env(), world.controller(), config)
-    network = initial_network(jax.random.key(0), weights(world), config.critic)
+    config = LearnConfig(num_envs=4, num_steps=24, num_minibatches=4)
+    controller = world.controller()
+    updates = Updates(0, world.env(), controller, config)
+    network = initial_network(jax.random.key(0), controller, weights(world), config.critic)
     with VectorGame(world.task, 4) as game:
         player = awake.Player(world, updates, game, seed=0)
         steps, last_value = player.play(network, 24)
@@ -194,18 +195,18 @@ def test_steps_played_while_learning_end_where_the_games_do(world):
     np.testing.assert_array_equal(steps.done, done)
     remembers = jnp.abs(steps.obs[1:, :, world.task.latent_size :]).max(-1) > 0
     np.testing.assert_array_equal(remembers, done[:-1] == 0)
-    assert set(np.unique(steps.choice)) == {0, 1, 2} and last_value.shape == (4,)
+    assert set(np.unique(steps.drawn)) == {0, 1, 2} and last_value.shape == (4,)
     assert (jnp.diff(steps.reward.ravel()) == 0).all() and steps.reward[0, 0] > 0
 
 
 def test_learning_awake_starts_with_the_critic(world, capsys):
     """C stays as it is for so many updates and moves in the next; the games' lives are told."""
-    start = weights(world)
-    config = awake.Config(steps=10 * 16, games=2, length=8, only_critic=10)
+    controller, start = world.controller(), weights(world)
+    config = awake.Config(steps=10 * 16, num_envs=2, num_steps=8, only_critic=10)
     learning = config.learning()
-    found = awake.learnt(world, start, config, learning)
+    found = awake.learnt(world, controller, start, config, learning)
     np.testing.assert_allclose(found, start, rtol=1e-5)
     assert "160 steps:" in capsys.readouterr().out
     moving = dataclasses.replace(config, only_critic=9)
-    moved = awake.learnt(world, start, moving, learning) - start
+    moved = awake.learnt(world, controller, start, moving, learning) - start
     assert 5e-6 < jnp.abs(moved).max() < 0.01

@@ -44,17 +44,18 @@ def test_the_training_step_and_the_dream_step_predict_alike(recorded):
     ends = np.cumsum(latents.lengths)
     index = np.arange(ends[1])[:, None]  # two episodes, one after the other, in one lane
     batch = gather(
-        on_device(latents, True), jax.random.key(0), index, np.ones((len(index) - 1, 1), bool)
+        on_device(latents, 1), jax.random.key(0), index, np.ones((len(index) - 1, 1), bool)
     )
-    _, nll, logit = predict_sequences(memory, memory.initial_carry((1,)), batch)
+    _, nll, found = predict_sequences(memory, memory.initial_carry((1,)), batch)
+    logit = found.end[..., 0]
 
     first = int(ends[0])
     assert np.flatnonzero(batch.age[:, 0] == 0).tolist() == [0, first]
-    assert np.flatnonzero(batch.death[:, 0]).tolist() == [first - 1]  # the fatal action's step
+    assert np.flatnonzero(batch.end[:, 0, 0]).tolist() == [first - 1]  # the fatal action's step
     assert latents.terminated[0]
 
     mu = jnp.zeros((1, TAKE_COVER.latent_size))
-    env, params = DreamEnv(), env_params(TAKE_COVER, memory, mu, mu, temperature=1.0)
+    env, params = DreamEnv(TAKE_COVER), env_params(TAKE_COVER, memory, mu, mu, temperature=1.0)
     dream = jax.jit(lambda *step: env.transition(*step))
     predict = jax.jit(memory.__call__)
     noise = env.draw_noise(jax.random.key(1))
@@ -65,8 +66,9 @@ def test_the_training_step_and_the_dream_step_predict_alike(recorded):
             carry = _replay(memory, batch, t)
         state = EnvState(time=jnp.int32(time), z=batch.z[t, 0], carry=carry)
         action = batch.action[t, 0]
-        _, mixture, death = predict(carry, state.z, action, state.time)
-        np.testing.assert_allclose(death, logit[t, 0], atol=1e-4)
+        _, prediction = predict(carry, state.z, action, state.time)
+        mixture = prediction.latent
+        np.testing.assert_allclose(prediction.end, logit[t], atol=1e-4)
         if batch.follows[t, 0]:
             np.testing.assert_allclose(
                 -mixture.log_prob(batch.z[t + 1, 0]).mean(), nll[t, 0], atol=1e-4

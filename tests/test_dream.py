@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_memory
+from flax import nnx
 
 from benchmarks import numpy_dream
 from dreamjax.dream.env import DreamEnv, env_params
-from dreamjax.tasks import TAKE_COVER
+from dreamjax.memory.heads import total_logit
+from dreamjax.memory.lstm import MDNRNN
+from dreamjax.tasks import CAR_RACING, TAKE_COVER
 
 reset = jax.jit(DreamEnv.reset_env, static_argnums=0)
 step = jax.jit(DreamEnv.step_env, static_argnums=0)
@@ -156,6 +159,55 @@ def test_death_noise_is_added_to_the_logit(dream):
     np.testing.assert_allclose([drawn.mean(), drawn.std()], [0, np.pi / 3**0.5], atol=0.045)
 
 
+def small_car(**changes):
+    return dataclasses.replace(CAR_RACING, latent_size=6, hidden_size=12, **changes)
+
+
+def dreamt(task, memory, **settings):
+    mu = jax.random.normal(jax.random.key(7), (9, 6))
+    return DreamEnv(task), env_params(task, memory, mu, mu - 2, **settings)
+
+
+def test_a_dream_rewards_as_m_expects_and_ends_in_any_way():
+    task = small_car()
+    memory = random_memory(task, death_bias=0.0)
+    env, params = dreamt(task, memory, death_threshold=1.0, death_noise=0.5)
+    _, state = reset(env, jax.random.key(0), params)
+    rewards, ends = [], []
+    for key in keys(12):
+        action = jax.random.uniform(key, (3,), minval=-1.0)
+        carry, found = memory(state.carry, state.z, env.clipped(action), state.time)
+        risk = total_logit(found.end) + 0.5 * env.draw_noise(key).logistic
+        obs, state, reward, terminated, _ = step(env, key, state, action, params)
+        np.testing.assert_allclose(obs, np.concatenate((state.z, carry[1])), atol=ROUNDING)
+        np.testing.assert_allclose(reward, found.reward, rtol=1e-5, atol=ROUNDING)
+        assert bool(terminated) == bool(risk > 1)
+        chance = 1 / (1 + np.exp((1 - total_logit(found.end)) / 0.5))
+        np.testing.assert_allclose(params.death_chance(found.end), chance, rtol=1e-4)
+        rewards.append(float(reward))
+        ends.append(bool(terminated))
+    assert len(set(rewards)) == 12 and set(ends) == {True, False}
+
+
+def test_a_game_without_ends_is_dreamt_to_the_cap():
+    task = small_car(ends=(), max_steps=3)
+    env, params = dreamt(task, MDNRNN(task, rngs=nnx.Rngs(0)), death_threshold=-1e9)
+    _, state = env.reset(jax.random.key(0), params)
+    over = []
+    for key in keys(3):
+        _, state, _, terminated, truncated, _ = env.step(key, state, jnp.zeros(3), params)
+        over.append((bool(terminated), bool(truncated)))
+    assert over == [(False, False)] * 2 + [(False, True)]
+
+
+@pytest.mark.parametrize("lacking, told", [("reward", ("end",)), ("end", ("reward",))])
+def test_an_m_that_lacks_a_head_is_not_dreamt(lacking, told):
+    task = small_car()
+    memory = MDNRNN(task, rngs=nnx.Rngs(0), heads=told)
+    with pytest.raises(ValueError, match=f"this M of car-racing predicts no {lacking}"):
+        dreamt(task, memory)
+
+
 def test_a_dream_starts_at_a_real_first_frame(dream):
     env, params = dream
     sharp = params.replace(initial_logvar=jnp.full_like(params.initial_logvar, -60.0))
@@ -191,6 +243,10 @@ def test_spaces_are_true_and_actions_are_clipped(dream):
         env.step_env(keys(1)[0], state, jnp.array([a]), params)[0] for a in (1.0, 7.0)
     )
     np.testing.assert_array_equal(inside, outside)
+    car = DreamEnv(CAR_RACING)
+    np.testing.assert_array_equal(car.clipped(jnp.full(3, -7.0)), [-1, 0, 0])
+    np.testing.assert_array_equal(car.clipped(jnp.full(3, 7.0)), [1, 1, 1])
+    np.testing.assert_array_equal(car.action_space().low, [-1, 0, 0])
 
 
 def test_take_cover_observation_is_what_the_controller_reads():
@@ -216,4 +272,4 @@ def test_start_states_of_another_size_are_refused(small_task):
 
 def test_no_world_no_default():
     with pytest.raises(ValueError, match="needs a world"):
-        _ = DreamEnv().default_params
+        _ = DreamEnv(TAKE_COVER).default_params

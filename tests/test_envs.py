@@ -1,26 +1,34 @@
 """Code written for gymnax and evosax meets a dream and notices nothing."""
 
 import copy
+import dataclasses
 import json
 import os
 import pickle
 import subprocess
 import sys
 
+import gymnasium
 import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import serialization
+from conftest import random_memory
+from flax import nnx, serialization
 from gymnax.experimental import RolloutWrapper
 from gymnax.wrappers import FlattenObservationWrapper, LegacyStepAPIWrapper, LogWrapper
 from gymnax.wrappers.gym import GymnaxToVectorGymWrapper
 
 import dreamjax
+from dreamjax.actions import Choice
+from dreamjax.dream.env import DreamEnv, env_params
 from dreamjax.dream.evosax_problem import DreamProblem
-from dreamjax.dream.gymnax_env import legacy
+from dreamjax.dream.gymnax_env import NamedDream, legacy, named
+from dreamjax.dream.worlds import World, export_world
+from dreamjax.tasks import CAR_RACING, TAKE_COVER, TASKS
 from dreamjax.training.settings import SettingError
+from dreamjax.vision.model import VAE
 
 ID = "DreamTakeCover-v1"
 VARIANTS = [
@@ -50,6 +58,62 @@ def test_every_variant_is_what_it_says(world, variant, shape, num_actions):
             assert set(info) == {"terminated", "truncated", "final_observation", "discount"}
     assert len(env.step_env(key, state, action, params)) == 5
     assert np.isfinite(space.sample(jax.random.key(0))).all()
+
+
+def test_every_task_has_a_dream_by_name():
+    for task in TASKS.values():
+        assert task.env_id in gymnax.registered_envs
+        assert task.env_id.replace("Dream", "dreamjax/") in gymnasium.registry
+        assert named(task.env_id).task == task
+    car = named("DreamCarRacing-v1")
+    assert (car.actions, car.observation, car.num_actions) == ("continuous", "zh", 3)
+    assert car.obs_shape == (288,) and car.world == "car-racing"
+    with pytest.raises(SettingError, match="actions must be one of continuous, got 'discrete'"):
+        named("DreamCarRacing-v1", actions="discrete")
+
+
+def test_a_choice_is_made_by_its_number():
+    """A dream of a game of discrete actions has no others."""
+    task = dataclasses.replace(
+        TAKE_COVER, name="chooser", profile="", actions=Choice(4, start=1), hidden_size=12
+    )
+    env = NamedDream(task, actions="discrete", observation="z", world="none")
+    memory, mu = random_memory(task), jnp.zeros((3, 64))
+    params = env_params(task, memory, mu, mu)
+    assert env.num_actions == env.action_space().n == 4
+    _, state = env.reset(jax.random.key(0), params)
+    plain = DreamEnv(task)
+    for choice in range(4):
+        chosen = env.step_env(jax.random.key(1), state, jnp.int32(choice), params)
+        done = plain.step_env(jax.random.key(1), state, jax.nn.one_hot(choice, 4), params)
+        np.testing.assert_array_equal(chosen[0], done[0][:64])
+    with pytest.raises(ValueError, match="the action is 4; it must be from 0 to 3"):
+        env.step(jax.random.key(0), state, 4, params)
+
+
+def test_a_car_is_dreamt_by_its_name(tmp_path):
+    """With rewards that differ, and actions of three numbers."""
+    memory, mu = random_memory(CAR_RACING, death_bias=-9.0), jnp.zeros((3, 32))
+    vision = VAE(32, rngs=nnx.Rngs(0))
+    export_world(tmp_path, World(CAR_RACING, vision, memory, mu, mu), None, {})
+    env, params = gymnax.make("DreamCarRacing-v1", world=tmp_path)
+    obs, state = env.reset(jax.random.key(0), params)
+    assert obs.shape == (288,)
+    rewards = []
+    for key in jax.random.split(jax.random.key(1), 3):
+        action = env.action_space(params).sample(key)
+        obs, state, reward, *_ = env.step(key, state, action, params)
+        rewards.append(float(reward))
+    assert len(set(rewards)) == 3 and np.isfinite(rewards).all()
+    envs = gymnasium.make_vec(
+        "dreamjax/CarRacing-v1", 2, vectorization_mode="vector_entry_point", world=tmp_path
+    )
+    envs.reset(seed=0)
+    assert envs.single_action_space == CAR_RACING.actions.space()
+    obs, reward, *_ = envs.step(np.ones((2, 3), np.float32))
+    assert obs.shape == (2, 288) and reward[0] != reward[1]
+    with pytest.raises(ValueError, match="is a world of car-racing, but DreamTakeCover-v1"):
+        dreamjax.make(ID, world=tmp_path)
 
 
 def test_discrete_actions_mean_left_stay_right(world):
@@ -161,7 +225,7 @@ def test_bad_actions_are_one_clear_line(world):
         env.step(jax.random.key(0), state, jnp.array([jnp.nan]), params)
     env, _ = dreamjax.make(ID, world=world, actions="discrete")
     for choice in (3, 99, -1, jnp.int32(3), np.int64(-1)):
-        with pytest.raises(ValueError, match=rf"the action is {choice}; it must be 0 \(left\)"):
+        with pytest.raises(ValueError, match=rf"the action is {choice}; it must be from 0 to 2"):
             env.step(jax.random.key(0), state, choice, params)
 
 

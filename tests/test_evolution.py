@@ -8,7 +8,7 @@ from evosax.algorithms import CMA_ES
 from probes import CONTROLLER, Balance, Imitate, ProbeParams
 
 from dreamjax.controller.evolution import EvolveConfig, Generations, evolve
-from dreamjax.controller.model import LinearController
+from dreamjax.controller.model import controller_for
 from dreamjax.controller.population import (
     SMALLEST_BATCH,
     STRIDE,
@@ -55,7 +55,7 @@ def test_it_learns_to_balance():
 def test_what_an_accelerator_does_otherwise_changes_no_length(dream, monkeypatch):
     """Padded products, and several steps between two looks at who is alive."""
     env, env_params = dream
-    controller = LinearController(env.task.feature_size, 1)
+    controller = controller_for(env.task)
     weights = jax.random.normal(jax.random.key(1), (3, controller.num_params))
 
     def lengths():
@@ -80,7 +80,7 @@ def test_a_padded_product_is_the_product(monkeypatch):
 @pytest.mark.parametrize("strategy", ["cma-es", "open-es"])
 def test_it_evolves_a_dream_where_jax_has_64_bits(dream, strategy):
     env, env_params = dream
-    controller = LinearController(env.task.feature_size, 1)
+    controller = controller_for(env.task)
     config = EvolveConfig(generations=2, population=4, rollouts=1, strategy=strategy, eval_every=9)
     with jax.enable_x64(True):
         found = evolve(0, env, env_params, controller, controller.num_params, config)
@@ -136,7 +136,7 @@ def plain_returns(key, env, env_params, policy, weights, rollouts, steps):
 
 def test_dropping_dead_lanes_changes_no_return(dream):
     env, env_params = dream
-    policy = LinearController(env.task.feature_size, 1)
+    policy = controller_for(env.task)
     weights = jax.random.normal(jax.random.key(2), (12, policy.num_params))
     key = jax.random.key(3)
     expected = jax.jit(plain_returns, static_argnums=(1, 3, 5, 6))(
@@ -154,7 +154,7 @@ def test_dropping_dead_lanes_changes_no_return(dream):
 
 def test_members_meet_the_same_starts_and_noise(dream):
     env, env_params = dream
-    policy = LinearController(env.task.feature_size, 1)
+    policy = controller_for(env.task)
     twins = jnp.tile(jax.random.normal(jax.random.key(2), (1, policy.num_params)), (12, 1))
     score = play(jax.random.key(3), env, env_params, policy, twins, 8, sizes=None).score
     np.testing.assert_array_equal(score[0], score[1])

@@ -24,9 +24,11 @@ from test_pipeline import TINY
 from dreamjax.controller.population import evaluation_key
 from dreamjax.dream.worlds import blank_models, load_world
 from dreamjax.run import cli
+from dreamjax.run.presets import PRESETS
+from dreamjax.run.settings import OLDER_NAMES, Run, check_resumable
 from dreamjax.tasks import TAKE_COVER
-from dreamjax.training.checkpoint import Store, digest
-from dreamjax.training.fit import devices, stopping
+from dreamjax.training import devices, stopping
+from dreamjax.training.checkpoint import CheckpointError, Store, digest
 
 QUICK = [*TINY, "--vision.steps-per-call=2", "--save-seconds=0", "--vision.learning-rate=1e-4"]
 
@@ -148,6 +150,20 @@ def test_new_data_is_trained_on_or_refused_never_passed_over(smoke, run, capsys,
     capsys.readouterr()
     assert command("train-vision", run) == 1
     assert "was made with data=" in said(capsys)
+
+
+def test_settings_that_had_other_names_are_still_compared(tmp_path):
+    """Learning that was begun before they had the field's names goes on."""
+    meta = Run(tmp_path, TAKE_COVER, 0, PRESETS["smoke"], None).meta("learn")
+    newer = {new: old for old, new in OLDER_NAMES.items()}
+    config = {newer.get(name, name): value for name, value in meta["config"].items()}
+    assert "lanes" in config and "num_envs" not in config
+    store = Store(tmp_path / "learn")
+    store.save(1, {}, {**meta, "config": config})
+    check_resumable(store, meta, ())
+    meta["config"]["gamma"] = 0.5
+    with pytest.raises(CheckpointError, match="was made with gamma=0.995, now gamma=0.5"):
+        check_resumable(store, meta, ())
 
 
 def test_m_that_diverges_is_stopped_and_can_be_trained_anew(smoke, run, capsys):

@@ -9,13 +9,13 @@ import pytest
 from conftest import random_memory
 from flax import nnx
 
-from dreamjax.controller.model import features
 from dreamjax.dream.worlds import World
 from dreamjax.fidelity import compare as fidelity
 from dreamjax.fidelity.departures import _padded, departures
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.metrics import calibrated_threshold
+from dreamjax.tasks import TAKE_COVER, Colour
 from dreamjax.training.logbook import Logbook
 
 
@@ -43,12 +43,14 @@ def test_sampled_deaths_come_at_the_rate_that_the_logit_says(small_task, policy)
     logit = 1.0
     world = world_of(task, constant_hazard(task, logit))
     world = dataclasses.replace(world, death_noise=1.0, death_threshold=4.0)
-    lengths = fidelity.dreamt_lengths(world, policy, 128, 0)
+    played = fidelity.dreamt_play(world, policy, 128, 0)
+    lengths = np.asarray(played.steps)
+    np.testing.assert_array_equal(played.score, lengths)
     hazard = 1 / (1 + np.exp(4.0 - logit))
-    error = lengths.std() / np.sqrt(len(lengths))
+    error = lengths.std() / np.sqrt(lengths.size)
     assert abs(lengths.mean() - 1 / hazard) < 4 * error
     certain = dataclasses.replace(world, death_noise=0.0)
-    assert (fidelity.dreamt_lengths(certain, policy, 8, 0) == task.max_steps).all()
+    assert (fidelity.dreamt_play(certain, policy, 8, 0).steps == task.max_steps).all()
 
 
 def test_plans_are_the_policies_actions(world):
@@ -103,7 +105,7 @@ def test_reconstruction_counts_salient_pixels_apart(world):
 
 def test_hazard_is_deaths_over_steps_at_each_age():
     lengths = np.array([100, 150, 400, 2100])
-    found = fidelity.hazard(lengths, 2100)
+    found = fidelity.hazard(lengths, TAKE_COVER)
     assert found[0] == pytest.approx(1000 * 2 / (100 + 3 * 150))
     assert found[1] == 0 and found[2] == pytest.approx(1000 * 1 / (100 + 200))
     assert found[3:] == [0, 0, 0], "the last one was cut, it did not die"
@@ -113,10 +115,11 @@ def test_flashes_are_counted_and_timed():
     pictures = np.zeros((9, 64, 64, 3), np.float32)
     pictures[[1, 2, 3, 6], ..., 0] = 0.5
     pictures[8] = 0.9  # white is no flash
-    red = fidelity.redness(pictures)
-    np.testing.assert_allclose(red, [0, 0.5, 0.5, 0.5, 0, 0, 0.5, 0, 0])
-    assert fidelity.flashes([red, red[:1]], 0.1) == {"rate": 200.0, "length": 2.0}
-    assert fidelity.flashes([red], 0.6) == {"rate": 0.0, "length": 0.0}
+    red = fidelity.flash(TAKE_COVER.flash, pictures)
+    np.testing.assert_allclose(red + 0.1, [0, 0.5, 0.5, 0.5, 0, 0, 0.5, 0, 0], atol=1e-6)
+    assert fidelity.flashes([red, red[:1]]) == {"rate": 200.0, "length": 2.0}
+    redder = fidelity.flash(dataclasses.replace(TAKE_COVER.flash, above=0.6), pictures)
+    assert fidelity.flashes([redder]) == {"rate": 0.0, "length": 0.0}
 
 
 def test_dreams_are_watched_until_they_end(world):
@@ -125,12 +128,13 @@ def test_dreams_are_watched_until_they_end(world):
             return jnp.zeros((len(z), 64, 64, 3)).at[..., 0].set(z[:, :1, None])
 
     jax.tree_util.register_static(Reddish)
-    world = dataclasses.replace(world, vision=Reddish(), initial_mu=world.initial_mu + 2)
-    found = fidelity.dreamt_redness(world, "held", 6, 40, 0)
+    task = dataclasses.replace(world.task, flash=Colour(1, -1, 0, 0))
+    world = dataclasses.replace(world, task=task, vision=Reddish(), initial_mu=world.initial_mu + 2)
+    found = fidelity.dreamt_flash(world, "held", 6, 40, 0)
     assert len(found) == 6 and len({len(red) for red in found}) > 1
     assert all(red[0] > 1 and len(red) <= 40 for red in found)
     safe = dataclasses.replace(world, death_threshold=99.0)
-    assert {len(red) for red in fidelity.dreamt_redness(safe, "blind", 3, 40, 0)} == {40}
+    assert {len(red) for red in fidelity.dreamt_flash(safe, "blind", 3, 40, 0)} == {40}
 
 
 def sequences(task, lengths, seed=0):
@@ -158,8 +162,8 @@ def test_open_loop_begins_as_one_teacher_forced_step(world):
         carry = world.memory.initial_carry()
         for t in range(5):
             z, action = jnp.float32(latents.mu[start + t]), latents.actions[start + t]
-            carry, mixture, _ = world.memory(carry, z, action, jnp.int32(t))
-        nll.append(-mixture.log_prob(jnp.float32(latents.mu[start + 5])).mean())
+            carry, told = world.memory(carry, z, action, jnp.int32(t))
+        nll.append(-told.latent.log_prob(jnp.float32(latents.mu[start + 5])).mean())
     np.testing.assert_allclose(found["nll"][0], np.mean(nll), rtol=1e-3)
     assert len(found["nll"]) == len(found["drift"]) == 3
     with pytest.raises(ValueError, match="no episode has 50 steps, the longest has 12"):
@@ -174,8 +178,10 @@ def test_a_departure_expects_what_the_dream_itself_draws(small_task):
     latents = sequences(task, [150, 30, 90, 300])
     kernel = world.memory.lstm_kernel
     kernel[...] = kernel[...].at[task.latent_size].multiply(30.0)  # actions matter
-    weights = jnp.linspace(-1, 1, world.controller().num_params)
-    found = departures(world, weights, latents, young=80, old=200, windows=2, seed=3)
+    controller = world.controller()
+    weights = jnp.linspace(-1, 1, controller.num_params)
+    player = controller, weights
+    found = departures(world, *player, latents, young=80, old=200, windows=2, seed=3)
     assert found["n"] == 2 + 1 + 3  # at 80 and 120; 80; 80, 120 and 160
     assert found["game"] == pytest.approx(1000 * 2 / (70 + 10 + 120))  # the last died past 200
     chances, dreamt = [], []
@@ -186,41 +192,41 @@ def test_a_departure_expects_what_the_dream_itself_draws(small_task):
             if t >= 80 and t % 40 == 0:
                 dreamt.append((t, z[t, episode], carry))
             now = z[t, episode], actions[t, episode], jnp.int32(t)
-            carry, _, logit = STEP(world.memory, carry, *now)
-            chances += [1 / (1 + np.exp(0.5 - float(logit)))] * (t >= 80)
+            carry, told = STEP(world.memory, carry, *now)
+            chances += [1 / (1 + np.exp(0.5 - float(told.end[0])))] * (t >= 80)
     assert found["watching"] == pytest.approx(1000 * np.mean(chances), rel=1e-4)
     first = [_first_chance(world, weights, *left) for left in dreamt]
     short = dataclasses.replace(task, max_steps=81)  # a dream that is cut has no later chances
-    cut = departures(
-        dataclasses.replace(world, task=short), weights, latents, young=80, old=81, seed=3
-    )
+    shortened = dataclasses.replace(world, task=short)
+    cut = departures(shortened, *player, latents, young=80, old=81, seed=3)
     alone = [chance for (t, *_), chance in zip(dreamt, first, strict=True) if t == 80]
     np.testing.assert_allclose(cut["dreaming"][0], 1000 * np.mean(alone), rtol=1e-4)
     assert cut["dreaming"][1:] == [0.0] * 4 and cut["n"] == 3
     with pytest.raises(ValueError, match="no game grew older than 300 steps, the oldest 300"):
-        departures(world, weights, latents, young=300)
+        departures(world, *player, latents, young=300, old=400)
 
 
 STEP = jax.jit(lambda memory, *now: memory(*now))
 
 
 def _first_chance(world, weights, t, z, carry):
-    obs = features(world.task, z, carry)
+    obs = world.memory.features(z, carry)
     action = world.controller()(weights, obs)
-    logit = STEP(world.memory, carry, z, action, jnp.int32(t))[2]
-    return 1 / (1 + np.exp(0.5 - float(logit)))
+    told = STEP(world.memory, carry, z, action, jnp.int32(t))[1]
+    return 1 / (1 + np.exp(0.5 - float(told.end[0])))
 
 
 def test_a_left_dream_dies_as_often_as_expected(small_task):
     task = dataclasses.replace(small_task, max_steps=4000)
     world = world_of(task, constant_hazard(task, -5.0))
     world = dataclasses.replace(world, death_noise=1.0)
-    weights = jnp.zeros(world.controller().num_params)
-    found = departures(world, weights, sequences(task, [400] * 3), young=40, windows=3)
+    controller, ages = world.controller(), {"young": 40, "old": 400}
+    player = controller, jnp.zeros(controller.num_params)
+    found = departures(world, *player, sequences(task, [400] * 3), **ages, windows=3)
     np.testing.assert_allclose(found["dreaming"], 1000 / (1 + np.exp(5.0)), rtol=1e-4)
     assert found["watching"] == pytest.approx(found["dreaming"][0])
     deadly = dataclasses.replace(world, death_threshold=-99.0)
-    found = departures(deadly, weights, sequences(task, [400] * 3), young=40, windows=3)
+    found = departures(deadly, *player, sequences(task, [400] * 3), **ages, windows=3)
     np.testing.assert_allclose(found["dreaming"], [1000, 0, 0])
 
 
@@ -242,14 +248,15 @@ class Said(Logbook):
 
 
 def test_the_alarm_rings_when_dream_and_game_part(world, monkeypatch):
-    real, log = iter([100.0, 300.0, 310.0, 90.0]), Said()
+    real, log, controller = iter([100.0, 300.0, 310.0, 90.0]), Said(), world.controller(4)
 
-    def play(world, weights, episodes, seed, workers):
+    def play(world, weights, episodes, seed, policy, workers):
+        assert policy == controller
         returns = next(real) + np.linspace(-10, 10, episodes)
         return fidelity.agent.Played(returns, returns)
 
     monkeypatch.setattr(fidelity.agent, "evaluate", play)
-    alarm = fidelity.ExploitAlarm(world, 16, 0, log)
+    alarm = fidelity.ExploitAlarm(world, controller, 16, 0, log)
     for dreamt in (200.0, 400.0, 500.0):
         assert alarm(jnp.zeros(3), dreamt)["real"] > 0 and not log.lines
     assert alarm(jnp.zeros(3), 900.0)["real"] == 90

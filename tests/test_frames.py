@@ -50,26 +50,26 @@ def numbers(batches):
 
 @pytest.mark.parametrize("room", [TOTAL, 16, 1])
 def test_every_frame_comes_once_an_epoch(recorded, room):
-    epochs = numbers(stream(recorded, frames=room).take(0, TOTAL)).reshape(4, TOTAL)
+    epochs = numbers(stream(recorded, frames=room).batches(0, TOTAL)).reshape(4, TOTAL)
     np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(TOTAL), (4, 1)))
     assert len({tuple(epoch) for epoch in epochs}) == 4, "each epoch has its own order"
 
 
 @pytest.mark.parametrize("room", [TOTAL, 16, 1])
 def test_batches_depend_on_seed_and_step_alone(recorded, room):
-    whole = stream(recorded, frames=room).take(0, 13)
+    whole = stream(recorded, frames=room).batches(0, 13)
     for first in (3, 5, 12):
         np.testing.assert_array_equal(
-            stream(recorded, frames=room).take(first, 1), whole[first : first + 1]
+            stream(recorded, frames=room).batches(first, 1), whole[first : first + 1]
         )
     used = stream(recorded, frames=room)
-    parts = [used.take(0, 2), used.take(2, 7), used.take(9, 4), used.take(1, 3)]
+    parts = [used.batches(0, 2), used.batches(2, 7), used.batches(9, 4), used.batches(1, 3)]
     np.testing.assert_array_equal(np.concatenate(parts), np.concatenate([whole, whole[1:4]]))
-    assert (stream(recorded, seed=1, frames=room).take(0, 13) != whole).any()
+    assert (stream(recorded, seed=1, frames=room).batches(0, 13) != whole).any()
 
 
 def test_frames_of_different_shards_are_mixed(recorded):
-    first = numbers(stream(recorded).take(0, 1))[0]
+    first = numbers(stream(recorded).batches(0, 1))[0]
     assert len(np.unique(np.searchsorted(np.cumsum(LENGTHS), first, side="right"))) > 1
 
 
@@ -86,7 +86,7 @@ def test_dropping_a_stream_waits_for_no_thread(recorded, monkeypatch):
 
     monkeypatch.setattr(FrameStream, "_read", slow)
     used = stream(recorded, frames=16)
-    used.take(0, 1)
+    used.batches(0, 1)
     while reads.qsize() < 2:
         time.sleep(0.01)
     used._batches.close()  # as when it is garbage
@@ -100,10 +100,10 @@ def test_memory_holds_two_blocks_and_all_that_fits_is_read_once(recorded, monkey
     monkeypatch.setattr(
         FrameStream, "_read", lambda self, block: sizes.append(len(x := read(self, block))) or x
     )
-    stream(recorded).take(0, 20)
+    stream(recorded).batches(0, 20)
     assert sizes == [TOTAL]
     sizes.clear()
-    stream(recorded, frames=16).take(0, 20)
+    stream(recorded, frames=16).batches(0, 20)
     assert max(sizes) <= 8 and len(sizes) > 8
 
 
@@ -116,6 +116,6 @@ def test_no_rollouts_and_damaged_rollouts_are_one_clear_line(recorded, tmp_path,
     path = tmp_path / "shard-00002.npz"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match="7 frames in .* run the same command again"):
-        bad.take(0, 1)
+        bad.batches(0, 1)
     assert "shard-00002.npz.corrupt" in capsys.readouterr().out
-    assert len(np.unique(numbers(stream(tmp_path).take(0, 4)))) == TOTAL - 7 == 14
+    assert len(np.unique(numbers(stream(tmp_path).batches(0, 4)))) == TOTAL - 7 == 14

@@ -174,7 +174,7 @@ def test_stable_baselines_way_of_many_dreams(world):
     "call, error, message",
     [
         (lambda envs: envs.step(right(envs)), RuntimeError, "no dream is running"),
-        (lambda envs: envs.reset(seed=[1, 2]), ValueError, "5 dreams take 5 seeds, got 2"),
+        (lambda envs: envs.reset(seed=[1, 2]), ValueError, "5 dreams need 5 seeds, got 2"),
         (lambda envs: envs.reset(seed=-1), ValueError, "at least 0, got -1"),
         (lambda envs: envs.reset(seed=[1, 2, 3, 4, 0.5]), ValueError, "at least 0, got 0.5"),
         (

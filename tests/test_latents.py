@@ -35,7 +35,8 @@ def recorded(tmp_path_factory):
             actions=rng.random((size, 2), np.float32),
             rewards=rng.random(size, np.float32),
             lengths=np.array(lengths, np.int32),
-            terminated=rng.random(len(lengths)) < 0.5,
+            terminated=(ends := rng.integers(-1, 2, len(lengths), np.int8)) >= 0,
+            ends=ends,
             seeds=10 * number + np.arange(len(lengths)),
             profile="test",
         )
@@ -53,7 +54,7 @@ def encoded(vae, recorded, tmp_path_factory):
 def whole(recorded):
     """All shards' arrays, joined."""
     shards = [rollouts.read(path) for path in rollouts.shard_paths(recorded)]
-    names = ("frames", "actions", "rewards", "lengths", "terminated", "seeds")
+    names = ("frames", "actions", "rewards", "lengths", "terminated", "seeds", "ends")
     return {name: np.concatenate([getattr(shard, name) for shard in shards]) for name in names}
 
 
@@ -70,6 +71,7 @@ def sequences(lengths):
         seeds=np.arange(len(lengths)),
         vision="v",
         profile="test",
+        ends=np.where(np.arange(len(lengths)) % 2, -1, np.arange(len(lengths))).astype(np.int8),
     )
 
 
@@ -79,8 +81,9 @@ def test_latents_are_the_posteriors_of_the_recorded_frames(vae, recorded, encode
     np.testing.assert_allclose(found.mu, mu, rtol=1e-3, atol=1e-4)  # a float16's eps is 0.00098
     np.testing.assert_allclose(found.logvar, logvar, rtol=1e-3, atol=1e-4)
     assert found.mu.dtype == found.logvar.dtype == np.float16
-    for name in ("actions", "rewards", "lengths", "terminated", "seeds"):
+    for name in ("actions", "rewards", "lengths", "terminated", "seeds", "ends"):
         np.testing.assert_array_equal(getattr(found, name), wanted[name])
+    assert set(found.ends) == {-1, 0, 1}
     assert (found.vision, found.profile) == (checkpoint.digest(vae), "test")
 
 
@@ -116,6 +119,16 @@ def test_a_second_call_encodes_only_what_is_missing_or_of_another_v(
     assert read_latents(tmp_path).vision == checkpoint.digest(other)
 
 
+def test_files_from_before_there_were_ends_are_read(encoded, tmp_path):
+    for path in rollouts.shard_paths(encoded):
+        with np.load(path) as archive:
+            np.savez(tmp_path / path.name, **{k: archive[k] for k in archive if k != "ends"})
+    found = read_latents(tmp_path)
+    np.testing.assert_array_equal(found.ends, np.where(found.terminated, 0, -1))
+    assert found.ends.dtype == np.int8
+    np.testing.assert_array_equal(found.terminated, read_latents(encoded).terminated)
+
+
 def test_starts_are_the_first_frames_of_the_first_episodes():
     mu, logvar = sequences((4, 2, 3)).starts(2)
     np.testing.assert_array_equal(mu, [(0, 0), (1, 0)])
@@ -130,17 +143,18 @@ def test_split_divides_whole_episodes(held_out):
     sides = sequences(lengths).split(held_out)
     episodes = []
     for side in sides:
-        for mu, length, terminated, seed in zip(
+        for mu, length, terminated, seed, end in zip(
             np.split(side.mu, np.cumsum(side.lengths)[:-1]),
             side.lengths,
             side.terminated,
             side.seeds,
+            side.ends,
             strict=True,
         ):
             episode = int(mu[0, 0])
             np.testing.assert_array_equal(mu, [(episode, t) for t in range(lengths[episode])])
             assert length == lengths[episode] and terminated == (episode % 2 == 0)
-            assert seed == episode
+            assert seed == episode and end == (-1 if episode % 2 else episode)
             episodes.append(episode)
         assert len(side.actions) == len(side.rewards) == len(side.logvar) == side.lengths.sum()
         assert len(side.lengths) > 0

@@ -8,26 +8,35 @@ import numpy as np
 import pytest
 from probes import CONTROLLER, Balance, ProbeParams
 
-from dreamjax.controller.model import LinearController
 from dreamjax.controller.policy_gradient import (
-    CHOICES,
     LearnConfig,
     Steps,
     Updates,
     advantages,
     learn,
 )
-from dreamjax.tasks import PRESSED
+from dreamjax.tasks import TAKE_COVER
 from dreamjax.training.checkpoint import Store
 
+KEYS = TAKE_COVER.actions
 PARAMS = ProbeParams(target=jnp.zeros(3), max_steps_in_episode=jnp.int32(60))
 SMALL = LearnConfig(
-    steps=4 * 32 * 16, lanes=32, length=16, batches=2, eval_every=40, eval_rollouts=128
+    steps=4 * 32 * 16,
+    num_envs=32,
+    num_steps=16,
+    num_minibatches=2,
+    eval_every=40,
+    eval_rollouts=128,
 )
 
 
 def updates(config=SMALL):
     return Updates(1, Balance(), CONTROLLER, config)
+
+
+def log_probs_of(weights, obs):
+    """Log probabilities [..., 3] of the keys."""
+    return CONTROLLER.head.log_probs(CONTROLLER.outputs(weights, obs))
 
 
 @pytest.mark.smoke
@@ -40,22 +49,22 @@ def test_it_learns_to_balance():
 
 
 def test_it_acts_awake_as_it_is_likeliest_to_choose():
-    """The game presses a key where the squashed output passes `PRESSED`; so does the mode."""
+    """The game presses a key where the squashed output passes `pressed`; so does the mode."""
     obs = jax.random.normal(jax.random.key(0), (500, 3))
     weights = jnp.array([0.5, -0.3, 0.2])
     action = CONTROLLER(weights, obs)[:, 0]
-    pressed = np.where(action > PRESSED, 1, np.where(action < -PRESSED, -1, 0))
-    likeliest = np.argmax(updates().log_probs(weights, obs), axis=-1)
-    np.testing.assert_array_equal(np.asarray(CHOICES)[likeliest], pressed)
+    pressed = np.where(action > KEYS.pressed, 1, np.where(action < -KEYS.pressed, -1, 0))
+    likeliest = np.argmax(log_probs_of(weights, obs), axis=-1)
+    np.testing.assert_array_equal(np.asarray(KEYS.choices)[likeliest], pressed)
     assert set(pressed) == {-1, 0, 1}
 
 
 def test_advantages_equal_the_sum_they_abbreviate():
-    rng, config = np.random.default_rng(0), LearnConfig(discount=0.9, trace=0.8)
+    rng, config = np.random.default_rng(0), LearnConfig(gamma=0.9, gae_lambda=0.8)
     reward, value = rng.normal(size=(2, 7, 3)).astype(np.float32)
     done = (rng.random((7, 3)) < 0.3).astype(np.float32)
     last = rng.normal(size=3).astype(np.float32)
-    steps = Steps(obs=value, choice=value, log_prob=value, value=value, reward=reward, done=done)
+    steps = Steps(obs=value, drawn=value, log_prob=value, value=value, reward=reward, done=done)
     after = np.concatenate([value[1:], last[None]])
     error = reward + 0.9 * (1 - done) * after - value
     wanted = np.zeros_like(error)
@@ -73,7 +82,7 @@ def a_batch(run, count=64):
     state = run.initial(PARAMS)
     network = state.network.replace(weights=jnp.array([0.4, -0.2, 0.1]))
     obs = jax.random.normal(jax.random.key(1), (count, 3))
-    log_probs = run.log_probs(network.weights, obs)
+    log_probs = log_probs_of(network.weights, obs)
     choice = jax.random.categorical(jax.random.key(2), log_probs)
     blank = jnp.zeros(count)
     advantage = jax.random.normal(jax.random.key(3), (count,))
@@ -82,23 +91,23 @@ def a_batch(run, count=64):
 
 
 def test_the_first_gradient_is_the_policy_gradient():
-    run = updates(dataclasses.replace(SMALL, entropy=1e-9))
+    run = updates(dataclasses.replace(SMALL, ent_coef=1e-9))
     network, steps, advantage = a_batch(run)
     found = jax.grad(run.loss)(network, steps, advantage).weights
     scaled = (advantage - advantage.mean()) / advantage.std()
 
     def gain(weights):
-        log_probs = run.log_probs(weights, steps.obs)
-        return -(scaled * log_probs[jnp.arange(64), steps.choice]).mean()
+        log_probs = log_probs_of(weights, steps.obs)
+        return -(scaled * log_probs[jnp.arange(64), steps.drawn]).mean()
 
     np.testing.assert_allclose(found, jax.grad(gain)(network.weights), rtol=1e-4, atol=1e-6)
 
 
 def test_a_choice_that_moved_far_teaches_nothing_more():
-    run = updates(dataclasses.replace(SMALL, entropy=1e-9))
+    run = updates(dataclasses.replace(SMALL, ent_coef=1e-9))
     network, steps, advantage = a_batch(run)
     better = advantage > advantage.mean()
-    ratio = jnp.where(better, 1.5, 0.5)  # further than `clip`, each in the direction it should go
+    ratio = jnp.where(better, 1.5, 0.5)  # past `clip_eps`, each in the direction it should go
     moved = steps.replace(log_prob=steps.log_prob - jnp.log(ratio))
     assert np.abs(jax.grad(run.loss)(network, steps, advantage).weights).max() > 1e-2
     np.testing.assert_allclose(jax.grad(run.loss)(network, moved, advantage).weights, 0, atol=1e-6)
@@ -107,10 +116,10 @@ def test_a_choice_that_moved_far_teaches_nothing_more():
 def test_entropy_keeps_choices_open():
     losses = [
         run.loss(*a_batch(run))
-        for run in (updates(dataclasses.replace(SMALL, entropy=e)) for e in (0.5, 1.0))
+        for run in (updates(dataclasses.replace(SMALL, ent_coef=e)) for e in (0.5, 1.0))
     ]
     network, steps, _ = a_batch(updates())
-    log_probs = updates().log_probs(network.weights, steps.obs)
+    log_probs = log_probs_of(network.weights, steps.obs)
     entropy = -(jnp.exp(log_probs) * log_probs).sum(-1).mean()
     np.testing.assert_allclose(losses[0] - losses[1], 0.5 * entropy, rtol=1e-4)
 
@@ -179,16 +188,11 @@ def test_the_average_follows_the_weights():
     "change, message",
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"batches": 7}, "batches=7 does not divide lanes x length = 512 steps"),
-        ({"discount": 0.0}, "discount must be more than 0"),
+        ({"num_minibatches": 7}, "=7 does not divide num_envs x num_steps = 512 steps"),
+        ({"gamma": 0.0}, "gamma must be more than 0"),
         ({"averaging": 1.0}, r"averaging must be in \[0, 1\), got 1.0"),
     ],
 )
 def test_bad_settings_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **change)
-
-
-def test_a_controller_of_several_numbers_is_refused():
-    with pytest.raises(ValueError, match="one action number without a bias, got 3 numbers"):
-        Updates(0, Balance(), LinearController(3, 3), SMALL)

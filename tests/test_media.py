@@ -19,7 +19,6 @@ from processes import engines_in, running, shared_memory, wait_until, working_in
 
 from dreamjax import agent
 from dreamjax.dream.worlds import World
-from dreamjax.game import env as real
 from dreamjax.game.workers import VectorGame, WorkerError
 from dreamjax.run import pictures as media
 from dreamjax.vision.model import VAE
@@ -36,8 +35,8 @@ def world(small_task):
 
 
 @pytest.fixture
-def weights(small_task):
-    return jax.random.normal(jax.random.key(5), (small_task.feature_size,))
+def weights(world):
+    return jax.random.normal(jax.random.key(5), (world.memory.feature_size,))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda n: n.name)
@@ -65,9 +64,9 @@ def test_a_film_whose_engine_dies_or_hangs_is_the_same_film(
     assert os.listdir(tmp_path / "games") == []
 
 
-def test_a_film_whose_game_always_crashes_ends_in_one_line(world, weights, tmp_path, monkeypatch):
-    monkeypatch.setitem(real.FACTORIES, "fatal", "toy_game:fatal")
-    world = dataclasses.replace(world, task=dataclasses.replace(world.task, profile="fatal"))
+def test_a_film_whose_game_always_crashes_ends_in_one_line(world, weights, tmp_path):
+    game = {"profile": "fatal", "make": "toy_game:fatal", "crop": None}
+    world = dataclasses.replace(world, task=dataclasses.replace(world.task, **game))
     with pytest.raises(WorkerError, match="game with seed 1 was lost 4 times: a worker") as caught:
         media.film(world, weights, tmp_path / "dream.gif")
     assert "\n" not in str(caught.value) and os.listdir(tmp_path) == []
@@ -77,14 +76,14 @@ def test_the_film_shows_the_first_episode_of_the_evaluation(world, weights, monk
     seen = []
 
     class First(agent.Tape):
-        def add(self, episodes, frames, latents, actions, rewards, terminated):
+        def add(self, episodes, frames, latents, actions, rewards, ends):
             if episodes[0] == 0:
                 seen.append((frames[0], latents[0], actions[0]))
 
     monkeypatch.setattr(agent, "Tape", First)
     monkeypatch.setattr(media, "FILM_STEPS", 30)
     agent.evaluate(world, weights, 3, seed=4)
-    frames, latents, actions = media._play(world, weights, 4)
+    frames, latents, actions = media._play(world, weights, 4, None)
     assert len(frames) == 30 < len(seen)
     for filmed, played in zip((frames, latents, actions), zip(*seen, strict=True), strict=True):
         np.testing.assert_allclose(filmed, np.stack(played)[:30], atol=1e-4)
@@ -93,13 +92,12 @@ def test_the_film_shows_the_first_episode_of_the_evaluation(world, weights, monk
 # The command, but with little to evaluate, so that it soon makes its film.
 FILMING = """
 import sys
-from dreamjax.run import cli
-from dreamjax.run import pipeline
+from dreamjax.run import cli, phases
 from dreamjax import agent
 def evaluate(*args, **kept):
     return agent.Played(returns=agent.np.ones(2), lengths=agent.np.ones(2))
-pipeline.evaluate = evaluate
-pipeline.play = lambda *args, **kept: evaluate()
+phases.evaluate = evaluate
+phases.play = lambda *args, **kept: evaluate()
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -12,13 +12,15 @@ import scipy.special
 import scipy.stats
 from flax import nnx
 
+from dreamjax.actions import Box
+from dreamjax.memory import heads
 from dreamjax.memory import metrics as metrics_module
 from dreamjax.memory import training as training_module
 from dreamjax.memory.heads import EventMixture, Mixture
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.metrics import memory_metrics
-from dreamjax.memory.model import NEVER, cast, with_events
+from dreamjax.memory.model import cast, with_events
 from dreamjax.memory.training import (
     Layout,
     MemoryConfig,
@@ -73,10 +75,24 @@ def random_latents(lengths, terminated):
     return as_latents(draw(1, n, 6), lengths, terminated, draw(2, n, 1))
 
 
-def random_sequences(T=9, B=4, Z=6, A=1):
-    flags = np.random.default_rng(3).random((4, T, B)) < 0.3
-    flags = [jnp.asarray(flag, jnp.float32) for flag in flags]
-    return Sequences(jnp.asarray(draw(4, T + 1, B, Z)), jnp.asarray(draw(5, T, B, A)), *flags)
+def random_sequences(T=9, B=4, Z=6, A=1, K=1):
+    flags = np.random.default_rng(3).random((4 + K, T, B)) < 0.3
+    age, follows, judged, valid, *ends = (jnp.asarray(flag, jnp.float32) for flag in flags)
+    return Sequences(
+        z=jnp.asarray(draw(4, T + 1, B, Z)),
+        action=jnp.asarray(draw(5, T, B, A)),
+        age=age,
+        follows=follows,
+        judged=judged,
+        end=jnp.stack(ends, axis=-1),
+        reward=jnp.asarray(draw(6, T, B)),
+        valid=valid,
+        variance=jnp.float32(2.5),
+    )
+
+
+def sequences_of(task, **sizes):
+    return random_sequences(A=task.action_size, K=len(task.ends), **sizes)
 
 
 @jax.jit
@@ -85,12 +101,12 @@ def stepwise(memory, carry, batch):
 
     def body(carry, now):
         z, action, age, target = now
-        carry, mixture, logit = memory(carry, z, action, age)
-        return carry, (-mixture.log_prob(target).mean(-1), logit)
+        carry, found = memory(carry, z, action, age)
+        return carry, (-found.latent.log_prob(target).mean(-1), found)
 
     now = batch.z[:-1], batch.action, batch.age, batch.z[1:]
-    carry, (nll, logit) = jax.lax.scan(body, carry, now)
-    return carry, nll, logit
+    carry, (nll, found) = jax.lax.scan(body, carry, now)
+    return carry, nll, found
 
 
 def close(tree, other, rtol=1e-5, atol=1e-6):
@@ -101,11 +117,15 @@ def close(tree, other, rtol=1e-5, atol=1e-6):
 
 
 @pytest.mark.parametrize(
-    ("task", "inputs", "outputs", "parameters"),
-    [(TAKE_COVER, 66, 961, 1_678_785), (CAR_RACING, 35, 480, 422_368)],
+    ("task", "told", "inputs", "outputs", "parameters"),
+    [
+        (TAKE_COVER, None, 66, 961, 1_678_785),
+        (CAR_RACING, (), 35, 480, 422_368),
+        (CAR_RACING, None, 35, 483, 423_139),  # a reward and two ends more than the paper's
+    ],
 )
-def test_the_paper_s_sizes(task, inputs, outputs, parameters):
-    memory = jax.eval_shape(lambda: MDNRNN(task, rngs=nnx.Rngs(0)))
+def test_the_paper_s_sizes(task, told, inputs, outputs, parameters):
+    memory = jax.eval_shape(lambda: MDNRNN(task, rngs=nnx.Rngs(0), heads=told))
     H = task.hidden_size
     assert memory.lstm_kernel.shape == (inputs + H, 4 * H)
     assert memory.head_kernel.shape == (H, outputs)
@@ -116,14 +136,14 @@ def numpy_step(memory, c, h, z, action, restart):
     """One step for one lane, in float64, written from the original's description."""
     arrays = {name: np.asarray(getattr(memory, name)[...], np.float64) for name in ARRAYS}
     c, h = c * (1 - restart), h * (1 - restart)
-    x = np.concatenate([z, action, [restart] if memory.dies else [], h])
+    x = np.concatenate([z, action, [restart] if memory.reads_restart else [], h])
     i, j, f, o = np.split(x @ arrays["lstm_kernel"] + arrays["lstm_bias"], 4)
     sigmoid = scipy.special.expit
     c = sigmoid(f + 1) * c + sigmoid(i) * np.tanh(j)
     h = sigmoid(o) * np.tanh(c)
     out = h @ arrays["head_kernel"] + arrays["head_bias"]
     K, Z = memory.num_mixtures, memory.latent_size
-    return c, h, out[: 3 * K * Z].reshape(3, K, Z), out[-1]
+    return c, h, out[: 3 * K * Z].reshape(3, K, Z), out[3 * K * Z :]
 
 
 @pytest.mark.parametrize("task", [TAKE_COVER, CAR_RACING])
@@ -134,11 +154,17 @@ def test_a_step_equals_numpy(task, restart):
     for n, name in enumerate(("lstm_bias", "head_bias")):
         getattr(memory, name)[...] = jnp.asarray(draw(n, *getattr(memory, name).shape))
     c, h, z, action = draw(1, 12), draw(2, 12), draw(3, 6), draw(4, task.action_size)
-    carry, mixture, logit = step(memory, (c, h), z, action, jnp.float32(1 - restart))
-    c, h, blocks, death = numpy_step(memory, c, h, z, action, restart)
+    carry, found = step(memory, (c, h), z, action, jnp.float32(1 - restart))
+    c, h, blocks, others = numpy_step(memory, c, h, z, action, restart)
     close(carry, (c, h))
+    mixture = found.latent
     close((mixture.logits, mixture.mean, mixture.logstd), tuple(blocks))
-    assert logit == pytest.approx(death if task.dies else NEVER, rel=1e-5)
+    if task.step_reward is None:
+        reward, *others = others
+        close(found.reward, task.reward_scale * reward)
+    else:
+        assert found.reward is None
+    close(found.end, np.array(others))
 
 
 def test_restart_zeroes_the_carry_and_is_seen():
@@ -308,10 +334,10 @@ def test_events_are_learned_where_latents_jump_together():
 
     def jumps(memory):
         """Shares of half jumps and of whole ones, dreamt after each of 400 real frames."""
-        see = lambda carry, z: memory(carry, z, jnp.zeros(1), jnp.ones(()))[:2]  # noqa: E731
-        _, mixture = jax.lax.scan(see, memory.initial_carry(), jnp.asarray(z[:400], jnp.float32))
+        see = lambda carry, z: memory(carry, z, jnp.zeros(1), jnp.ones(()))  # noqa: E731
+        _, found = jax.lax.scan(see, memory.initial_carry(), jnp.asarray(z[:400], jnp.float32))
         keys = jax.random.split(jax.random.key(1), 10)
-        dreamt = np.asarray(jax.vmap(lambda key: mixture.sample(key, 1.0))(keys))
+        dreamt = np.asarray(jax.vmap(lambda key: found.latent.sample(key, 1.0))(keys))
         size = dreamt @ jump / (jump @ jump)
         return ((size > 0.25) & (size < 0.75)).mean(), (size >= 0.75).mean()
 
@@ -323,19 +349,146 @@ def test_events_are_learned_where_latents_jump_together():
     assert 0.03 < whole < 0.07 and half < 0.01
 
 
-def test_an_m_that_gains_events_predicts_the_usual_as_before():
-    task = small(TAKE_COVER)
-    memory = MDNRNN(task, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("task", [TAKE_COVER, CAR_RACING])
+def test_an_m_that_gains_events_predicts_the_usual_as_before(task):
+    task = small(task)
+    memory = MDNRNN(task, rngs=nnx.Rngs(0), clock=True)
+    memory.head_bias[...] = jnp.asarray(draw(2, *memory.head_bias.shape))
     grown = with_events(memory, task, 3, nnx.Rngs(1))
-    step = memory.initial_carry((2,)), draw(0, 2, 6), draw(1, 2, 1), np.zeros(2)
-    (carry, usual, death), (carry_grown, mixture, death_grown) = memory(*step), grown(*step)
+    step = memory.initial_carry((2,)), draw(0, 2, 6), draw(1, 2, task.action_size), np.ones(2)
+    (carry, before), (carry_grown, after) = memory(*step), grown(*step)
+    usual, mixture = before.latent, after.latent
     for name in ("logits", "mean", "logstd"):
         close(getattr(mixture, name), getattr(usual, name))
-    close(death, death_grown)
+    close((after.end, after.reward), (before.end, before.reward))
     close(carry, carry_grown)
+    assert grown.clock
     assert mixture.event_mean.shape == (2, 3, 6) and mixture.weights.shape == (2, 4)
     assert (mixture.weights[:, 1:] + 3 < mixture.weights[:, :1]).all(), "events begin as rare"
     assert with_events(grown, task, 3, nnx.Rngs(2)) is grown
+
+
+# Heads: the reward and the ways to end
+
+
+@pytest.mark.parametrize(
+    ("told", "names"),
+    [
+        ((), ()),
+        (("end",), ("end",)),
+        (("reward",), ("reward",)),
+        (("reward", "end"), ("reward", "end")),
+    ],
+)
+@pytest.mark.parametrize("num_events", [0, 2])
+def test_heads_share_out_all_outputs_by_name(told, names, num_events):
+    shapes = heads.layout(6, 5, num_events, told, 3)
+    usual = ("logits", "mean", "logstd")
+    events = ("event_mean", "event_logstd", "event_weights") if num_events else ()
+    assert tuple(shapes) == (*usual, *events, *names), "the paper's come first and the end last"
+    covered = [i for place in heads.places(shapes).values() for i in range(place.start, place.stop)]
+    assert covered == list(range(heads.width(shapes)))
+    out = draw(0, 4, heads.width(shapes))
+    found = heads.named(out, shapes)
+    assert {name: x.shape[1:] for name, x in found.items()} == shapes
+    flat = [np.reshape(x, (4, -1)) for x in found.values()]
+    np.testing.assert_array_equal(np.concatenate(flat, axis=1), out)
+    told_of = heads.prediction(found, 3.0)
+    assert (told_of.end is None, told_of.reward is None) == (
+        "end" not in told,
+        "reward" not in told,
+    )
+    if "reward" in told:
+        close(told_of.reward, 3 * out[:, heads.places(shapes)["reward"].start])
+    if "end" in told:
+        np.testing.assert_array_equal(told_of.end, out[:, -3:])
+
+
+def test_an_m_has_the_heads_that_its_task_names_or_fewer():
+    memory = MDNRNN(small(CAR_RACING), rngs=nnx.Rngs(0), num_events=2)
+    assert memory.head_kernel.shape == (12, heads.width(memory.layout))
+    assert memory.layout["end"] == (2,) and memory.layout["reward"] == ()
+    first = heads.places(memory.layout)["event_weights"].start
+    assert np.flatnonzero(memory.head_bias[...]).tolist() == [first], "events begin as rare"
+    few = MDNRNN(small(CAR_RACING), rngs=nnx.Rngs(0), heads=("reward",))
+    _, found = few(few.initial_carry(), draw(0, 6), draw(1, 3), np.ones(()))
+    assert found.end is None and found.reward.shape == ()
+
+
+def test_the_total_logit_is_the_chance_of_any_end():
+    logits = draw(0, 1000, 3) * 5
+    chance = 1 - (1 - scipy.special.expit(logits.astype(float))).prod(-1)
+    close(scipy.special.expit(np.asarray(heads.total_logit(logits), float)), chance)
+    np.testing.assert_array_equal(heads.total_logit(logits[:, :1]), logits[:, 0])
+    far = jnp.array([[-200.0, -210.0], [-200.0, -200.0], [200.0, -200.0], [200.0, 300.0]])
+    close(heads.total_logit(far), np.array([-200, -200 + np.log(2), 200, 500]), rtol=1e-5)
+    slopes = jax.grad(lambda logits: heads.total_logit(logits).sum())(far)
+    assert np.isfinite(slopes).all()
+
+
+TWO_ENDS = dataclasses.replace(
+    CAR_RACING, actions=Box(), latent_size=4, hidden_size=24, reward_scale=5.0
+)
+
+
+def marked_play(episodes=60, seed=0):
+    """The reward is told by z and the action together, and the last z says how it ends."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(6, 14, episodes)
+    z, action = 0.3 * rng.normal(size=(lengths.sum(), 4)), rng.uniform(-1, 1, (lengths.sum(), 1))
+    ends, last = rng.integers(-1, 2, episodes), np.cumsum(lengths) - 1
+    z[:, 0] = rng.choice([-1.0, 1.0], len(z))
+    z[last, 1] = np.array([0.0, 2.0, -2.0])[ends + 1]  # cut, off track, a lap
+    return dataclasses.replace(
+        as_latents(z, lengths, ends >= 0, action.astype(np.float32)),
+        rewards=(4 + 10 * z[:, 0] * action[:, 0]).astype(np.float32),
+        ends=ends.astype(np.int8),
+    )
+
+
+@pytest.fixture(scope="module")
+def marked():
+    """An M of rewards and two ends, and play that it has not seen."""
+    latents = marked_play()
+    config = MemoryConfig(
+        steps=240,
+        batch_size=8,
+        sequence_length=24,
+        learning_rate=2e-2,
+        decay=0.99,
+        held_out=0.2,
+        steps_per_call=40,
+    )
+    memory = train_memory(0, TWO_ENDS, latents, config, log=QUIET)
+    return memory, latents.split(config.held_out)[1]
+
+
+def test_rewards_are_learned(marked):
+    assert memory_metrics(*marked)["reward_r2"] > 0.95
+    memory, held = marked
+    shuffled = np.random.default_rng(0).permutation(held.rewards)
+    assert memory_metrics(memory, dataclasses.replace(held, rewards=shuffled))["reward_r2"] < 0
+
+
+def test_rewards_are_measured_by_the_spread_of_the_whole_data_set():
+    latents = marked_play()
+    frames = training_module.on_device(latents, 2)
+    index, valid = np.arange(9)[:, None], np.ones((8, 1), bool)
+    batch = training_module.gather(frames, jax.random.key(0), index, valid)
+    np.testing.assert_allclose(batch.variance, latents.rewards.var(), rtol=1e-5)
+    np.testing.assert_array_equal(batch.reward[:, 0], latents.rewards[:8])
+
+
+def test_two_ways_to_end_are_told_apart(marked):
+    memory, held = marked
+    metrics = memory_metrics(memory, held)
+    assert metrics["death_recall"] == metrics["death_precision"] == 1
+    assert metrics["deaths"] == (held.ends >= 0).sum() > 3
+    _, logit, _ = metrics_module._teacher_forced(memory, held, seed=0)
+    last = logit[np.cumsum(held.lengths) - 1]
+    assert set(held.ends) == {-1, 0, 1}
+    np.testing.assert_array_equal((last > 0)[held.ends >= 0], np.eye(2)[held.ends[held.ends >= 0]])
+    np.testing.assert_array_equal(last[held.ends < 0] > 0, False)
 
 
 # The training pass is the step, scanned
@@ -344,13 +497,14 @@ def test_an_m_that_gains_events_predicts_the_usual_as_before():
 @pytest.mark.parametrize("task", [TAKE_COVER, CAR_RACING])
 def test_sequences_equal_steps_in_value_and_gradient(task):
     memory = MDNRNN(small(task), rngs=nnx.Rngs(0))
-    carry, batch = (draw(1, 4, 12), draw(2, 4, 12)), random_sequences(A=task.action_size)
-    weights = jnp.asarray(draw(6, 9, 4))
+    carry, batch = (draw(1, 4, 12), draw(2, 4, 12)), sequences_of(small(task))
+    weights = jnp.asarray(draw(7, 9, 4))
 
     def total(predict):
         def loss(memory, carry, z, action):
-            (c, h), nll, logit = predict(memory, carry, batch.replace(z=z, action=action))
-            return (weights * nll).sum() + (weights * jnp.tanh(logit)).sum() + (c * h).sum()
+            (c, h), nll, found = predict(memory, carry, batch.replace(z=z, action=action))
+            told = jnp.tanh(found.end).sum(-1) + (0 if found.reward is None else found.reward)
+            return (weights * nll).sum() + (weights * told).sum() + (c * h).sum()
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))
 
@@ -376,24 +530,36 @@ def test_bfloat16_gradients_point_where_float32_s_do():
 # The loss
 
 
-def test_loss_by_hand():
-    memory, batch = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0)), random_sequences()
+@pytest.mark.parametrize(
+    ("task", "variance", "spread"),
+    [(TAKE_COVER, 2.5, None), (CAR_RACING, 2.5, 2.5), (CAR_RACING, 1e-4, 0.3**2)],
+)
+def test_loss_by_hand(task, variance, spread):
+    memory, batch = MDNRNN(small(task), rngs=nnx.Rngs(0)), sequences_of(task)
+    batch = batch.replace(variance=jnp.float32(variance))
     carry = memory.initial_carry((4,))
     loss, (_, parts) = loss_of(memory, carry, batch, 7.0)
-    _, nll, logit = stepwise(memory, carry, batch)
-    p = scipy.special.expit(np.asarray(logit, np.float64))
-    entropy = -(7 * batch.death * np.log(p) + (1 - batch.death) * np.log1p(-p))
-    nll = np.average(nll, weights=batch.follows)
-    death = np.average(entropy, weights=batch.judged)
-    close((loss, parts["nll"], parts["death_loss"]), (nll + death, nll, death))
+    _, nll, found = stepwise(memory, carry, batch)
+    p = scipy.special.expit(np.asarray(found.end, np.float64))
+    entropy = -(7 * batch.end * np.log(p) + (1 - batch.end) * np.log1p(-p)).sum(-1)
+    wanted = {"nll": np.average(nll, weights=batch.follows)}
+    wanted["death_loss"] = np.average(entropy, weights=batch.judged)
+    if task.step_reward is None:
+        error = (found.reward - batch.reward) ** 2
+        wanted["reward_loss"] = np.average(error, weights=batch.valid) / spread
+    close(parts, {"loss": sum(wanted.values()), **wanted})
+    close(loss, parts["loss"])
 
 
 def test_padding_and_later_frames_never_change_the_loss():
-    memory, batch = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0)), random_sequences()
+    memory, batch = MDNRNN(small(CAR_RACING), rngs=nnx.Rngs(0)), sequences_of(CAR_RACING)
     more = [(0, 5), (0, 2), (0, 0)]
-    padded = jax.tree.map(lambda x: jnp.pad(x, more[: x.ndim], constant_values=3.0), batch)
+    padded = jax.tree.map(
+        lambda x: jnp.pad(x, more[: x.ndim], constant_values=3.0) if x.ndim else x, batch
+    )
     mask = jnp.pad(jnp.ones((9, 4)), ((0, 5), (0, 2)))
-    padded = padded.replace(follows=padded.follows * mask, judged=padded.judged * mask)
+    masks = {name: getattr(padded, name) * mask for name in ("follows", "judged", "valid")}
+    padded = padded.replace(**masks)
     short = loss_of(memory, memory.initial_carry((4,)), batch)[0]
     close(loss_of(memory, memory.initial_carry((6,)), padded)[0], short)
 
@@ -403,21 +569,23 @@ def test_a_lane_cut_in_two_with_its_carry_is_the_same_lane():
     whole = predict(memory, memory.initial_carry((4,)), batch)
     carry, found = memory.initial_carry((4,)), []
     for part in (slice(0, 5), slice(5, 10)):
-        cut = jax.tree.map(lambda x, part=part: x[part], batch)
+        cut = jax.tree.map(lambda x, part=part: x[part] if x.ndim else x, batch)
         cut = cut.replace(z=batch.z[part.start : part.stop + 1])
         carry, *out = predict(memory, carry, cut)
         found.append(out)
-    close((carry, *map(jnp.concatenate, zip(*found, strict=True))), whole)
+    close((carry, *jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)), whole)
 
 
 def test_what_the_last_frames_of_episodes_teach():
     latents = random_latents([3, 2, 4], [True, False, True])
-    frames = training_module.on_device(latents, dies=True)
+    latents = dataclasses.replace(latents, ends=np.array([1, -1, 0], np.int8))
+    frames = training_module.on_device(latents, 2)
     assert frames.age.tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 3]
     assert frames.follows.tolist() == [1, 1, 0, 1, 0, 1, 1, 1, 0]
-    assert frames.death.tolist() == [0, 0, 1, 0, 0, 0, 0, 0, 1]
+    assert frames.end[:, 1].tolist() == [0, 0, 1, 0, 0, 0, 0, 0, 0]
+    assert frames.end[:, 0].tolist() == [0, 0, 0, 0, 0, 0, 0, 0, 1]
     assert frames.judged.tolist() == [1, 1, 1, 1, 0, 1, 1, 1, 1]  # not the cut episode's end
-    assert not training_module.on_device(latents, dies=False).judged.any()
+    assert training_module.on_device(latents, 0).end.shape == (9, 0)
 
 
 # The order of frames
@@ -523,7 +691,7 @@ def test_an_update_takes_the_carry_passes_it_on_and_draws_its_own_noise():
     latents = dataclasses.replace(
         random_latents([60], [True]), logvar=np.zeros((60, 6), np.float16)
     )
-    frames = training_module.on_device(latents, True)
+    frames = training_module.on_device(latents, 1)
     config = MemoryConfig(batch_size=1, sequence_length=20, bfloat16=False)
     state = training_module.initial_state(MDNRNN(task, rngs=nnx.Rngs(0)), 1, config)
     zero, ones = state.memory.initial_carry((1,)), (jnp.ones((1, 12)), jnp.ones((1, 12)))
@@ -562,7 +730,7 @@ def test_the_rate_decays_to_its_floor_and_gradients_are_clipped():
 def test_z_is_drawn_anew_from_its_posterior():
     latents = random_latents([30], [True])
     latents = dataclasses.replace(latents, logvar=np.full((30, 6), 2.0, np.float16))
-    frames, index = training_module.on_device(latents, True), np.zeros((4000, 1), np.int32)
+    frames, index = training_module.on_device(latents, 1), np.zeros((4000, 1), np.int32)
     keys, valid = jax.random.split(jax.random.key(0)), np.ones((3999, 1), bool)
     one, two = (
         np.asarray(training_module.gather(frames, key, index, valid).z[:, 0]) for key in keys
@@ -575,7 +743,7 @@ def test_z_is_drawn_anew_from_its_posterior():
 
 def test_padding_has_no_weight():
     frames, valid = (
-        training_module.on_device(random_latents([8], [True]), True),
+        training_module.on_device(random_latents([8], [True]), 1),
         np.ones((7, 2), bool),
     )
     valid[4:, 1] = False
@@ -583,6 +751,7 @@ def test_padding_has_no_weight():
     batch = training_module.gather(frames, jax.random.key(0), index, valid)
     np.testing.assert_array_equal(batch.follows, valid)
     np.testing.assert_array_equal(batch.judged, valid)
+    np.testing.assert_array_equal(batch.valid, valid)
 
 
 @pytest.mark.parametrize(
@@ -593,6 +762,10 @@ def test_padding_has_no_weight():
         (small(TAKE_COVER), {"steps": -1}, "steps must be at least 1, got -1"),
         (small(TAKE_COVER), {"num_events": -1}, r"num_events must be in \[0, inf\), got -1"),
         (small(CAR_RACING), {"keys": True}, "car-racing is not played by keys"),
+        (small(TAKE_COVER), {"heads": ("reward",)}, "take-cover has no reward to predict"),
+        (small(TAKE_COVER, ends=()), {}, r"ended in way 0, but take-cover has \(\)"),
+        (small(TAKE_COVER), {"kind": "gru"}, "no M is of the kind 'gru'; choose one of lstm"),
+        (small(TAKE_COVER), {"hidden_size": 0}, "hidden_size must be at least 1, got 0"),
     ],
 )
 def test_bad_input_is_one_line(task, changes, match):
@@ -608,27 +781,26 @@ def test_held_out_predictions_equal_each_episode_alone():
     lengths = [7, 260, 1, 30, 12]  # one outlasts a window of the packed lanes
     latents = random_latents(lengths, [True, False, True, True, False])
     memory = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0))
-    nll, logit = metrics_module._teacher_forced(memory, latents, seed=0, lanes=2)
+    nll, logit, _ = metrics_module._teacher_forced(memory, latents, seed=0, lanes=2)
     ends, valid = np.cumsum(lengths), np.ones((max(lengths), 5), bool)
     index = np.minimum(np.arange(max(lengths) + 1)[:, None] + ends - lengths, len(nll) - 1)
     batch = training_module.gather(
-        training_module.on_device(latents, True), jax.random.key(0), index, valid
+        training_module.on_device(latents, 1), jax.random.key(0), index, valid
     )
     alone = stepwise(memory, memory.initial_carry((5,)), batch)  # an episode a lane
     for lane, (end, n) in enumerate(zip(ends, lengths, strict=True)):
         close(nll[end - n : end - 1], alone[1][: n - 1, lane], rtol=1e-4, atol=1e-4)
-        close(logit[end - n : end], alone[2][:n, lane], rtol=1e-4, atol=1e-4)
+        close(logit[end - n : end], alone[2].end[:n, lane], rtol=1e-4, atol=1e-4)
 
 
 def test_death_metrics_by_hand():
     lengths, terminated = [50, 40, 10], [True, False, True]
-    frames = jax.tree.map(
-        np.asarray, training_module.on_device(random_latents(lengths, terminated), True)
-    )
+    latents = random_latents(lengths, terminated)
+    frames = jax.tree.map(np.asarray, training_module.on_device(latents, 1))
     alarm = np.zeros(100, bool)
     alarm[[5, 45, 49]] = True  # episode 0: one far too early, one 4 steps ahead, one on time
     alarm[[60, 89]] = True  # episode 1: one false; its last step is not judged
-    metrics = metrics_module._death_metrics(alarm, frames, np.array(lengths))
+    metrics = metrics_module._death_metrics(alarm, frames, latents)
     assert metrics == {
         "deaths": 2,
         "death_precision": 1 / 4,
@@ -639,11 +811,16 @@ def test_death_metrics_by_hand():
 
 
 def test_metrics_without_deaths_are_finite():
-    for task in (small(TAKE_COVER), small(CAR_RACING, action_size=1)):
-        latents = random_latents([6, 1], [False, task is not TAKE_COVER and not task.dies])
+    car = small(CAR_RACING, actions=Box())
+    for task in (small(TAKE_COVER), car, dataclasses.replace(car, ends=())):
+        latents = random_latents([6, 1], [False, False])
         metrics = memory_metrics(MDNRNN(task, rngs=nnx.Rngs(0)), latents)
         assert np.isfinite(list(metrics.values())).all()
-        assert metrics["deaths"] == metrics["death_recall"] == metrics["lead"] == 0
+        assert metrics.get("reward_r2", 0) == 0, "rewards that do not vary"
+        if task.ends:
+            assert metrics["deaths"] == metrics["death_recall"] == metrics["lead"] == 0
+        else:
+            assert set(metrics) == {"nll", "nll_marginal", "nll_copy", "reward_r2"}
 
 
 def test_baselines_equal_gaussians_fitted_to_samples():
@@ -653,7 +830,7 @@ def test_baselines_equal_gaussians_fitted_to_samples():
         logvar=np.full((n, 3), -2, np.float16),
     )
     found = metrics_module._baselines(
-        jax.tree.map(np.asarray, training_module.on_device(latents, True))
+        jax.tree.map(np.asarray, training_module.on_device(latents, 1))
     )
     z = latents.mu + np.exp(-1) * draw(1, n, 3)
     still = scipy.stats.norm(z.mean(0), z.std(0))

@@ -10,14 +10,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from dreamjax.run.pipeline import phases_of
 from PIL import Image
 
 from dreamjax.controller.policy_gradient import LearnConfig
 from dreamjax.dream.worlds import load_controller, load_world, save_world
 from dreamjax.memory.latents import read_latents
-from dreamjax.run import cli, pipeline
+from dreamjax.run import cli, lineage
+from dreamjax.run.phases import phases_of
 from dreamjax.run.presets import PRESETS
+from dreamjax.tasks import TASKS
 from dreamjax.training.checkpoint import CheckpointError, Store, digest
 from experiments import take_cover, temperature
 
@@ -60,7 +61,8 @@ def test_a_world_that_is_handed_on_is_played_at_several_temperatures(smoke, tmp_
     directory, _ = smoke
     words = ["--target", str(tmp_path / "world")]
     assert cli.main(["export", "--run-dir", str(directory), *words]) == 0
-    short = LearnConfig(steps=2048, lanes=32, length=32, batches=4, eval_rollouts=8)
+    sizes = {"num_envs": 32, "num_steps": 32, "num_minibatches": 4}
+    short = LearnConfig(steps=2048, **sizes, eval_rollouts=8)
     settings = temperature.Config(
         tmp_path / "tau", str(tmp_path / "world"), (0.5,), (0,), episodes=2, dreams=8, learn=short
     )
@@ -115,13 +117,13 @@ def test_c_can_be_learnt_instead_of_evolved(smoke, tmp_path):
     directory = tmp_path / "run"
     shutil.copytree(smoke[0], directory)
     world = load_world(directory)
-    evolved = load_controller(directory, world)
+    _, evolved = load_controller(directory, world)
     words = ["learn", "take-cover", "--preset", "smoke", "--run-dir", str(directory)]
     assert cli.main(words) == 0
     meta = Store(directory / "controller").meta()
-    assert meta["phase"] == "learn" and meta["config"]["lanes"] == 32
+    assert meta["phase"] == "learn" and meta["config"]["num_envs"] == 32
     assert meta["temperature"] == pytest.approx(1.15) and meta["world"] == world.digest()
-    assert (np.asarray(load_controller(directory, world)) != np.asarray(evolved)).any()
+    assert (np.asarray(load_controller(directory, world)[1]) != np.asarray(evolved)).any()
     config = dataclasses.replace(PRESETS["smoke"], controller="learn")
     assert phases_of(config)[-2:] == ("learn", "evaluate") and "evolve" not in phases_of(config)
     assert phases_of(PRESETS["smoke"])[-2:] == ("evolve", "evaluate")
@@ -210,6 +212,42 @@ def test_two_runs_cannot_share_a_directory(smoke, capsys):
     assert "is in use by process" in capsys.readouterr().err
 
 
+ODD_GAMES = """
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from dreamjax import Task
+
+PICK = Discrete(2)
+
+class Numbers(gymnasium.Env):
+    observation_space = Box(-np.arange(24, dtype=np.float32), np.float32(1))
+    action_space = PICK
+
+class Many(gymnasium.Env):
+    observation_space = Box(0, 255, (64, 64, 3), np.uint8)
+    action_space = MultiDiscrete([3, 2])
+
+NUMBERS = Task("numbers", make=Numbers)
+MANY = Task("many", make=Many)
+NOWHERE = Task("nowhere", make="odd_games:nowhere")
+TWIN = Task("take-cover", make=Numbers)
+"""
+
+
+@pytest.fixture
+def odd_games(tmp_path_factory, monkeypatch):
+    """Modules that a user may have: `odd_games`, and `broken_game`, which does not import."""
+    folder = tmp_path_factory.mktemp("games")
+    (folder / "odd_games.py").write_text(ODD_GAMES)
+    (folder / "broken_game.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr("dreamjax.tasks.TASKS", dict(TASKS))
+    monkeypatch.setattr("dreamjax.dream.registration.register_dream", lambda task: None)
+    yield
+    sys.modules.pop("odd_games", None)
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -222,9 +260,12 @@ def test_two_runs_cannot_share_a_directory(smoke, capsys):
             "evolve take-cover --run-dir DIR --dream.death-noise -1",
             "death_noise must be at least 0",
         ),
-        ("evolve car-racing --preset smoke --run-dir DIR", "no reward yet"),
-        ("learn car-racing --preset smoke --run-dir DIR", "no reward yet"),
-        ("learn take-cover --run-dir DIR --learn.batches 7", "batches=7 does not divide"),
+        ("evolve car-racing --preset smoke --run-dir DIR", "no world in"),
+        ("learn car-racing --preset smoke --run-dir DIR", "no world in"),
+        (
+            "learn take-cover --run-dir DIR --learn.num-minibatches 7",
+            "num_minibatches=7 does not divide",
+        ),
         ("run take-cover --preset huge --run-dir DIR", "unknown preset 'huge'"),
         ("evolve take-cover --run-dir DIR --dream.temperature 0", "temperature must be"),
         ("learn take-cover --run-dir DIR --dream.death-threshold nan", "death_threshold must be a"),
@@ -233,8 +274,8 @@ def test_two_runs_cannot_share_a_directory(smoke, capsys):
         ("run take-cover --run-dir DIR --memory.clip -1", "memory.clip must be in (0, inf]"),
         ("run take-cover --run-dir DIR --memory.death-weight -10", "memory.death_weight must be"),
         ("run take-cover --run-dir DIR --memory.decay 2", "memory.decay must be in (0, 1]"),
-        ("run take-cover --run-dir DIR --learn.discount 1.5", "learn.discount must be in (0, 1)"),
-        ("run take-cover --run-dir DIR --learn.entropy nan", "learn.entropy must be in [0, inf)"),
+        ("run take-cover --run-dir DIR --learn.gamma 1.5", "learn.gamma must be in (0, 1)"),
+        ("run take-cover --run-dir DIR --learn.ent-coef nan", "learn.ent_coef must be in [0, inf)"),
         (
             "run take-cover --run-dir DIR --vision.steps -5",
             "vision.steps must be at least 1, got -5",
@@ -249,9 +290,28 @@ def test_two_runs_cannot_share_a_directory(smoke, capsys):
         ("evaluate take-cover --run-dir DIR --evaluate.episodes 0", "episodes must be at least 1"),
         ("collect take-cover --run-dir DIR --collect.episodes 0", "episodes must be at least 1"),
         ("collect take-cover --run-dir /proc/none", "cannot write to /proc/none"),
+        ("run take-cover --run-dir DIR --memory.kind nothing", "no M is of the kind 'nothing'"),
+        (
+            "run take-cover --run-dir DIR --memory.kind odd_games:PICK",
+            "no subclass of dreamjax.Mem",
+        ),
+        ("run take-cover --run-dir DIR --memory.heads reward", "has no reward to predict"),
+        ("collect pong --run-dir DIR", "no task is called 'pong'; choose one of take-cover, "),
+        ("collect no_such_module:TASK --run-dir DIR", "there is no module no_such_module; it must"),
+        ("collect broken_game:TASK --run-dir DIR", "broken_game does not import (ZeroDivisionErr"),
+        (
+            "collect odd_games:PICK --run-dir DIR",
+            "odd_games:PICK is no dreamjax.Task, but Discrete",
+        ),
+        ("collect odd_games:NONE --run-dir DIR", "odd_games has no 'NONE'"),
+        ("collect odd_games:NUMBERS --run-dir DIR", "numbers shows no pictures: its observations"),
+        ("collect odd_games:NUMBERS --run-dir DIR", "its render_mode is None, not 'rgb_array'"),
+        ("collect odd_games:MANY --run-dir DIR", "must be Discrete or a flat Box, got MultiDiscr"),
+        ("collect odd_games:NOWHERE --run-dir DIR", "odd_games has no 'nowhere'"),
+        ("collect odd_games:TWIN --run-dir DIR", "another task is called take-cover; choose anoth"),
     ],
 )
-def test_bad_input_is_one_clear_line(words, message, tmp_path, capsys):
+def test_bad_input_is_one_clear_line(words, message, tmp_path, capsys, odd_games):
     assert cli.main([str(tmp_path) if word == "DIR" else word for word in words.split()]) == 1
     error = capsys.readouterr().err
     assert message in error
@@ -264,7 +324,8 @@ def test_info_is_true(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["parameters"] == {
         "take-cover": {"V": 4_446_915, "M": 1_678_785, "C": 1_088},
-        "car-racing": {"V": 4_348_547, "M": 422_368, "C": 867},
+        "take-cover-vizdoom": {"V": 4_446_915, "M": 1_678_785, "C": 1_088},
+        "car-racing": {"V": 4_348_547, "M": 423_139, "C": 867},
     }
     assert found["devices"] and set(found["games"]) >= {"take-cover", "car-racing"}
     assert cli.main(["info"]) == 0
@@ -286,4 +347,4 @@ def test_public_names_exist():
 
 def test_an_m_that_may_have_seen_what_is_held_out_says_so():
     """The shipped one was trained when episodes were held out by their number."""
-    assert not pipeline._held_out_by_seed(pipeline._meta_of("take-cover"))
+    assert not lineage._held_out_by_seed(lineage._meta_of("take-cover"))

@@ -1,23 +1,54 @@
 """What the README shows runs as it is written, on the world that comes with the package."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_pipeline import TINY
 
 import dreamjax
 from dreamjax.dream.worlds import SHIPPED, _load_exported, shipped_worlds
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def shown(word):
+    """The one block of Python that has a word in it."""
+    (block,) = [
+        block for block in re.findall(r"```python\n(.*?)```", README, re.S) if word in block
+    ]
+    return block
 
 
 def test_the_example_runs_as_written():
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
     names = {}
-    exec(block, names)
+    exec(shown("env.step"), names)
     assert names["obs"].shape == (1024, 1088) and np.isfinite(names["obs"]).all()
     assert (names["reward"] == 1).all()
+
+
+def test_a_game_of_ones_own_is_learnt_as_written(tmp_path):
+    """From recording to the score table, but with fewer steps."""
+    (tmp_path / "pole.py").write_text(shown("POLE"))
+    (words,) = re.findall(r"^dreamjax (run pole:POLE .*)$", README, re.M)
+    done = subprocess.run(
+        [sys.executable, "-m", "dreamjax", *words.split(), *TINY, "--evaluate.episodes=2"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / words.split()[-1]
+    results = json.loads((run / "results.json").read_text())
+    assert (results["task"], results["paper"], results["ours"]["n"]) == ("pole", None, 2)
+    assert 8 < results["random"]["mean"] < 50 and (run / "dream.gif").exists()
 
 
 @pytest.mark.parametrize("name", ["take-cover"])

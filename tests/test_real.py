@@ -6,12 +6,11 @@ import signal
 import sys
 from pathlib import Path
 
-import gymnasium
 import numpy as np
 import pytest
 
 from dreamjax.game import env as real
-from dreamjax.game import policies
+from dreamjax.game import policies, take_cover
 from dreamjax.tasks import CAR_RACING, TAKE_COVER, TAKE_COVER_VIZDOOM
 
 LEFT, RIGHT, STAY = (np.array([a], np.float32) for a in (-1, 1, 0))
@@ -44,8 +43,8 @@ def test_any_integer_is_a_seed(doom):
 
 def test_death_terminates_and_every_step_pays_one(doom):
     steps = list(policies.play_steps(doom, "uniform", 0))
-    rewards, terminated = [step[2] for step in steps], [step[3] for step in steps]
-    assert terminated == [False] * (len(steps) - 1) + [True]
+    rewards, ends = [step[2] for step in steps], [step[3] for step in steps]
+    assert ends == [None] * (len(steps) - 1) + [TAKE_COVER.ends.index("death")]
     assert set(rewards) == {1.0}
     assert doom.unwrapped.game.is_player_dead()
     assert doom.unwrapped.game.get_episode_time() == len(steps) + 14  # it starts at tic 14
@@ -75,7 +74,7 @@ def test_dying_on_the_last_step_is_death_and_not_the_cap(doom):
     length = sum(1 for _ in policies.play_steps(doom, "uniform", 0))
     env = real.make_env(dataclasses.replace(TAKE_COVER, max_steps=length))
     env.reset(seed=0)
-    act = policies.uniform(env.action_space, np.random.default_rng(0))
+    act = policies.uniform(TAKE_COVER.actions, np.random.default_rng(0))
     ends = [env.step(act(step))[2:4] for step in range(length)]
     env.close()
     assert ends[-1] == (True, False)
@@ -169,14 +168,14 @@ def test_a_game_without_screen_is_the_same_game(task):
 
 def test_nothing_is_left_behind_and_the_folders_config_is_not_obeyed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    others = real.engine_files()
+    others = take_cover.engine_files()
     (tmp_path / "_vizdoom.cfg").write_text("living_reward = 7\nscreen_resolution = RES_640X480\n")
     env = real.make_env(TAKE_COVER)
     directory = env.unwrapped._scratch.path
     env.reset(seed=0)
     assert env.step(STAY)[1] == 1.0
     assert env.unwrapped.game.get_screen_width() == 160
-    files = set(real.engine_files()) - set(others)
+    files = set(take_cover.engine_files()) - set(others)
     assert files and os.listdir(directory)
     env.close()
     assert os.listdir(tmp_path) == ["_vizdoom.cfg"]
@@ -201,9 +200,17 @@ def test_a_bad_action_is_refused_in_one_line(doom, action, words):
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_profile_is_refused():
-    with pytest.raises(ValueError, match="takecover-2016"):
-        real.make_env(dataclasses.replace(TAKE_COVER, profile="takecover-1993"))
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        ("dreamjax.game.take_cover:make_1993", "dreamjax.game.take_cover has no 'make_1993'"),
+        ("dreamjax.game.pong:make", "no module dreamjax.game.pong; it must lie in this directory"),
+    ],
+)
+def test_a_make_that_is_missing_is_refused(make, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        real.make_env(dataclasses.replace(TAKE_COVER, make=make))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +249,7 @@ def test_car_racing_shows_the_track_and_is_capped():
     env = real.make_env(dataclasses.replace(CAR_RACING, max_steps=20))
     assert env.action_space.low.tolist() == [-1, 0, 0]
     steps = list(policies.play_steps(env, "held", 1))
-    assert len(steps) == 20 and not steps[-1][3]
+    assert len(steps) == 20 and steps[-1][3] is None
     frame, action, reward, _ = steps[-1]
     assert frame.shape == (64, 64, 3) and frame.dtype == np.uint8
     assert frame[..., 1].mean() > frame[..., 0].mean()  # grass
@@ -253,22 +260,21 @@ def test_car_racing_shows_the_track_and_is_capped():
 
 
 def test_held_actions_last_one_to_ten_steps_and_uniform_ones_one():
-    space = real.TakeCover.action_space
-    act = policies.held(space, np.random.default_rng(0))
+    act = policies.held(TAKE_COVER.actions, np.random.default_rng(0))
     actions = np.array([act(step)[0] for step in range(20_000)])
     runs = np.diff(np.flatnonzero(np.diff(actions, prepend=-2.0, append=2.0)))
     assert set(runs) == set(range(1, 11))
     assert abs(runs.mean() - 5.5) < 0.2
-    act = policies.uniform(space, np.random.default_rng(0))
+    act = policies.uniform(TAKE_COVER.actions, np.random.default_rng(0))
     actions = np.array([act(step)[0] for step in range(20_000)])
     assert len(set(actions)) > 19_900 and abs(actions.mean()) < 0.02
     assert actions.dtype == np.float32 and actions.min() < -0.99 and actions.max() > 0.99
 
 
 def test_varied_episodes_hold_or_swing_each_at_its_own_pace():
-    space, paces, swings = real.TakeCover.action_space, [], 0
+    paces, swings = [], 0
     for seed in range(200):
-        act = policies.varied(space, np.random.default_rng(seed))
+        act = policies.varied(TAKE_COVER.actions, np.random.default_rng(seed))
         actions = np.array([act(step)[0] for step in range(1000)])
         runs = np.diff(np.flatnonzero(np.diff(actions, prepend=-2.0)))
         paces.append(runs.max())
@@ -278,9 +284,12 @@ def test_varied_episodes_hold_or_swing_each_at_its_own_pace():
     assert min(paces) < 15 and max(paces) > 200
 
 
-def test_blind_goes_left_then_right():
-    act = policies.blind(real.TakeCover.action_space, np.random.default_rng(0))
+def test_blind_goes_left_then_right_in_take_cover_alone():
+    act = policies.begin(TAKE_COVER, "blind", np.random.default_rng(0))
     signs = [int(act(step)[0]) for step in range(440)]
     assert signs == ([-1] * 110 + [1] * 110) * 2
-    with pytest.raises(ValueError, match="Take Cover only"):
-        policies.blind(gymnasium.spaces.Box(-1, 1, (3,)), None)
+    acts = [
+        policies.begin(CAR_RACING, name, np.random.default_rng(0)) for name in ("blind", "held")
+    ]
+    blind, held = (np.stack([act(step) for step in range(50)]) for act in acts)
+    np.testing.assert_array_equal(blind, held)

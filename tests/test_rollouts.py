@@ -94,6 +94,7 @@ def test_equal_rollouts_make_equal_files(tmp_path):
         ({"lengths": np.array([3, 0, 6], np.int32)}, "positive"),
         ({"terminated": np.zeros(2, bool)}, r"terminated must be bool\[3\]"),
         ({"seeds": np.zeros(3, np.int32)}, "seeds must be int64"),
+        ({"ends": np.zeros(3, np.int64)}, r"ends must be int8\[3\]"),
     ],
 )
 def test_rollouts_that_do_not_fit_together_are_refused(change, words):
@@ -120,12 +121,20 @@ def replace(path):
     path.write_bytes(b"not a zip file at all" * 100)
 
 
-def drop_an_array(path):
+def drop_an_array(path, array="lengths"):
     with zipfile.ZipFile(path) as old:
-        entries = {name: old.read(name) for name in old.namelist() if name != "lengths.npy"}
+        entries = {name: old.read(name) for name in old.namelist() if name != f"{array}.npy"}
     with zipfile.ZipFile(path, "w") as new:
         for name, content in entries.items():
             new.writestr(name, content)
+
+
+def test_a_shard_from_before_ends_had_names_is_read(tmp_path):
+    """What ended then ended in the first of the ways."""
+    path, written = tmp_path / "shard-00000.npz", made_up()
+    write(path, written)
+    drop_an_array(path, "ends")
+    assert same(read(path), written) and written.ends.tolist() == [0, -1, 0]
 
 
 @pytest.mark.parametrize("damage", [truncate, empty, flip, replace, drop_an_array])
@@ -200,15 +209,16 @@ def test_a_collection_records_what_was_played(collected):
     assert summary.episodes == 7
     env = real.make_env(SHORT)
     shard, start = shards[1], 0
-    for length, terminated, seed in zip(shard.lengths, shard.terminated, shard.seeds, strict=True):
+    for length, end, seed in zip(shard.lengths, shard.ends, shard.seeds, strict=True):
         steps = list(policies.play_steps(env, "held", int(seed)))
-        assert len(steps) == length and steps[-1][3] == terminated
+        assert len(steps) == length and steps[-1][3] == (0 if end == 0 else None)
         part = slice(start, start + length)
         np.testing.assert_array_equal(shard.frames[part], [step[0] for step in steps])
         np.testing.assert_array_equal(shard.actions[part], [step[1] for step in steps])
         start += length
     env.close()
     assert shard.profile == "takecover-2016" and (shard.rewards == 1).all()
+    np.testing.assert_array_equal(shard.terminated, shard.ends >= 0)
     assert not np.array_equal(shards[0].seeds, shards[1].seeds)
 
 
@@ -314,12 +324,12 @@ def test_more_than_the_disk_can_hold_is_refused_before_anything_is_written(
     assert sum(sizes) > collected[1].episodes * rollouts.EPISODE_BYTES
     disk = types.SimpleNamespace(total=25_000)
     monkeypatch.setattr(rollouts.shutil, "disk_usage", lambda path: disk)
-    with pytest.raises(ValueError, match="^3 episodes take more than .*; ask for fewer") as caught:
+    with pytest.raises(ValueError, match="^3 episodes need more than .*; ask for fewer") as caught:
         collect(SHORT, tmp_path, 3, 0)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
     disk.total = 10**12
     rollouts._check_room(tmp_path, 10**8)
-    with pytest.raises(ValueError, match="take more than 10000000 GB, but .* holds 1000 GB in all"):
+    with pytest.raises(ValueError, match="need more than 10000000 GB, but .* holds 1000 GB in all"):
         rollouts._check_room(tmp_path, 10**12)
     disk.total = 0
     rollouts._check_room(tmp_path, 10**12)  # a disk that does not tell

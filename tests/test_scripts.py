@@ -177,7 +177,7 @@ def test_expected_steps_are_the_chances_to_live(world):
     alive = [1.0]
     for key in jax.random.split(jax.random.key(2), 5):
         action = controller(weights, env.observe(key, state, None, params))
-        logit = params.memory(state.carry, state.z, action, state.time)[2]
+        logit = params.memory(state.carry, state.z, action, state.time)[1].end[0]
         alive.append(alive[-1] * jax.nn.sigmoid(params.death_threshold - logit))
         _, state, *_ = env.step_env(key, state, action, params)
     found, loop = gradient.expected_steps(
@@ -215,8 +215,9 @@ def test_ppo_learns_to_turn_the_right_way():
             return obs, state, reward, terminated, info
 
     world = stand_in()
-    env = Pointing(world.task, "discrete", "z")
-    settings = ppo.Config(steps=16_384, envs=32, length=16, learning_rate=3e-3, discount=0.5)
+    env = Pointing(world.task, actions="discrete", observation="z")
+    sizes = {"steps": 16_384, "num_envs": 32, "num_steps": 16}
+    settings = ppo.Config(**sizes, learning_rate=3e-3, gamma=0.5)
     network, _ = ppo.train(settings, env, world.params())
     z = jax.random.normal(jax.random.key(0), (256, world.task.latent_size))
     # 0.91 ± 0.01 over seeds; an untrained one is right half the time

@@ -10,11 +10,13 @@ import pytest
 from flax import nnx
 from jax import lax
 
+from dreamjax.fidelity.compare import is_of
 from dreamjax.game import rollouts
-from dreamjax.tasks import TAKE_COVER
+from dreamjax.tasks import TAKE_COVER, Colour
 from dreamjax.training import checkpoint
 from dreamjax.training.logbook import Logbook
 from dreamjax.vision import model as vision
+from dreamjax.vision import training
 from dreamjax.vision.model import VAE
 from dreamjax.vision.training import VisionConfig, train_vision, vae_loss
 from experiments import vision_ablation
@@ -32,7 +34,7 @@ CONFIG = VisionConfig(
 
 
 def blank():
-    return vision._untrained(Z, jax.random.key(3))
+    return training._untrained(Z, jax.random.key(3))
 
 
 @functools.cache
@@ -134,11 +136,11 @@ def test_bytes_and_floats_encode_alike():
 
 def still(first, bfloat16=False):
     """Two training steps from step `first` on that move next to nothing: `(state, metrics)`."""
-    state = vision.initial_state(Z, jax.random.key(0))
+    state = training.initial_state(Z, jax.random.key(0))
     batches = frames(8).reshape(2, 4, 64, 64, 3)
     dtype = jnp.dtype(jnp.bfloat16 if bfloat16 else jnp.float32)
     config = VisionConfig(learning_rate=1e-20, final_learning_rate=1e-20)
-    return vision.updates(
+    return training.updates(
         state, jax.random.key(0), first, batches, config=config, task=TAKE_COVER, dtype=dtype
     )
 
@@ -182,7 +184,7 @@ def test_salient_pixels_weigh_more():
     dim = np.where(bright == 255, 0, bright // 2).astype(np.uint8)
 
     def loss(x, weight):
-        limits = {"salient_green": 0.9, "salient_weight": weight}
+        limits = {"salient": Colour(0, 1, 0, 0.9), "salient_weight": weight}
         return vae_loss(model(), jax.random.key(0), x, **limits)
 
     def salient_error(x):
@@ -197,6 +199,19 @@ def test_salient_pixels_weigh_more():
     np.testing.assert_allclose(weighted - plain, 4 * metrics["salient"], rtol=1e-3)
     assert metrics["reconstruction"] == same["reconstruction"] > metrics["salient"] > 0
     assert loss(dim, 5.0)[1]["salient"] == 0
+
+
+def test_a_colour_is_one_side_of_a_plane():
+    colour = Colour(0.5, -1, 2, 0.3)
+    x = np.random.default_rng(0).random((4, 64, 64, 3), np.float32)
+    red, green, blue = np.moveaxis(x, -1, 0)
+    wanted = 0.5 * red - green + 2 * blue > 0.3
+    near = np.abs(0.5 * red - green + 2 * blue - 0.3) < 1e-5
+    found = training._are(colour, vision.images(x)).transpose(2, 0, 1)
+    np.testing.assert_array_equal(found | near, wanted | near)
+    np.testing.assert_array_equal(is_of(colour, x) | near, wanted | near)
+    assert 0.1 < wanted.mean() < 0.9
+    assert not training._are(None, vision.images(x)).any() and not is_of(None, x).any()
 
 
 def test_latents_are_drawn_as_frames():

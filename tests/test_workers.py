@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from processes import children, running, shared_memory, wait_until, working_in
 
+from dreamjax.actions import Box
 from dreamjax.game import env as real
-from dreamjax.game import policies, scratch
+from dreamjax.game import policies, scratch, take_cover
 from dreamjax.game.workers import VectorGame, WorkerError, play, run_jobs
 from dreamjax.tasks import TAKE_COVER, TAKE_COVER_VIZDOOM
 
@@ -71,19 +72,24 @@ class Counter(gymnasium.Env):
         return frame, float(action.sum()), self.shown >= self.left, False, {}
 
 
-def counter(task, screen):
+def counter():
     return Counter()
 
 
-def not_installed(task, screen):
+def not_installed():
     raise ImportError("this game needs Magic: pip install magic")
 
 
 @pytest.fixture
-def fake_task(monkeypatch):
+def fake_task():
     """A task whose game is `Counter`; the tests of the library may do the same."""
-    monkeypatch.setitem(real.FACTORIES, "counter", "test_workers:counter")
-    return dataclasses.replace(TAKE_COVER, profile="counter", action_size=2)
+    return played_by("counter")
+
+
+def played_by(name):
+    """A task whose game a function of this file makes."""
+    game = {"profile": "counter", "make": f"test_workers:{name}", "crop": None}
+    return dataclasses.replace(TAKE_COVER, actions=Box((-1, -1), (1, 1)), **game)
 
 
 @pytest.fixture(autouse=True)
@@ -160,11 +166,11 @@ def test_an_exception_of_a_job_arrives_with_its_text_and_traceback(fake_task):
     assert "in faulty" in str(caught.value.__cause__)
 
 
-def test_a_missing_package_arrives_as_an_import_error_with_its_pip_line(fake_task, monkeypatch):
-    monkeypatch.setitem(real.FACTORIES, "counter", "test_workers:not_installed")
+def test_a_missing_package_arrives_as_an_import_error_with_its_pip_line():
+    task = played_by("not_installed")
     with pytest.raises(ImportError, match="pip install magic"):
-        list(run_jobs(fake_task, "test_workers:lengthy", [1], workers=1))
-    with pytest.raises(ImportError, match="pip install magic"), VectorGame(fake_task, 1) as games:
+        list(run_jobs(task, "test_workers:lengthy", [1], workers=1))
+    with pytest.raises(ImportError, match="pip install magic"), VectorGame(task, 1) as games:
         games.reset([0], [0])
 
 
@@ -191,10 +197,10 @@ def test_games_in_step_are_the_games_played_alone():
     with VectorGame(TAKE_COVER, len(seeds), workers=2) as games:
         frames = [games.reset(range(5), seeds)]
         for action in actions:
-            frame, rewards, terminated, truncated = games.step(range(5), action)
+            frame, rewards, ends, truncated = games.step(range(5), action)
             frames.append(frame)
             assert rewards.tolist() == [1.0] * 5
-            assert not (terminated | truncated).any()
+            assert ends.tolist() == [-1] * 5 and not truncated.any()
     env = real.make_env(TAKE_COVER)
     for slot, seed in enumerate(seeds):
         alone = [env.reset(seed=seed)[0]] + [env.step(action[slot])[0] for action in actions]
@@ -206,11 +212,11 @@ def test_slots_may_be_played_in_any_order_and_number(fake_task):
     with VectorGame(fake_task, 5, workers=2) as games:
         games.reset([4, 0, 3], [2, 100, 100])
         games.reset([1], [100])
-        frames, rewards, terminated, _ = games.step([3, 4], np.array([[0.5, 0.5], [0, -1]]))
+        frames, rewards, _, _ = games.step([3, 4], np.array([[0.5, 0.5], [0, -1]]))
         assert frames[:, 0, 0, 0].tolist() == [1, 1] and rewards.tolist() == [1.0, -1.0]
-        frames, _, terminated, _ = games.step([4, 1, 3], np.zeros((3, 2)))
+        frames, _, ends, _ = games.step([4, 1, 3], np.zeros((3, 2)))
         assert frames[:, 0, 0, 0].tolist() == [2, 1, 2]
-        assert terminated.tolist() == [True, False, False]
+        assert ends.dtype == np.int8 and ends.tolist() == [0, -1, -1]
         for slot in (2, 4):  # one was never reset, the other's episode is over
             with pytest.raises(RuntimeError, match=f"no episode is running in slot {slot}; call"):
                 games.step([3, slot], np.zeros((2, 2)))
@@ -255,7 +261,7 @@ def test_games_lost_in_step_go_on_as_if_nothing_had_been(how):
     np.testing.assert_array_equal(disturbed[0], undisturbed[0])
 
 
-def fragile(task, screen):
+def fragile():
     return Fragile()
 
 
@@ -268,9 +274,8 @@ class Fragile(Counter):
         return super().step(action)
 
 
-def test_a_game_that_crashes_at_the_same_step_each_time_is_given_up(fake_task, monkeypatch):
-    monkeypatch.setitem(real.FACTORIES, "counter", "test_workers:fragile")
-    with VectorGame(fake_task, 4, workers=2, retries=2) as games:
+def test_a_game_that_crashes_at_the_same_step_each_time_is_given_up():
+    with VectorGame(played_by("fragile"), 4, workers=2, retries=2) as games:
         games.reset(range(4), [100, 101, 102, 104])
         for _ in range(2):
             games.step(range(4), np.zeros((4, 2)))
@@ -300,21 +305,21 @@ def test_a_limit_that_an_engine_cannot_start_under_is_named():
     assert "\n" not in str(caught.value)
 
 
-def doomed(task, screen):
-    real.engine_files = lambda: []  # so that the engine's start alone names its memory
-    game = real._take_cover(TAKE_COVER, screen)
+def doomed():
+    take_cover.engine_files = lambda: []  # so that the engine's start alone names its memory
+    game = take_cover.make()
     game.reset(seed=0)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_worker_that_dies_as_it_starts_leaves_nothing(fake_task, monkeypatch, clean_up):
-    monkeypatch.setitem(real.FACTORIES, "counter", "test_workers:doomed")
+def test_a_worker_that_dies_as_it_starts_leaves_nothing(clean_up):
+    task = played_by("doomed")
     with pytest.raises(WorkerError, match="lost 2 times"):
-        list(run_jobs(fake_task, "test_workers:lengthy", ["a"], workers=1, retries=1))
+        list(run_jobs(task, "test_workers:lengthy", ["a"], workers=1, retries=1))
     assert len(clean_up) == 6
     with (
         pytest.raises(WorkerError, match="game with seed 5 was lost 2 times"),
-        VectorGame(fake_task, 1, retries=1) as games,
+        VectorGame(task, 1, retries=1) as games,
     ):
         games.reset([0], [5])
 
@@ -327,7 +332,7 @@ games = VectorGame(TAKE_COVER, 2, workers=2)
 games.reset([0, 1], [0, 1])
 print(*[worker.process.pid for worker in games._workers], flush=True)
 while True:
-    for slot in np.flatnonzero(games.step([0, 1], [[-1], [1]])[2]):
+    for slot in np.flatnonzero(games.step([0, 1], [[-1], [1]])[2] >= 0):
         games.reset([slot], [0])
 """
 

@@ -52,7 +52,7 @@ def test_an_exported_world_is_the_same_but_for_rounding(world, folder):
     assert sum(file.stat().st_size for file in folder.iterdir()) < 15e6
     export_world(folder / "again", loaded, None, {})
     assert load_world(folder / "again").digest() == loaded.digest(), "rounded once, not twice"
-    np.testing.assert_array_equal(load_controller(folder, loaded), WEIGHTS)
+    np.testing.assert_array_equal(load_controller(folder, loaded)[1], WEIGHTS)
     with pytest.raises(CheckpointError, match="was evolved in world .*: evolve again"):
         load_controller(folder, dataclasses.replace(loaded, initial_mu=loaded.initial_mu + 1))
     with pytest.raises(CheckpointError, match="has a world but no C; evolve one in it"):
@@ -67,10 +67,10 @@ def test_a_run_adopts_a_world_and_its_controller_once(world, folder, tmp_path):
     assert Store(run / "world").meta()["made"] == {"steps": 12}, "how it was made is handed on"
     assert adopted.digest() == load_world(folder).digest()
     assert (adopted.death_threshold, adopted.death_noise) == (1.5, 1.0)
-    np.testing.assert_array_equal(load_controller(run, adopted), WEIGHTS)
+    np.testing.assert_array_equal(load_controller(run, adopted)[1], WEIGHTS)
     save_controller(run, adopted, -WEIGHTS, {"dream": 1.0})
     adopt_world(run, folder, TAKE_COVER)
-    np.testing.assert_array_equal(load_controller(run, adopted), -WEIGHTS)
+    np.testing.assert_array_equal(load_controller(run, adopted)[1], -WEIGHTS)
     with pytest.raises(CheckpointError, match="a world of take-cover, not of car-racing"):
         adopt_world(tmp_path / "other", folder, CAR_RACING)
     other = dataclasses.replace(world, initial_mu=world.initial_mu + 1)
@@ -193,7 +193,7 @@ def test_a_world_that_was_made_to_harm_is_refused_in_one_line(world, folder, tmp
 def test_a_world_whose_c_earned_nothing_known_is_not_adopted(world, tmp_path):
     export_world(tmp_path / "world", world, WEIGHTS, {})
     loaded = load_world(tmp_path / "world")
-    np.testing.assert_array_equal(load_controller(tmp_path / "world", loaded), WEIGHTS)
+    np.testing.assert_array_equal(load_controller(tmp_path / "world", loaded)[1], WEIGHTS)
     with pytest.raises(CheckpointError, match='world.json lacks "dream", .*; export it again'):
         adopt_world(tmp_path / "run", tmp_path / "world", TAKE_COVER)
     assert not (tmp_path / "run").exists()
@@ -234,7 +234,7 @@ def test_a_runs_world_that_cannot_be_is_refused(world, tmp_path):
 def test_a_runs_c_that_cannot_be_is_refused(world, tmp_path):
     for weights, words in (
         (WEIGHTS.copy() * np.nan, "controller holds NaN or infinity"),
-        (WEIGHTS[1:], r"C has weights \[1087\], but take-cover takes \[1088\]"),
+        (WEIGHTS[1:], r"C has weights \[1087\], but its form has \[1088\]"),
     ):
         save_controller(tmp_path, world, weights, {})
         with pytest.raises(CheckpointError, match=f"{words}.*; evolve again"):
@@ -255,7 +255,7 @@ def test_a_worlds_identity_covers_how_its_m_reads(world, tmp_path):
     assert len({w.digest() for w in (world, clocked, keyed, varied(keyed, clock=True))}) == 4
     for evolved_in, other in ((world, clocked), (clocked, world), (clocked, keyed)):
         save_controller(tmp_path, evolved_in, WEIGHTS, {})
-        np.testing.assert_array_equal(load_controller(tmp_path, evolved_in), WEIGHTS)
+        np.testing.assert_array_equal(load_controller(tmp_path, evolved_in)[1], WEIGHTS)
         with pytest.raises(CheckpointError, match="was evolved in world .*: evolve again"):
             load_controller(tmp_path, other)
     twin = dataclasses.replace(clocked, task=TAKE_COVER_VIZDOOM)
@@ -270,7 +270,7 @@ def test_a_controller_of_an_earlier_run_still_loads(world, tmp_path):
     clocked = varied(world, clock=True)
     meta = {"task": "take-cover", "world": digest(clocked.arrays()), "size": len(WEIGHTS)}
     Store(tmp_path / "controller").save(0, {"weights": WEIGHTS}, meta)
-    np.testing.assert_array_equal(load_controller(tmp_path, clocked), WEIGHTS)
+    np.testing.assert_array_equal(load_controller(tmp_path, clocked)[1], WEIGHTS)
     other = dataclasses.replace(clocked, initial_mu=clocked.initial_mu + 1)
     with pytest.raises(CheckpointError, match="was evolved in world"):
         load_controller(tmp_path, other)
@@ -289,4 +289,4 @@ def test_a_run_that_was_killed_as_it_adopted_a_world_adopts_it_again(
             adopt_world(run, folder, TAKE_COVER)
         monkeypatch.undo()
         adopt_world(run, folder, TAKE_COVER)
-        np.testing.assert_array_equal(load_controller(run, load_world(folder)), WEIGHTS)
+        np.testing.assert_array_equal(load_controller(run, load_world(folder))[1], WEIGHTS)

@@ -36,11 +36,9 @@ class Fatal(Countdown):
         return super().step(action)
 
 
-def make(task, screen):
-    del task, screen
+def make():
     return Countdown()
 
 
-def fatal(task, screen):
-    del task, screen
+def fatal():
     return Fatal()

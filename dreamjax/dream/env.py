@@ -268,7 +268,9 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
     def _bounds(self) -> tuple[Any, Any]:
         """The task's, single numbers where they are the same for all of an action."""
         bounds = self.task.actions.low, self.task.actions.high
-        return tuple(bound[0] if len(set(bound)) == 1 else bound for bound in bounds)
+        return tuple(
+            bound[0] if len(set(bound)) == 1 else np.asarray(bound, np.float32) for bound in bounds
+        )
 
     def observe(
         self, key: jax.Array | None, state: EnvState, action: jax.Array | None, params: EnvParams

@@ -90,6 +90,12 @@ class NamedDream(DreamEnv):
         if self.observation == "pixels":
             return params.vision.decode(state.z[None])[0]
         parts = {"z": state.z, **params.memory.parts(state.carry)}
+        lacking = [name for name in PARTS[self.observation] if name not in parts]
+        if lacking:
+            raise ValueError(
+                f"M of this world has no {lacking[0]} to observe, only {', '.join(parts)}; choose "
+                "another observation"
+            )
         return jnp.concatenate([parts[name] for name in PARTS[self.observation]])
 
     @property
@@ -113,7 +119,8 @@ class NamedDream(DreamEnv):
         if self.observation == "pixels":
             dark = np.zeros(FRAME_SHAPE, np.float32)
             return spaces.Box(dark, dark + 1, FRAME_SHAPE, jnp.float32)
-        return observation_box(self.size_of(PARTS[self.observation][1:]))
+        env = self if params is None else _of_m(self, params)
+        return observation_box(env.size_of(PARTS[self.observation][1:]))
 
     @property
     def supports_transition_gradients(self) -> bool:
@@ -204,7 +211,16 @@ def make(env_id: str, **variant: Any) -> tuple[NamedDream, EnvParams]:
       ValueError: also a world that is missing, damaged or of another game.
     """
     env = named(env_id, **variant)
-    return env, env.default_params
+    params = env.default_params
+    if variant.get("observation") is None:
+        env = dataclasses.replace(env, observation="".join(("z", *params.memory.reads)))
+    return _of_m(env, params), params
+
+
+def _of_m(env: NamedDream, params: EnvParams) -> NamedDream:
+    """`env` for an M of another size than the task's."""
+    size = params.memory.hidden_size
+    return dataclasses.replace(env, hidden_size=None if size == env.task.hidden_size else size)
 
 
 def named(

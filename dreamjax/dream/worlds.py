@@ -258,7 +258,8 @@ def _blank_world(meta: dict[str, Any], origin: Path) -> World:
     if meta.get("task") not in list(TASKS):
         raise CheckpointError(
             f"{origin} is of the game {reprlib.repr(meta.get('task'))}; this dreamjax knows "
-            f"{list(TASKS)}; use a world of one of these, or register its task first"
+            f"{list(TASKS)}; use a world of one of these, or name its game by --task module:TASK, "
+            "or by dreamjax.register"
         )
     task = TASKS[meta["task"]]
     facts = {name: _fact(meta, name) for name in _FACTS}

@@ -30,6 +30,7 @@ from dreamjax.training.logbook import Logbook
 from dreamjax.training.settings import require_positive, require_within
 
 DIVERGED = 1e3  # loss of an M past hope; one that knows nothing starts below 10
+LEAST_SPREAD = 0.1  # of rewards, in a task's scale of them: what varies less is not magnified
 
 
 @struct.dataclass
@@ -76,7 +77,8 @@ def memory_loss(
 ) -> tuple[jax.Array, tuple[Carry, dict[str, jax.Array]]]:
     """Negative log likelihood of the next z in nats per dimension, plus the other heads' losses.
 
-    Of rewards that is the share of their variance that is not foreseen.
+    Of rewards that is the share of their variance that is not foreseen, or, of rewards that hardly
+    vary, the share of what would count as variance.
 
     The original's stream runs on from an episode's last frame to the next episode's first, so
     its M also learns to predict a restart's z; here that term is left out. An episode cut by the
@@ -97,8 +99,8 @@ def memory_loss(
         entropy = cross_entropy(found.end, batch.end, death_weight)
         parts["death_loss"] = _mean(entropy, batch.judged)
     if found.reward is not None:
-        error = (found.reward - batch.reward) ** 2 / batch.variance
-        parts["reward_loss"] = _mean(error, batch.valid)
+        spread = jnp.maximum(batch.variance, (LEAST_SPREAD * memory.reward_scale) ** 2)
+        parts["reward_loss"] = _mean((found.reward - batch.reward) ** 2 / spread, batch.valid)
     loss = functools.reduce(jnp.add, parts.values())
     return loss, (carry, {"loss": loss, **parts})
 
@@ -316,7 +318,7 @@ def on_device(latents: LatentSequences, num_ends: int) -> Frames:
     judged = 1 - last + came.sum(axis=1)
     age = age.astype(np.float32)
     arrays = (latents.mu, latents.logvar, latents.actions, age, 1 - last, judged, came)
-    variance = np.float32(max(latents.rewards.var(), 1e-6))
+    variance = np.float32(latents.rewards.var())
     return Frames(*map(jnp.asarray, (*arrays, latents.rewards, variance)))
 
 

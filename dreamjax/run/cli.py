@@ -209,8 +209,10 @@ class Export:
 
     run_dir: Path  # the run
     target: Path  # the folder
+    task: str | None = None  # the game, if it is your own: module:TASK
 
     def __call__(self) -> None:
+        _know(self.task)
         from dreamjax.run.phases import export
 
         export(self.run_dir, self.target)
@@ -221,8 +223,10 @@ class Doctor:
     """Tell what a run directory holds, what is damaged, and what each command would do next."""
 
     run_dir: Annotated[Path, tyro.conf.Positional]  # the run
+    task: str | None = None  # the game, if it is your own: module:TASK
 
     def __call__(self) -> None:
+        _know(self.task)
         from dreamjax.run import doctor
 
         found = doctor.examine(self.run_dir)
@@ -230,6 +234,11 @@ class Doctor:
         damaged = sum(len(finding.damaged) for finding in found)
         if damaged:
             raise ValueError(f"{self.run_dir} has {damaged} damaged parts; see above")
+
+
+def _know(task: str | None) -> None:
+    if task is not None:
+        find_task(task)
 
 
 @dataclasses.dataclass
