@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from dreamjax.controller.population import evaluate
+from dreamjax.controller.population import rollout
 from dreamjax.dream.worlds import World
 from dreamjax.training.devices import product_dtype
 
@@ -26,7 +26,7 @@ def alive_steps(world: World, lanes: int, steps: int, dtype) -> timing.Timing:
     weights = 0.1 * jax.random.normal(jax.random.key(2), (members, controller.num_params))
 
     def play(params, weights):
-        return evaluate(
+        return rollout(
             jax.random.key(3), env, params, controller, weights, lanes // members, sizes=(lanes,)
         )
 

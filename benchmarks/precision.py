@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax.controller.population import evaluate
+from dreamjax.controller.population import rollout
 from dreamjax.dream.worlds import World
 
 from . import timing
@@ -28,7 +28,7 @@ def measure(world: World, members: int = 64, rollouts: int = 16) -> Iterator[tim
     weights = 0.1 * jax.random.normal(jax.random.key(0), (members, controller.num_params))
 
     def mean_steps(params, key):
-        played = evaluate(key, world.env(), params, controller, weights, rollouts)
+        played = rollout(key, world.env(), params, controller, weights, rollouts)
         return jnp.mean(played.steps.astype(jnp.float32), axis=1)
 
     compiled = jax.jit(mean_steps)

@@ -4,7 +4,6 @@ Paper: the `rollout` pseudocode of section "Agent Model"; code: `doomrnn/model.p
 Legend: A action numbers, D weights of C, F features, G games played at once, H units of M.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from dreamjax.controller.population import Policy
 from dreamjax.dream.worlds import World
 from dreamjax.game import rollouts
 from dreamjax.game.env import engine_seed
-from dreamjax.game.workers import VectorGame
+from dreamjax.game.workers import Played, VectorGame
 from dreamjax.memory.model import Carry, Memory, reset
 from dreamjax.tasks import FRAME_SHAPE, Task
 from dreamjax.training.files import writable
@@ -27,14 +26,6 @@ from dreamjax.vision.model import VAE
 
 FIRST_PLAYED = 10_000  # number of the first shard that an agent recorded
 GAMES = 32  # games at once: enough to fill a matrix product, few enough to wait for
-
-
-@dataclasses.dataclass(frozen=True)
-class Played:
-    """Real episodes: `returns` float [n] and `lengths` int [n]."""
-
-    returns: np.ndarray
-    lengths: np.ndarray
 
 
 class Agent:
@@ -282,6 +273,7 @@ def play_all(agent: Agent, game: VectorGame, seeds: list[int], bar: Bar, tape: T
       WorkerError: the game could not be kept running.
     """
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), int)
+    terminated = np.zeros(len(seeds), bool)
     slots = np.arange(game.num_games)
     episode = slots.copy()  # which seed each slot plays
     upcoming, finished, begun = len(slots), [], slots
@@ -297,6 +289,7 @@ def play_all(agent: Agent, game: VectorGame, seeds: list[int], bar: Bar, tape: T
         frames[active] = now
         lengths[episode[active]] += 1
         returns[episode[active]] += reward
+        terminated[episode[active]] = ends >= 0
         ended = active[(ends >= 0) | truncated]
         for slot in ended:
             tape.end(int(episode[slot]))
@@ -305,4 +298,4 @@ def play_all(agent: Agent, game: VectorGame, seeds: list[int], bar: Bar, tape: T
             episode[slot] = upcoming if upcoming < len(seeds) else -1
             upcoming += episode[slot] >= 0
         begun = ended[episode[ended] >= 0]
-    return Played(returns=returns, lengths=lengths)
+    return Played(returns, lengths, terminated)

@@ -18,7 +18,7 @@ import tyro
 from flax import struct
 
 from dreamjax.controller.model import Controller
-from dreamjax.controller.population import evaluate
+from dreamjax.controller.population import rollout
 from dreamjax.dream.env import DreamEnv, EnvParams, EnvState
 from dreamjax.dream.worlds import World, load_controller, load_world
 from dreamjax.memory.model import Carry, Memory
@@ -132,7 +132,7 @@ def play_all(
     def play(stacked, watcher, weights):
         def in_one(dream):
             params, key = WatchedParams(dream, watcher), jax.random.key(config.seed)
-            played = evaluate(key, env, params, controller, weights[None], config.dreams)
+            played = rollout(key, env, params, controller, weights[None], config.dreams)
             return played.score[0]
 
         return jax.vmap(in_one)(stacked)

@@ -14,14 +14,14 @@ from dreamjax.controller.population import (
     STRIDE,
     batch_sizes,
     device_memory,
-    evaluate,
+    rollout,
 )
 from dreamjax.controller.strategies import STRATEGIES, LazyCMAES, make_strategy, ordinal_weights
 from dreamjax.memory.model import product
 from dreamjax.training.checkpoint import Store
 from dreamjax.training.settings import SettingError
 
-play = jax.jit(evaluate, static_argnums=(1, 3, 5), static_argnames=("sizes", "mesh", "at_once"))
+play = jax.jit(rollout, static_argnums=(1, 3, 5), static_argnames=("sizes", "mesh", "at_once"))
 TARGET = jnp.array([1.0, -0.5, 0.25])
 
 
@@ -59,7 +59,7 @@ def test_what_an_accelerator_does_otherwise_changes_no_length(dream, monkeypatch
     weights = jax.random.normal(jax.random.key(1), (3, controller.num_params))
 
     def lengths():
-        play = jax.jit(lambda w: evaluate(jax.random.key(0), env, env_params, controller, w, 7))
+        play = jax.jit(lambda w: rollout(jax.random.key(0), env, env_params, controller, w, 7))
         return np.asarray(play(weights).steps)
 
     plain = lengths()

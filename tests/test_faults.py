@@ -159,7 +159,7 @@ def test_settings_that_had_other_names_are_still_compared(tmp_path):
     config = {newer.get(name, name): value for name, value in meta["config"].items()}
     assert "lanes" in config and "num_envs" not in config
     store = Store(tmp_path / "learn")
-    store.save(1, {}, {**meta, "config": config})
+    store.save(1, {"weights": jnp.zeros(1)}, {**meta, "config": config})
     check_resumable(store, meta, ())
     meta["config"]["gamma"] = 0.5
     with pytest.raises(CheckpointError, match="was made with gamma=0.995, now gamma=0.5"):

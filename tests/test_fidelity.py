@@ -253,7 +253,7 @@ def test_the_alarm_rings_when_dream_and_game_part(world, monkeypatch):
     def play(world, weights, episodes, seed, policy, workers):
         assert policy == controller
         returns = next(real) + np.linspace(-10, 10, episodes)
-        return fidelity.agent.Played(returns, returns)
+        return fidelity.agent.Played(returns, returns, returns > 0)
 
     monkeypatch.setattr(fidelity.agent, "evaluate", play)
     alarm = fidelity.ExploitAlarm(world, controller, 16, 0, log)

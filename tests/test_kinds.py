@@ -15,7 +15,7 @@ from test_memory import COUNTDOWN, QUIET, TOY, Interrupting, countdown, random_s
 
 import dreamjax
 from dreamjax.agent import Agent
-from dreamjax.controller.population import evaluate
+from dreamjax.controller.population import rollout
 from dreamjax.dream.gymnasium_env import Dream
 from dreamjax.dream.worlds import (
     World,
@@ -145,7 +145,7 @@ def test_it_dreams_and_a_population_lives_in_its_dream(gru_world):
     controller = gru_world.controller()
     assert controller.num_params == 64 + UNITS
     weights = jax.random.normal(jax.random.key(2), (4, controller.num_params))
-    play = jax.jit(lambda w: evaluate(jax.random.key(3), env, params, controller, w, 6))
+    play = jax.jit(lambda w: rollout(jax.random.key(3), env, params, controller, w, 6))
     played = play(weights)
     np.testing.assert_array_equal(played.score, played.steps)
     assert len(np.unique(played.steps)) > 3 and played.steps.max() < 2100

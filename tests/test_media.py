@@ -95,7 +95,7 @@ import sys
 from dreamjax.run import cli, phases
 from dreamjax import agent
 def evaluate(*args, **kept):
-    return agent.Played(returns=agent.np.ones(2), lengths=agent.np.ones(2))
+    return agent.Played(agent.np.ones(2), agent.np.ones(2), agent.np.ones(2, bool))
 phases.evaluate = evaluate
 phases.play = lambda *args, **kept: evaluate()
 sys.exit(cli.main(sys.argv[1:]))

@@ -21,7 +21,7 @@ from benchmarks import (
 )
 from benchmarks.world import DEATHS_PER_STEP, stand_in
 from dreamjax.controller.evolution import EvolveConfig
-from dreamjax.controller.population import evaluate
+from dreamjax.controller.population import rollout
 from dreamjax.controller.strategies import STRATEGIES
 from dreamjax.dream.gymnax_env import NamedDream
 from dreamjax.dream.worlds import export_world, load_world
@@ -40,7 +40,7 @@ def test_the_stand_in_is_about_as_deadly_as_it_says(world):
     controller = world.controller()
     weights = 0.1 * jax.random.normal(jax.random.key(0), (4, controller.num_params))
     played = jax.jit(
-        lambda params: evaluate(
+        lambda params: rollout(
             jax.random.key(1), world.env(), params, controller, weights, 32, sizes=(128,)
         )
     )(world.params(1.0).replace(max_steps_in_episode=1000))
@@ -151,7 +151,7 @@ def test_a_watched_dream_is_the_plain_one_where_one_world_dreams_and_watches(wor
     settings = ensemble.Config((str(tmp_path),), copies=1, jitter=0.2, dreams=8)
     alone, shaken = ensemble.main(settings).values()
     params = load_world(tmp_path).params(settings.temperature)
-    plain = evaluate(jax.random.key(0), world.env(), params, controller, weights[None], 8).score[0]
+    plain = rollout(jax.random.key(0), world.env(), params, controller, weights[None], 8).score[0]
     assert np.mean(alone == plain) > 0.5 and (alone != shaken).any()
 
 

@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "model": ["LinearController", "MLPController", "controller_for"],
         "heads": ["BoxHead", "ChoiceHead", "Head", "KeysHead", "head_of"],
-        "population": ["Returns", "evaluate"],
+        "population": ["Dreamt", "rollout"],
         "evolution": ["Evolution", "EvolveConfig", "evolve"],
         "policy_gradient": ["LearnConfig", "Learning", "learn"],
         "strategies": ["STRATEGIES", "make_strategy"],

@@ -18,10 +18,10 @@ from dreamjax.controller.model import checked_weights
 from dreamjax.controller.population import (
     Policy,
     all_devices,
-    evaluate,
     evaluation_key,
     keep_best,
     lanes_that_fit,
+    rollout,
 )
 from dreamjax.controller.strategies import check_strategy, make_strategy
 from dreamjax.training.checkpoint import Store
@@ -137,7 +137,7 @@ class Generations:
             config.strategy, config.population, num_params, config.sigma
         )
         self.play = functools.partial(
-            evaluate,
+            rollout,
             env=env,
             policy=policy,
             mesh=all_devices() if jax.device_count() > 1 else None,

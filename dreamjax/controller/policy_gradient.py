@@ -18,7 +18,7 @@ import optax
 from flax import struct
 
 from dreamjax.controller.model import Controller, start_weights
-from dreamjax.controller.population import evaluate, evaluation_key, keep_best
+from dreamjax.controller.population import evaluation_key, keep_best, rollout
 from dreamjax.training.checkpoint import Store
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
@@ -315,7 +315,7 @@ class Updates:
 
     def _evaluation(self, state: Learning, number: jax.Array, env_params: Any):
         key, weights = evaluation_key(self.key, number), state.average
-        played = evaluate(
+        played = rollout(
             key, self.env, env_params, self.controller, weights[None], self.config.eval_rollouts
         )
         return keep_best(state, weights, played.score.mean())

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh, PartitionSpec
 
+from dreamjax.controller.population import Returns
+
 Policy = Callable[[jax.Array, jax.Array], jax.Array]  # (weights [D], obs) -> action
 
 COMPACTION = 0.7  # on a CPU a batch shrinks to this share of its size, again and again
@@ -52,7 +54,7 @@ class Lanes:
 
 
 @struct.dataclass
-class Returns:
+class Dreamt:
     """Episode returns (float32) and lengths (int32), each [P, R]."""
 
     score: jax.Array
@@ -125,7 +127,7 @@ def all_devices() -> Mesh:
     return Mesh(jax.devices(), ("lanes",))
 
 
-def evaluate(
+def rollout(
     key: jax.Array,
     env: Any,
     env_params: Any,
@@ -170,7 +172,7 @@ def evaluate(
     score, steps = on_device(lane, key, env_params, weights)
     shape = (len(weights), num_rollouts)
     score, steps = (x.reshape(-1)[:num_lanes].reshape(shape) for x in (score, steps))
-    return Returns(score=score, steps=steps)
+    return Dreamt(score=score, steps=steps)
 
 
 def _shared_out(on_device: Callable, mesh: Mesh) -> Callable:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from evosax.problems.problem import Problem, State
 
-from dreamjax.controller.population import evaluate
+from dreamjax.controller.population import rollout
 from dreamjax.dream.env import EnvParams
 from dreamjax.dream.worlds import World
 
@@ -38,7 +38,7 @@ class DreamProblem(Problem):
 
     @partial(jax.jit, static_argnames=("self",))
     def _eval(self, key: jax.Array, solutions: jax.Array, state: State, params: EnvParams):
-        played = evaluate(key, self.env, params, self.controller, solutions, self.num_rollouts)
+        played = rollout(key, self.env, params, self.controller, solutions, self.num_rollouts)
         metrics: dict[str, Any] = {"steps": played.steps}
         return -jnp.mean(played.score, axis=1), state.replace(counter=state.counter + 1), metrics
 

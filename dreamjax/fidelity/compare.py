@@ -13,7 +13,7 @@ import numpy as np
 
 from dreamjax import agent
 from dreamjax.controller.model import Controller
-from dreamjax.controller.population import Returns, evaluate
+from dreamjax.controller.population import Dreamt, rollout
 from dreamjax.dream.env import DreamEnv
 from dreamjax.dream.unroll import follow, unroll
 from dreamjax.dream.worlds import World
@@ -43,7 +43,7 @@ def _planned(plan: jax.Array, time: jax.Array) -> jax.Array:
 
 def dreamt_play(
     world: World, policy: str, episodes: int, seed: int, temperature: float = 1.0
-) -> Returns:
+) -> Dreamt:
     """What a policy which never looks earns in the dream, and how long it lives.
 
     Args:
@@ -71,8 +71,8 @@ def _plans(world: World, policy: str, episodes: int, seed: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _play_plans(env: Blindfold, rollouts: int, key, params, plans) -> Returns:
-    return evaluate(key, env, params, _planned, plans, rollouts)
+def _play_plans(env: Blindfold, rollouts: int, key, params, plans) -> Dreamt:
+    return rollout(key, env, params, _planned, plans, rollouts)
 
 
 def hazard(lengths: np.ndarray, task: Task) -> list[float]:
@@ -124,7 +124,7 @@ def dreamt_returns(
     rollouts: int,
     seed: int,
     temperature: float | None = None,
-) -> Returns:
+) -> Dreamt:
     """Every dream of controllers [C, D]: returns and lengths, [C, rollouts]; tau as the task's."""
     return _play_controllers(
         world.env(),
@@ -137,8 +137,8 @@ def dreamt_returns(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _play_controllers(env, controller, rollouts, key, params, weights) -> Returns:
-    return evaluate(key, env, params, controller, weights, rollouts)
+def _play_controllers(env, controller, rollouts, key, params, weights) -> Dreamt:
+    return rollout(key, env, params, controller, weights, rollouts)
 
 
 class ExploitAlarm:

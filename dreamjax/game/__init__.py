@@ -8,6 +8,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "env": ["EngineCrashError", "make_env"],
         "policies": ["POLICIES", "play_steps"],
         "rollouts": ["Rollouts", "collect"],
-        "workers": ["VectorGame", "WorkerError", "play"],
+        "workers": ["Played", "VectorGame", "WorkerError", "play"],
     },
 )

@@ -251,7 +251,7 @@ class _JobPool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Returns:
+class Played:
     """What episodes earned.
 
     Attributes:
@@ -273,7 +273,7 @@ def play(
     workers: int | None = None,
     log: Logbook | None = None,
     phase: str = "play",
-) -> Returns:
+) -> Played:
     """Whole episodes of a policy that never looks, one for each seed.
 
     Args:
@@ -306,7 +306,7 @@ def play(
             scores[index] = score
             bar.advance(1, f"mean {np.mean([total for total, _, _ in scores.values()]):.0f}")
     totals, lengths, terminated = zip(*(scores[i] for i in range(len(seeds))), strict=True)
-    return Returns(np.array(totals), np.array(lengths), np.array(terminated))
+    return Played(np.array(totals), np.array(lengths), np.array(terminated))
 
 
 class VectorGame:

@@ -7,7 +7,7 @@ import numpy as np
 
 from dreamjax.agent import evaluate, evaluation_seeds
 from dreamjax.controller.model import Controller
-from dreamjax.controller.population import Returns
+from dreamjax.controller.population import Dreamt
 from dreamjax.dream.worlds import (
     World,
     load_controller,
@@ -88,7 +88,7 @@ def _played_by(run: Run, world: World, controller: Controller, best: jax.Array):
     return dreamt, real
 
 
-def _compared(task: Task, dreamt: Returns, real: Any) -> dict[str, Any]:
+def _compared(task: Task, dreamt: Dreamt, real: Any) -> dict[str, Any]:
     """Returns in the dream and in the game, and deaths by age where there are deaths."""
     found = {"dream": score(np.ravel(dreamt.score)), "real": score(real.returns)}
     found["ratio"] = round(found["dream"]["mean"] / found["real"]["mean"], 3)
