@@ -17,8 +17,6 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh, PartitionSpec
 
-from dreamjax.controller.population import Returns
-
 Policy = Callable[[jax.Array, jax.Array], jax.Array]  # (weights [D], obs) -> action
 
 COMPACTION = 0.7  # on a CPU a batch shrinks to this share of its size, again and again
@@ -138,7 +136,7 @@ def rollout(
     mesh: Mesh | None = None,
     at_once: int | None = None,
     sizes: tuple[int, ...] | None = None,
-) -> Returns:
+) -> Dreamt:
     """Play `num_rollouts` episodes with each of P controllers; for use under `jit`.
 
     Finished episodes are dropped from a batch as soon as it can shrink to the next of `sizes`,
