@@ -89,7 +89,7 @@ def test_dropping_a_stream_waits_for_no_thread(recorded, monkeypatch):
     used.batches(0, 1)
     while reads.qsize() < 2:
         time.sleep(0.01)
-    used._batches.close()  # as when it is garbage
+    used._coming.close()  # as when it is garbage
     under_way = reads.qsize() == 2
     go_on.set()
     assert under_way, "a read under way must not keep it"

@@ -295,7 +295,7 @@ def odd_games(tmp_path_factory, monkeypatch):
             "run take-cover --run-dir DIR --memory.kind odd_games:PICK",
             "no subclass of dreamjax.Mem",
         ),
-        ("run take-cover --run-dir DIR --memory.heads reward", "has no reward to predict"),
+        ("train-memory take-cover --run-dir DIR --memory.heads reward", "has no reward to predict"),
         ("collect pong --run-dir DIR", "no task is called 'pong'; choose one of take-cover, "),
         ("collect no_such_module:TASK --run-dir DIR", "there is no module no_such_module; it must"),
         ("collect broken_game:TASK --run-dir DIR", "broken_game does not import (ZeroDivisionErr"),
