@@ -292,6 +292,10 @@ def odd_games(tmp_path_factory, monkeypatch):
         ("collect take-cover --run-dir /proc/none", "cannot write to /proc/none"),
         ("run take-cover --run-dir DIR --memory.kind nothing", "no M is of the kind 'nothing'"),
         (
+            "run take-cover --run-dir DIR --memory.kind no_such_module:M",
+            "no module no_such_module; it",
+        ),
+        (
             "run take-cover --run-dir DIR --memory.kind odd_games:PICK",
             "no subclass of dreamjax.Mem",
         ),

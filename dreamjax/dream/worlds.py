@@ -270,17 +270,18 @@ def _blank_world(meta: dict[str, Any], origin: Path) -> World:
     starts = jax.ShapeDtypeStruct((facts["starts"], task.latent_size), jnp.float32)
     deaths = {name: facts[name] for name in ("death_threshold", "death_noise")}
     variant = {name: facts[name] for name in (*VARIANT, "hidden_size")}
-    models = blank_models(task, _known_kind(meta), heads=_heads(meta, task), **variant)
+    models = blank_models(task, _known_kind(meta, origin), heads=_heads(meta, task), **variant)
     return World(task, *models, starts, starts, **deaths)
 
 
-def _known_kind(meta: dict[str, Any]) -> str:
+def _known_kind(meta: dict[str, Any], origin: Path) -> str:
     """The form of a world's M; nothing is imported because a file says so."""
     kind = meta.get("kind", "lstm")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(
-            f"M is of the kind {reprlib.repr(kind)}, known are {list(KINDS)}; name it by "
-            "--memory.kind, or by dreamjax.memory.find_kind"
+    if kind not in list(KINDS):
+        raise CheckpointError(
+            f"{origin}: its M is of the kind {reprlib.repr(kind)}, known are {list(KINDS)}; name "
+            "your own by --memory.kind (export and doctor: --kind), or by "
+            "dreamjax.memory.find_kind"
         )
     return kind
 

@@ -210,9 +210,10 @@ class Export:
     run_dir: Path  # the run
     target: Path  # the folder
     task: str | None = None  # the game, if it is your own: module:TASK
+    kind: str | None = None  # the form of M, if it is your own: module:Class
 
     def __call__(self) -> None:
-        _know(self.task)
+        _know(self.task, self.kind)
         from dreamjax.run.phases import export
 
         export(self.run_dir, self.target)
@@ -224,9 +225,10 @@ class Doctor:
 
     run_dir: Annotated[Path, tyro.conf.Positional]  # the run
     task: str | None = None  # the game, if it is your own: module:TASK
+    kind: str | None = None  # the form of M, if it is your own: module:Class
 
     def __call__(self) -> None:
-        _know(self.task)
+        _know(self.task, self.kind)
         from dreamjax.run import doctor
 
         found = doctor.examine(self.run_dir)
@@ -236,9 +238,13 @@ class Doctor:
             raise ValueError(f"{self.run_dir} has {damaged} damaged parts; see above")
 
 
-def _know(task: str | None) -> None:
+def _know(task: str | None, kind: str | None) -> None:
     if task is not None:
         find_task(task)
+    if kind is not None:
+        from dreamjax.memory.kinds import find_kind
+
+        find_kind(kind)
 
 
 @dataclasses.dataclass
