@@ -65,13 +65,13 @@ def run(
     """
     for file in filter(None, (target, plot)):
         writable(file.parent)
-    found, kind = find_world(world)
-    racer = stand_in() if world is None else found
-    lanes = _checked_lanes(found, lanes, QUICK_LANES if quick else LANES)
     if seconds is None:
         seconds = QUICK_SECONDS if quick else math.inf
     if not seconds > 0:
         raise ValueError(f"seconds must be more than 0, got {seconds}")
+    found, kind = find_world(world)
+    lanes = _checked_lanes(found, lanes, QUICK_LANES if quick else LANES)
+    racer = stand_in() if world is None else found
     print(f"{timing.device_name()}, jax {jax.__version__}, {kind}")
     rows = _measured((_quick if quick else _all)(found, kind, racer, lanes), seconds)
     if target is not None:

@@ -6,7 +6,7 @@ from flax import nnx
 
 from dreamjax.dream.worlds import World, load_world
 from dreamjax.memory.lstm import MDNRNN
-from dreamjax.tasks import TAKE_COVER
+from dreamjax.tasks import TAKE_COVER, Task
 from dreamjax.vision.model import VAE
 
 DEATHS_PER_STEP = 1 / 400  # the stand-in's, about a random player's in the paper's dream
@@ -25,13 +25,12 @@ def find_world(source: str | None) -> tuple[World, str]:
     return load_world(TAKE_COVER.name), "shipped world"
 
 
-def stand_in() -> World:
+def stand_in(task: Task = TAKE_COVER) -> World:
     """An untrained world whose death logit passes 0 at the wanted rate."""
-    memory = MDNRNN(TAKE_COVER, rngs=nnx.Rngs(0))
-    mu = jax.random.normal(jax.random.key(0), (1000, TAKE_COVER.latent_size))
-    world = World(
-        TAKE_COVER, VAE(TAKE_COVER.latent_size, rngs=nnx.Rngs(1)), memory, mu, jnp.full_like(mu, -2)
-    )
+    memory = MDNRNN(task, rngs=nnx.Rngs(0))
+    mu = jax.random.normal(jax.random.key(0), (1000, task.latent_size))
+    vision = VAE(task.latent_size, rngs=nnx.Rngs(1))
+    world = World(task, vision, memory, mu, jnp.full_like(mu, -2))
     threshold = jnp.quantile(_death_logits(world), 1 - DEATHS_PER_STEP)
     memory.head_bias[...] = memory.head_bias[...].at[-1].add(-threshold)
     return world

@@ -22,8 +22,9 @@ config = EvolveConfig(generations=4, population=10, rollouts=3, eval_every=2, ev
 found = evolve(0, Balance(), params, CONTROLLER, 3, config)
 print(jax.device_count(), [float(x).hex() for x in found.es.mean], float(found.best_score))
 """
+EVOLVED = ["evolve", "short_cover:SHORT"]
 SHORT = ["--evolve.population=4", "--evolve.rollouts=1", "--evolve.eval-rollouts=4"]
-SHORT += ["--evolve.eval-every=100", "--save-seconds=0", "--preset=smoke", "--world=take-cover"]
+SHORT += ["--evolve.eval-every=100", "--save-seconds=0", "--preset=smoke"]
 
 
 def on(devices):
@@ -51,13 +52,13 @@ def test_eight_devices():
     assert evolved(8) == (8, evolved(1)[1])
 
 
-def job(run, generations):
+def job(world, run, generations):
     """Two processes that evolve together, started as a user starts them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     told = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": 2}
-    words = ["evolve", "take-cover", *SHORT, "--run-dir", run, "--distributed"]
+    words = [*EVOLVED, *SHORT, "--world", world, "--run-dir", run, "--distributed"]
     words.append(f"--evolve.generations={generations}")
     return [start(*words, **told, JAX_PROCESS_ID=index) for index in range(2)]
 
@@ -69,9 +70,9 @@ def history(run):
     return [{**row, "time": 0} for row in rows if row["phase"] == "evolve"]
 
 
-def after_the_loss(run, lost):
+def after_the_loss(world, run, lost):
     """The line of the process that is left when the other is killed after two checkpoints more."""
-    both = job(run, 1000)
+    both = job(world, run, 1000)
     before = len(history(run))
     wait_for(lambda: len(history(run)) >= before + 2, both[1 - lost])
     kill(both[lost])
@@ -80,19 +81,19 @@ def after_the_loss(run, lost):
     return err
 
 
-def test_two_processes_one_of_which_is_lost(tmp_path):
+def test_two_processes_one_of_which_is_lost(smoke, tmp_path):
     """The other says so in one line; the same command resumes, to the history of one process.
 
     Of one with as many devices: a batch of another size may round otherwise, and M's dreams are
     chaotic.
     """
-    run = tmp_path / "job"
+    (world, _), run = smoke, tmp_path / "job"
     for lost in (0, 1):
-        line = after_the_loss(run, lost)
+        line = after_the_loss(world, run, lost)
         assert "a process of this job was lost" in line
-        assert f"resume with: dreamjax evolve take-cover {SHORT[0]}" in line
+        assert f"resume with: dreamjax {' '.join(EVOLVED)} {SHORT[0]}" in line
     done = Store(run / "evolve").steps()[-1]
-    assert all(finish(process)[0] == 0 for process in job(run, done + 2))
-    words = ["evolve", "take-cover", *SHORT, "--run-dir", tmp_path / "alone"]
+    assert all(finish(process)[0] == 0 for process in job(world, run, done + 2))
+    words = [*EVOLVED, *SHORT, "--world", world, "--run-dir", tmp_path / "alone"]
     assert dreamjax(*words, f"--evolve.generations={done + 2}", **on(2))[0] == 0
     assert history(run) == history(tmp_path / "alone")

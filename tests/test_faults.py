@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from command import finish, refused, start
+from short_cover import SHORT
 from test_checkpoint import flip
 from test_pipeline import TINY
 
@@ -45,7 +46,7 @@ def copied(smoke, run, *parts):
         shutil.copytree(smoke[0] / part, run / part)
 
 
-def command(name, run, *more, task="take-cover"):
+def command(name, run, *more, task=SHORT.name):
     """Run the command line in this process: its exit status."""
     return cli.main([name, task, "--preset", "smoke", "--run-dir", str(run), *map(str, more)])
 
@@ -68,7 +69,7 @@ def contents(directory):
 
 def vision_of(run):
     """Step and identity of the newest V."""
-    vision, meta = Store(run / "vision").load(blank_models(TAKE_COVER)[0], ".model")
+    vision, meta = Store(run / "vision").load(blank_models(SHORT)[0], ".model")
     return meta["step"], digest(vision)
 
 
@@ -187,7 +188,13 @@ def test_too_little_memory_is_one_line(run):
     """Row 17b: a batch of a million frames, where 12 GB cannot be had."""
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33)); "
     limit += "from dreamjax.run.cli import main; sys.exit(main(sys.argv[1:]))"
-    words = ["train-vision", "take-cover", "--run-dir", str(run), "--vision.batch-size=1000000"]
+    words = [
+        "train-vision",
+        "short_cover:SHORT",
+        "--run-dir",
+        str(run),
+        "--vision.batch-size=1000000",
+    ]
     done = subprocess.run([sys.executable, "-c", limit, *words], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert "out of memory" in done.stderr and "a smaller batch" in done.stderr
@@ -299,7 +306,7 @@ def test_the_doctor_tells_and_changes_nothing(smoke, run, capsys):
     before = contents(run)
     assert cli.main(["doctor", str(run)]) == 0
     found = capsys.readouterr().out
-    for words in ("8 episodes", "steps 8", "steps 12", "takecover-2016", "1,088 weights"):
+    for words in ("8 episodes", "steps 8", "steps 12", "takecover-2016", "56 weights"):
         assert words in found
     assert "DAMAGED" not in found
     flip(run / "vision" / "00000008")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx, serialization
 from gru import GRU
+from short_cover import SHORT
 from test_memory import COUNTDOWN, QUIET, TOY, Interrupting, countdown, random_sequences
 
 import dreamjax
@@ -233,7 +234,7 @@ def test_the_command_trains_and_evolves_it(smoke, tmp_path, capsys, unknown):
     run = tmp_path / "run"
     for part in ("rollouts", "latents", "vision"):
         shutil.copytree(smoke[0] / part, run / part)
-    words = ["take-cover", "--preset", "smoke", "--run-dir", str(run)]
+    words = [SHORT.name, "--preset", "smoke", "--run-dir", str(run)]
     kind = ["--memory.kind", KIND, "--memory.hidden-size", str(UNITS)]
     small = ["--memory.steps=2", "--evolve.generations=1", "--evolve.population=4"]
     unknown()
@@ -246,7 +247,7 @@ def test_the_command_trains_and_evolves_it(smoke, tmp_path, capsys, unknown):
     world = load_world(run)
     assert type(world.memory) is GRU and world.memory.hidden_size == UNITS
     controller, weights = load_controller(run, world)
-    assert controller == world.controller() and weights.shape == (64 + UNITS,)
+    assert controller == world.controller() and weights.shape == (SHORT.latent_size + UNITS,)
     words = ["--run-dir", str(run), "--target", str(tmp_path / "world")]
     unknown()
     assert cli.main(["export", *words]) == 1

@@ -10,7 +10,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from command import dreamjax
 from PIL import Image
+from short_cover import SHORT
 
 from dreamjax.controller.policy_gradient import LearnConfig
 from dreamjax.dream.worlds import load_controller, load_world, save_world
@@ -22,9 +24,10 @@ from dreamjax.tasks import TASKS
 from dreamjax.training.checkpoint import CheckpointError, Store, digest
 from experiments import take_cover, temperature
 
+GAME = SHORT.name
 TINY = [  # smaller than the preset in all that takes time here
     "--vision.steps=4",
-    "--vision.batch-size=32",
+    "--vision.batch-size=8",
     "--memory.steps=2",
     "--evolve.generations=1",
     "--evolve.population=4",
@@ -43,8 +46,22 @@ def test_smoke_leaves_scores(smoke):
         assert row["ci95"][0] <= row["mean"] <= row["ci95"][1]
         assert any(line.startswith(name) for line in out.splitlines())
     assert (results["paper"]["mean"], results["paper"]["std"]) == (1092, 556)
-    assert 0 < results["ours"]["mean"] <= 2100
+    assert 0 < results["ours"]["mean"] <= SHORT.max_steps
+
+
+def test_the_paper_s_sizes_take_the_same_path(tmp_path):
+    """The whole Take Cover, not the short one: V of 64 latents, M of 512 units, 2,100 steps."""
+    words = ["run", "take-cover", "--preset", "smoke", *TINY, "--run-dir", tmp_path / "run"]
+    few = ["--collect.episodes=4", "--evaluate.episodes=2", "--evaluate.baseline-episodes=10"]
+    status, _, err = dreamjax(*words, *few)
+    assert status == 0, err
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["task"] == "take-cover" and results["ours"]["n"] == 2
     assert results["blind"]["mean"] > 1.5 * results["random"]["mean"]
+    world = load_world(tmp_path / "run")
+    controller, _ = load_controller(tmp_path / "run", world)
+    sizes = [sum(x.size for x in jax.tree.leaves(model)) for model in (world.vision, world.memory)]
+    assert [*sizes, controller.num_params] == [4_446_915, 1_678_785, 1_088]
 
 
 def test_smoke_leaves_metrics_and_pictures(smoke):
@@ -72,7 +89,7 @@ def test_a_world_that_is_handed_on_is_played_at_several_temperatures(smoke, tmp_
     assert (tmp_path / "tau" / "temperature.png").stat().st_size > 1000
     words = ["--world", str(tmp_path / "world"), "--run-dir", str(tmp_path / "new")]
     words += ["--evaluate.episodes", "2", "--evaluate.baseline-episodes", "2"]
-    assert cli.main(["evaluate", "take-cover", *words]) == 0
+    assert cli.main(["evaluate", GAME, *words]) == 0
     assert json.loads((tmp_path / "new" / "results.json").read_text())["ours"]["n"] == 2
 
 
@@ -81,13 +98,14 @@ def test_fidelity_compares_dream_and_game(smoke, capsys):
     words = ["real-episodes=2", "episodes=8", "controllers=3", "controller-episodes=1"]
     words += ["seen=1", "horizon=5", "young=40"]
     words = [f"--fidelity.{word}" for word in words]
-    assert cli.main(["fidelity", "take-cover", "--run-dir", str(directory), *words]) == 0
+    assert cli.main(["fidelity", GAME, "--run-dir", str(directory), *words]) == 0
     found = json.loads((directory / "fidelity.json").read_text())
     assert set(found["policies"]) == {"uniform", "held", "blind", "C"}
     assert len(found["policies"]["C"]["real_hazard"]) == 6
     assert found["policies"]["blind"]["dream"]["n"] >= 8
     assert len(found["controllers"]["real"]) == 3
-    assert len(found["open_loop"]["nll"]) == 5 and found["deaths"]["deaths"] > 0
+    assert len(found["open_loop"]["nll"]) == 5
+    assert np.isfinite(found["deaths"]["nll"])
     assert found["departures"]["n"] > 0 and len(found["departures"]["dreaming"]) == 5
     said = capsys.readouterr().out
     assert "rank correlation over 3 controllers" in said and "open loop" in said
@@ -107,8 +125,8 @@ def test_every_artefact_says_how_it_was_made(smoke):
 def test_running_again_trains_nothing(smoke):
     directory, _ = smoke
     before = (directory / "metrics.jsonl").read_text()
-    words = "evolve take-cover --preset smoke --run-dir"
-    assert cli.main([*words.split(), str(directory)]) == 0
+    words = ["evolve", GAME, "--preset", "smoke", "--run-dir", str(directory)]
+    assert cli.main(words) == 0
     added = (directory / "metrics.jsonl").read_text().removeprefix(before)
     assert [json.loads(line)["phase"] for line in added.splitlines()] == ["seconds"]
 
@@ -118,7 +136,7 @@ def test_c_can_be_learnt_instead_of_evolved(smoke, tmp_path):
     shutil.copytree(smoke[0], directory)
     world = load_world(directory)
     _, evolved = load_controller(directory, world)
-    words = ["learn", "take-cover", "--preset", "smoke", "--run-dir", str(directory)]
+    words = ["learn", GAME, "--preset", "smoke", "--run-dir", str(directory)]
     assert cli.main(words) == 0
     meta = Store(directory / "controller").meta()
     assert meta["phase"] == "learn" and meta["config"]["num_envs"] == 32
@@ -129,7 +147,8 @@ def test_c_can_be_learnt_instead_of_evolved(smoke, tmp_path):
     assert phases_of(PRESETS["smoke"])[-2:] == ("evolve", "evaluate")
 
 
-def test_the_experiment_file_takes_the_same_path(smoke):
+def test_the_experiment_file_takes_the_same_path(smoke, monkeypatch):
+    monkeypatch.setattr(take_cover, "TAKE_COVER", SHORT)
     directory, _ = smoke
     before = json.loads((directory / "results.json").read_text())
     take_cover.main(take_cover.Config(run_dir=directory, preset="smoke"))
@@ -138,7 +157,7 @@ def test_the_experiment_file_takes_the_same_path(smoke):
 
 def test_other_settings_in_the_same_directory_are_refused(smoke, capsys):
     directory, _ = smoke
-    words = ["train-vision", "take-cover", "--preset", "smoke", "--run-dir", str(directory)]
+    words = ["train-vision", GAME, "--preset", "smoke", "--run-dir", str(directory)]
     assert cli.main([*words, "--seed", "5"]) == 1
     error = capsys.readouterr().err
     assert "was made with seed=0, now seed=5" in error and error.count("\n") == 1
@@ -148,7 +167,7 @@ def test_a_mixed_up_trio_is_refused(smoke, tmp_path):
     ours = smoke[0]
     theirs = tmp_path / "other"
     shutil.copytree(ours / "rollouts", theirs / "rollouts")
-    words = ["take-cover", "--preset", "smoke", "--run-dir", str(theirs)]
+    words = [GAME, "--preset", "smoke", "--run-dir", str(theirs)]
     for phase in ("train-vision", "encode", "train-memory", "evolve"):
         assert cli.main([phase, *words, *TINY]) == 0
     with pytest.raises(CheckpointError, match="was evolved in world .*V, M and C must come from"):
@@ -162,7 +181,7 @@ def test_m_is_trained_on_where_v_is_the_same(smoke, tmp_path, capsys):
     run = tmp_path / "run"
     for part in ("rollouts", "latents", "vision"):
         shutil.copytree(smoke[0] / part, run / part)
-    words = ["train-memory", "take-cover", "--preset", "smoke", *TINY, "--run-dir", str(run)]
+    words = ["train-memory", GAME, "--preset", "smoke", *TINY, "--run-dir", str(run)]
     words += ["--memory.start-from", str(smoke[0]), "--memory.learning-rate", "1e-9"]
     assert cli.main(words) == 0
     ours, theirs = (load_world(directory).memory.head_kernel[...] for directory in (run, smoke[0]))
@@ -189,7 +208,7 @@ def test_a_world_that_was_handed_on_learns_from_its_own_play(smoke, tmp_path, ca
     monkeypatch.setattr("dreamjax.agent.GAMES", 4)  # episodes of a shard
     world, run = str(tmp_path / "world"), tmp_path / "run"
     assert cli.main(["export", "--run-dir", str(smoke[0]), "--target", world]) == 0
-    words = ["take-cover", "--run-dir", str(run), "--collect.episodes", "4"]
+    words = [GAME, "--run-dir", str(run), "--collect.episodes", "4"]
     assert cli.main(["record", *words, "--world", world]) == 0
     assert cli.main(["encode", *words]) == 0
     assert read_latents(run / "latents").vision == digest(load_world(world).vision)
@@ -207,7 +226,7 @@ def test_two_runs_cannot_share_a_directory(smoke, capsys):
     directory, _ = smoke
     with open(directory / ".lock", "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        words = ["collect", "take-cover", "--preset", "smoke", "--run-dir", str(directory)]
+        words = ["collect", GAME, "--preset", "smoke", "--run-dir", str(directory)]
         assert cli.main(words) == 1
     assert "is in use by process" in capsys.readouterr().err
 
@@ -326,7 +345,9 @@ def test_bad_input_is_one_clear_line(words, message, tmp_path, capsys, odd_games
 def test_info_is_true(capsys):
     assert cli.main(["info", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["parameters"] == {
+    parameters = found["parameters"]
+    del parameters[SHORT.name]
+    assert parameters == {
         "take-cover": {"V": 4_446_915, "M": 1_678_785, "C": 1_088},
         "take-cover-vizdoom": {"V": 4_446_915, "M": 1_678_785, "C": 1_088},
         "car-racing": {"V": 4_348_547, "M": 423_139, "C": 867},

@@ -11,7 +11,7 @@ PRESETS = {
     # About a minute on 2 cores: proves that every phase works, not that it learns.
     "smoke": RunConfig(
         collect=CollectConfig(episodes=8),
-        vision=VisionConfig(steps=8, batch_size=32, learning_rate=1e-3),
+        vision=VisionConfig(steps=8, batch_size=8, learning_rate=1e-3),
         memory=MemoryConfig(steps=12, batch_size=8, sequence_length=64),
         evolve=EvolveConfig(generations=2, population=8, rollouts=2, eval_every=2, eval_rollouts=8),
         learn=LearnConfig(
