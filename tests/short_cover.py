@@ -7,6 +7,11 @@ from dreamjax.tasks import TAKE_COVER
 
 SHORT = register(
     dataclasses.replace(
-        TAKE_COVER, name="short-cover", latent_size=8, hidden_size=24, max_steps=160
+        TAKE_COVER,
+        name="short-cover",
+        latent_size=8,
+        hidden_size=24,
+        max_steps=160,
+        ages=(0, 20, 40, 60, 80, 120, 160),
     )
 )

@@ -103,9 +103,10 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 def test_a_film_can_be_stopped_even_while_its_engine_hangs(tmp_path):
-    (tmp_path / "games").mkdir()
+    games = tmp_path / "games"
+    games.mkdir()
     words = ["evaluate", "take-cover", "--world", "take-cover", "--run-dir", str(tmp_path / "run")]
-    environment = os.environ | {"TMPDIR": str(tmp_path / "games")}
+    environment = os.environ | {"TMPDIR": str(games)}
     command = subprocess.Popen(
         [sys.executable, "-c", FILMING, *words],
         env=environment,
@@ -114,9 +115,8 @@ def test_a_film_can_be_stopped_even_while_its_engine_hangs(tmp_path):
         text=True,
     )
     try:
-        wait_until(lambda: engines_in(tmp_path / "games"), 120)
-        players, (engine,) = working_in(tmp_path / "games"), engines_in(tmp_path / "games")
-        files = shared_memory(tmp_path / "games")
+        wait_until(lambda: shared_memory(games) and engines_in(games), 120)
+        players, (engine,), files = working_in(games), engines_in(games), shared_memory(games)
         os.kill(engine, signal.SIGSTOP)
         command.terminate()
         said = command.communicate(timeout=30)[1]
