@@ -97,15 +97,14 @@ def test_fidelity_compares_dream_and_game(smoke, capsys):
     directory, _ = smoke
     words = ["real-episodes=2", "episodes=8", "controllers=3", "controller-episodes=1"]
     words += ["seen=1", "horizon=5", "young=40"]
-    words = [f"--fidelity.{word}" for word in words]
+    words = [f"--fidelity.{word}" for word in words] + ["--memory.held-out=0.5"]
     assert cli.main(["fidelity", GAME, "--run-dir", str(directory), *words]) == 0
     found = json.loads((directory / "fidelity.json").read_text())
     assert set(found["policies"]) == {"uniform", "held", "blind", "C"}
     assert len(found["policies"]["C"]["real_hazard"]) == 6
     assert found["policies"]["blind"]["dream"]["n"] >= 8
     assert len(found["controllers"]["real"]) == 3
-    assert len(found["open_loop"]["nll"]) == 5
-    assert np.isfinite(found["deaths"]["nll"])
+    assert len(found["open_loop"]["nll"]) == 5 and found["deaths"]["deaths"] > 0
     assert found["departures"]["n"] > 0 and len(found["departures"]["dreaming"]) == 5
     said = capsys.readouterr().out
     assert "rank correlation over 3 controllers" in said and "open loop" in said

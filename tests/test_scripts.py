@@ -158,9 +158,8 @@ def test_lanes_that_cannot_be_are_named(lanes, capsys):
 
 def test_a_watched_dream_is_the_plain_one_where_one_world_dreams_and_watches(tmp_path):
     world = stand_in()
-    world.memory.head_bias[...] = (
-        world.memory.head_bias[...].at[-1].add(0.1)
-    )  # lives of some 30 steps
+    bias = world.memory.head_bias
+    bias[...] = bias[...].at[-1].add(0.1)  # lives of some 30 steps
     controller = world.controller()
     weights = 0.1 * jax.random.normal(jax.random.key(0), (controller.num_params,))
     export_world(tmp_path, world, weights, {})

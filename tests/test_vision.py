@@ -269,8 +269,8 @@ def test_it_learns_a_handful_of_frames(recorded, bfloat16):
     def error(vae):
         return vae_loss(vae, jax.random.key(0), frames(8))[1]["reconstruction"]
 
-    trained = train(recorded, dataclasses.replace(CONFIG, steps=30, bfloat16=bfloat16))
-    assert error(trained) < 0.8 * error(blank())  # 0.55 to 0.68 of it over 3 seeds
+    trained = train(recorded, dataclasses.replace(CONFIG, steps=60, bfloat16=bfloat16))
+    assert error(trained) < 0.5 * error(blank())
 
 
 def test_a_resumed_run_repeats_an_unbroken_one(recorded, tmp_path):
