@@ -1,6 +1,7 @@
 """What the tests share: the processes that run them side by side, small tasks, small worlds."""
 
 import atexit
+import functools
 import os
 import shutil
 import tempfile
@@ -40,6 +41,7 @@ from dreamjax.vision.model import VAE
 SHARED = Path(os.environ["DREAMJAX_TESTS"])  # of all processes: programs compile once
 
 
+@functools.partial(jax.jit, static_argnames=("task", "seed", "death_bias"))
 def random_memory(task, seed=0, death_bias=-3.0):
     """An untrained M whose logits of ends vary enough to end dreams at various times."""
     memory = MDNRNN(task, rngs=nnx.Rngs(seed))

@@ -43,10 +43,10 @@ def test_the_training_step_and_the_dream_step_predict_alike(recorded):
     memory = random_memory(TAKE_COVER)
     ends = np.cumsum(latents.lengths)
     index = np.arange(ends[1])[:, None]  # two episodes, one after the other, in one lane
-    batch = gather(
+    batch = jax.jit(gather)(
         on_device(latents, 1), jax.random.key(0), index, np.ones((len(index) - 1, 1), bool)
     )
-    _, nll, found = predict_sequences(memory, memory.initial_carry((1,)), batch)
+    _, nll, found = jax.jit(predict_sequences)(memory, memory.initial_carry((1,)), batch)
     logit = found.end[..., 0]
 
     first = int(ends[0])

@@ -1,7 +1,6 @@
 """What the README shows runs as it is written, on the world that comes with the package."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import environ
 from test_pipeline import TINY
 
 import dreamjax
@@ -40,7 +40,7 @@ def test_a_game_of_ones_own_is_learnt_as_written(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "dreamjax", *words.split(), *TINY, "--evaluate.episodes=2"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=environ(PYTHONPATH=ROOT),
         capture_output=True,
         text=True,
     )

@@ -185,12 +185,16 @@ def test_salient_pixels_weigh_more():
 
     def loss(x, weight):
         limits = {"salient": Colour(0, 1, 0, 0.9), "salient_weight": weight}
-        return vae_loss(model(), jax.random.key(0), x, **limits)
+        return jax.jit(functools.partial(vae_loss, **limits))(model(), jax.random.key(0), x)
+
+    @jax.jit
+    def squared_error(vae, x):
+        mu, logvar = plain_encode(vae, x)
+        z = mu + jnp.exp(logvar / 2) * jax.random.normal(jax.random.key(0), mu.shape)
+        return (plain_decode(vae, z) - x) ** 2
 
     def salient_error(x):
-        mu, logvar = plain_encode(model(), x / np.float32(255))
-        z = mu + jnp.exp(logvar / 2) * jax.random.normal(jax.random.key(0), mu.shape)
-        error = (plain_decode(model(), z) - x / np.float32(255)) ** 2
+        error = np.asarray(squared_error(model(), x / np.float32(255)))
         return error[x[..., 1] > 0.9 * 255].sum() / len(x)
 
     (plain, metrics), (weighted, same) = loss(bright, 1.0), loss(bright, 5.0)
@@ -266,6 +270,7 @@ def train(recorded, config, store=None):
 @pytest.mark.smoke
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_it_learns_a_handful_of_frames(recorded, bfloat16):
+    @jax.jit
     def error(vae):
         return vae_loss(vae, jax.random.key(0), frames(8))[1]["reconstruction"]
 

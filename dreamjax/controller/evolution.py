@@ -152,7 +152,7 @@ class Generations:
         mean = zeros if start is None else checked_weights(start, self.num_params)
         es = self.strategy.init(self.key, mean, self.strategy_params)
         state = Evolution(es=es, best=mean, best_score=jnp.float32(-jnp.inf))
-        return jax.tree.map(_strong, state)
+        return _strong(state)
 
     def __call__(self, state: Evolution, step: int, env_params: Any):
         """One call's worth of generations; the `advance` of `training.fit`."""
@@ -212,6 +212,7 @@ class Generations:
         return keep_best(state, state.es.mean, jnp.mean(played.score))
 
 
-def _strong(leaf: jax.Array) -> jax.Array:
+@jax.jit
+def _strong(state: Evolution) -> Evolution:
     """A copy, free to donate, without evosax's weak types: they would compile every call twice."""
-    return jnp.array(leaf, leaf.dtype)
+    return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype), state)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import reprlib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +161,13 @@ serializable(VAE)
 
 def blank_models(task: Task, kind: str = "lstm", **variant: Any) -> tuple[VAE, Memory]:
     """V and M of a task's sizes, M with `Memory`'s keywords, as shapes alone to load into."""
-    return nnx.eval_shape(
-        lambda: (
-            VAE(task.latent_size, rngs=nnx.Rngs(0)),
-            KINDS[kind](task, rngs=nnx.Rngs(0), **variant),
-        )
-    )
+    memory = nnx.eval_shape(lambda: KINDS[kind](task, rngs=nnx.Rngs(0), **variant))
+    return jax.tree.map(lambda leaf: leaf, _blank_vision(task.latent_size)), memory
+
+
+@cache
+def _blank_vision(latent_size: int) -> VAE:
+    return nnx.eval_shape(lambda: VAE(latent_size, rngs=nnx.Rngs(0)))
 
 
 def save_world(directory: Path | str, world: World, meta: dict[str, Any]) -> None:

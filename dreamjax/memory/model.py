@@ -185,7 +185,10 @@ class Memory(nnx.Module):
 
 def glorot(rngs: nnx.Rngs, rows: int, columns: int) -> jax.Array:
     """A kernel [rows, columns], Glorot uniform."""
-    return nnx.initializers.glorot_uniform()(rngs.params(), (rows, columns), jnp.float32)
+    return _glorot(rngs.params(), (rows, columns))
+
+
+_glorot = jax.jit(nnx.initializers.glorot_uniform(), static_argnums=1)
 
 
 def pressed(action: jax.Array, threshold: float) -> jax.Array:

@@ -324,7 +324,8 @@ def on_device(latents: LatentSequences, num_ends: int) -> Frames:
 
 def initial_state(memory: Memory, lanes: int, config: MemoryConfig) -> State:
     """M, an optimiser that has seen nothing, and an empty carry."""
-    return State(memory, _optimiser(config).init(memory), memory.initial_carry((lanes,)))
+    optimiser = jax.jit(_optimiser(config).init)(memory)
+    return State(memory, optimiser, memory.initial_carry((lanes,)))
 
 
 def _optimiser(config: MemoryConfig) -> optax.GradientTransformation:

@@ -62,14 +62,14 @@ def unflatten(template: Any, arrays: Mapping[str, np.ndarray], origin: str) -> A
         name = jax.tree_util.keystr(path)
         if name not in arrays:
             raise CheckpointError(f"{origin} holds no array {name}; it was made by another model")
-        found, wanted = arrays[name], jax.eval_shape(lambda leaf=leaf: leaf)
-        if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        found, shape, dtype = arrays[name], np.shape(leaf), jax.dtypes.result_type(leaf)
+        if found.shape != shape or found.dtype != dtype:
             raise CheckpointError(
                 f"{origin}: {name} is {found.dtype}{list(found.shape)}, but this task needs "
-                f"{wanted.dtype}{list(wanted.shape)}; use the world that belongs to the task"
+                f"{dtype}{list(shape)}; use the world that belongs to the task"
             )
-        leaves.append(jax.numpy.asarray(found))
-    return jax.tree_util.tree_unflatten(treedef, leaves)
+        leaves.append(found)
+    return jax.device_put(jax.tree_util.tree_unflatten(treedef, leaves))
 
 
 def digest(tree: Any) -> str:

@@ -116,13 +116,14 @@ def _widen_backward(saved, gradient):
 _widen.defvjp(_widen_forward, _widen_backward)
 
 
+_glorot = jax.jit(nnx.initializers.glorot_uniform(), static_argnums=1)
+
+
 class Layer(nnx.Module):
     """Kernel and bias of one layer, initialised as TensorFlow 1 does."""
 
     def __init__(self, shape: tuple[int, ...], outputs: int, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(
-            nnx.initializers.glorot_uniform()(rngs.params(), shape, jnp.float32)
-        )
+        self.kernel = nnx.Param(_glorot(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32))
 
     def dense(self, x: jax.Array) -> jax.Array:

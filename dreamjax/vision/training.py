@@ -176,7 +176,7 @@ def train_vision(
 def initial_state(latent_size: int, key: jax.Array) -> State:
     """The state before the first step."""
     model = _untrained(latent_size, key)
-    return State(model, optax.scale_by_adam().init(model))
+    return State(model, jax.jit(optax.scale_by_adam().init)(model))
 
 
 @partial(jax.jit, static_argnums=0)
