@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 
-from command import dreamjax, finish, kill, start, wait_for
+from command import dreamjax, environ, finish, kill, start, wait_for
 
 from dreamjax.run.pictures import read_metrics
 from dreamjax.training.checkpoint import Store
@@ -30,7 +30,7 @@ SHORT += ["--evolve.eval-every=100", "--save-seconds=0", "--preset=smoke"]
 def on(devices):
     """The environment of a process that has so many CPU devices."""
     flag = f"--xla_force_host_platform_device_count={devices}"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+    flags = f"{environ()['XLA_FLAGS']} {flag}"
     return {"XLA_FLAGS": flags, "NPROC": str(devices)}  # devices wait for each other: a thread each
 
 

@@ -80,7 +80,7 @@ def test_updates_of_m(small_task, num_events):
     )
     run = Trainer(0, small_task, played, config)
     plan = training._plan(range(2), run.layout.batches, run._epoch_plan)
-    lowers(training._updates, run.initial(), run.frames, plan, run._key_noise, config)
+    lowers(training._updates, run.initial(), run.frames, plan, run._key_noise, config, run.mesh)
 
 
 def test_a_step_awake(dream, small_task):

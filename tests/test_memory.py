@@ -33,6 +33,7 @@ from dreamjax.memory.training import (
 from dreamjax.tasks import CAR_RACING, TAKE_COVER
 from dreamjax.training.checkpoint import Store
 from dreamjax.training.logbook import Logbook
+from dreamjax.training.mesh import all_devices
 
 QUIET = Logbook(quiet=True)
 ARRAYS = ("lstm_kernel", "lstm_bias", "head_kernel", "head_bias")
@@ -696,11 +697,13 @@ def test_an_update_takes_the_carry_passes_it_on_and_draws_its_own_noise():
     state = training_module.initial_state(MDNRNN(task, rngs=nnx.Rngs(0)), 1, config)
     zero, ones = state.memory.initial_carry((1,)), (jnp.ones((1, 12)), jnp.ones((1, 12)))
     index = np.arange(20, 41, dtype=np.int32)[:, None]  # no frame of it restarts
-    update = jax.jit(lambda *args: training_module._update(*args, jax.random.key(1), config))
 
     def after(step, first, carry):
         plan = training_module._Plan(np.int32(step), np.bool_(first), index, np.ones((20, 1), bool))
-        state_after, metrics = update(state.replace(carry=carry), frames, plan)
+        plans = jax.tree.map(lambda x: x[None], plan)
+        before = jax.tree.map(jnp.array, state.replace(carry=carry))  # it is donated
+        how = jax.random.key(1), config, all_devices()
+        state_after, metrics = training_module._updates(before, frames, plans, *how)
         return float(metrics["loss"]), state_after.carry
 
     loss, carry = after(0, False, zero)

@@ -17,7 +17,6 @@ from flax import struct
 from dreamjax.controller.model import checked_weights
 from dreamjax.controller.population import (
     Policy,
-    all_devices,
     evaluation_key,
     keep_best,
     lanes_that_fit,
@@ -27,6 +26,7 @@ from dreamjax.controller.strategies import check_strategy, make_strategy
 from dreamjax.training.checkpoint import Store
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
+from dreamjax.training.mesh import all_devices
 from dreamjax.training.settings import SettingError, require_positive
 
 

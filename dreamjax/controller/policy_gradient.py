@@ -2,13 +2,15 @@
 
 The paper evolves C (`evolution`), which learns one number from a whole generation of dreams a
 member; a gradient learns from each of their steps. Not in the paper; Schulman et al., "Proximal
-Policy Optimization Algorithms", arXiv:1707.06347.
+Policy Optimization Algorithms", arXiv:1707.06347. Several devices share the dreams, and then the
+steps of each minibatch.
 Legend: D weights of the controller, E dreams side by side, F features, N steps of a batch, O
 outputs of the controller, T steps between two updates.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,12 +18,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dreamjax.controller.model import Controller, start_weights
 from dreamjax.controller.population import evaluation_key, keep_best, rollout
 from dreamjax.training.checkpoint import Store
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
+from dreamjax.training.mesh import AXIS, SPLIT, WHOLE, devices_for, on_all, split
 from dreamjax.training.settings import SettingError, require_positive, require_within
 
 _MAY_BE_ZERO = ("gae_lambda", "ent_coef", "averaging")
@@ -66,6 +70,11 @@ class LearnConfig:
     def updates(self) -> int:
         """How many updates `steps` are."""
         return max(1, self.steps // (self.num_envs * self.num_steps))
+
+    @property
+    def minibatch(self) -> int:
+        """Steps of a minibatch."""
+        return self.num_envs * self.num_steps // self.num_minibatches
 
 
 @struct.dataclass
@@ -151,7 +160,10 @@ def learn(
     Returns:
       The final `Learning`; `best` is the controller to use.
     """
-    updates = Updates(seed, env, controller, config)
+    log = log or Logbook(quiet=True)
+    shared = math.gcd(config.num_envs, config.minibatch)
+    mesh = devices_for(shared, "learn.num_envs (or its minibatch)", log)
+    updates, env_params = Updates(seed, env, controller, config, mesh), on_all(env_params, mesh)
 
     def advance(state, step):
         state, count, metrics = updates(state, step, env_params)
@@ -164,7 +176,7 @@ def learn(
         updates.initial(env_params, start),
         advance,
         config.updates,
-        log=log or Logbook(quiet=True),
+        log=log,
         store=store,
         meta=meta,
         unit="steps",
@@ -174,11 +186,18 @@ def learn(
 
 
 class Updates:
-    """Compiled updates of one learning."""
+    """Compiled updates of one learning, by the devices of `mesh`, or by the default one."""
 
-    def __init__(self, seed: int, env: Any, controller: Controller, config: LearnConfig):
+    def __init__(
+        self,
+        seed: int,
+        env: Any,
+        controller: Controller,
+        config: LearnConfig,
+        mesh: Mesh | None = None,
+    ):
         self.key, self.config = jax.random.key(seed), config
-        self.env, self.controller = env, controller
+        self.env, self.controller, self.mesh = env, controller, mesh
         falls = optax.linear_schedule(
             config.learning_rate,
             config.learning_rate / 5,
@@ -195,15 +214,20 @@ class Updates:
         network = initial_network(key_network, self.controller, weights, self.config.critic)
         keys = jax.random.split(key_reset, self.config.num_envs)
         obs, env_state = jax.jit(jax.vmap(self.env.reset, (0, None)))(keys, env_params)
-        return Learning(
+        state = Learning(
             network=network,
             average=jnp.array(weights),
-            optimiser=self.optimiser.init(network),
+            optimiser=jax.jit(self.optimiser.init)(network),
             obs=obs,
             env_state=env_state,
             best=jnp.array(weights),
             best_score=jnp.float32(-jnp.inf),
         )
+        if self.mesh is None:
+            return state
+        dreams = {"obs": obs, "env_state": env_state}
+        state = on_all(state.replace(obs=None, env_state=None), self.mesh)
+        return state.replace(**split(dreams, self.mesh))
 
     def __call__(self, state: Learning, step: int, env_params: Any):
         """One update, and an evaluation where one is due; the `advance` of `training.fit`."""
@@ -231,8 +255,16 @@ class Updates:
         average = optax.incremental_update(
             network.weights, state.average, 1 - self.config.averaging
         )
+        obs, env_state = self._laid((obs, env_state), SPLIT)
+        network, average, optimiser = self._laid((network, average, optimiser), WHOLE)
         loop = {"obs": obs, "env_state": env_state}
         return state.replace(network=network, average=average, optimiser=optimiser, **loop), metrics
+
+    def _laid(self, tree: Any, spec: PartitionSpec) -> Any:
+        """A pytree laid on the devices as `spec` says."""
+        if self.mesh is None:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, spec))
 
     def improve(
         self,
@@ -255,6 +287,7 @@ class Updates:
         """
         advantage = advantages(steps, last_value, self.config)
         rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (steps, advantage))
+        rows = self._laid(rows, WHOLE)  # a minibatch takes of all dreams
         keys = jax.random.split(key, self.config.update_epochs)
         learnt = network, optimiser
         learnt, losses = jax.lax.scan(lambda x, key: self._epoch(x, key, rows), learnt, keys)
@@ -299,6 +332,7 @@ class Updates:
             return (optax.apply_updates(network, changes), optimiser), loss
 
         order = jax.random.permutation(key, len(rows[1])).reshape(self.config.num_minibatches, -1)
+        order = self._laid(order, PartitionSpec(None, AXIS))
         return jax.lax.scan(descend, learnt, order)
 
     def loss(self, network: Network, steps: Steps, advantage: jax.Array) -> jax.Array:
@@ -316,7 +350,13 @@ class Updates:
     def _evaluation(self, state: Learning, number: jax.Array, env_params: Any):
         key, weights = evaluation_key(self.key, number), state.average
         played = rollout(
-            key, self.env, env_params, self.controller, weights[None], self.config.eval_rollouts
+            key,
+            self.env,
+            env_params,
+            self.controller,
+            weights[None],
+            self.config.eval_rollouts,
+            mesh=self.mesh,
         )
         return keep_best(state, weights, played.score.mean())
 

@@ -15,7 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
+
+from dreamjax.training.mesh import AXIS, SPLIT, WHOLE
 
 Policy = Callable[[jax.Array, jax.Array], jax.Array]  # (weights [D], obs) -> action
 
@@ -120,11 +122,6 @@ def lanes_that_fit(env: Any, env_params: Any, num_params: int) -> int:
     return int(have // need)
 
 
-def all_devices() -> Mesh:
-    """Every visible device, of every host, along one axis."""
-    return Mesh(jax.devices(), ("lanes",))
-
-
 def rollout(
     key: jax.Array,
     env: Any,
@@ -177,12 +174,11 @@ def _shared_out(on_device: Callable, mesh: Mesh) -> Callable:
     """`on_device` with its first argument split over the devices and results on all of them."""
 
     def gathered(*arguments):
-        gather = functools.partial(jax.lax.all_gather, axis_name="lanes", tiled=True)
+        gather = functools.partial(jax.lax.all_gather, axis_name=AXIS, tiled=True)
         return jax.tree.map(gather, on_device(*arguments))
 
-    split, whole = PartitionSpec("lanes"), PartitionSpec()
     return jax.shard_map(
-        gathered, mesh=mesh, in_specs=(split, whole, whole, whole), out_specs=whole, check_vma=False
+        gathered, mesh=mesh, in_specs=(SPLIT, WHOLE, WHOLE, WHOLE), out_specs=WHOLE, check_vma=False
     )
 
 

@@ -188,7 +188,7 @@ def glorot(rngs: nnx.Rngs, rows: int, columns: int) -> jax.Array:
     return _glorot(rngs.params(), (rows, columns))
 
 
-_glorot = jax.jit(nnx.initializers.glorot_uniform(), static_argnums=1)
+_glorot = jax.jit(nnx.initializers.glorot_uniform(dtype=jnp.float32), static_argnums=1)
 
 
 def pressed(action: jax.Array, threshold: float) -> jax.Array:

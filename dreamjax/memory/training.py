@@ -3,12 +3,12 @@
 Paper: "MDN-RNN (M) Model" appendix; original files `doomrnn/rnn_train.py`,
 `carracing/rnn/rnn_train.py`.
 Shapes: Z latent size, A action size, H LSTM units, B lanes, T frames; N frames of a data set, E
-its episodes; K ways to end. Everything is time-major.
+its episodes; K ways to end. Everything is time-major. Several devices share the lanes.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx, struct
+from jax.sharding import Mesh, PartitionSpec
 
 from dreamjax.actions import Keys
 from dreamjax.memory.heads import Prediction
@@ -27,6 +28,7 @@ from dreamjax.training.checkpoint import Store
 from dreamjax.training.devices import product_dtype
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
+from dreamjax.training.mesh import AXIS, SPLIT, WHOLE, devices_for, on_all, own_normal, split
 from dreamjax.training.settings import require_positive, require_within
 
 DIVERGED = 1e3  # loss of an M past hope; one that knows nothing starts below 10
@@ -73,7 +75,11 @@ def predict_sequences(
 
 
 def memory_loss(
-    memory: Memory, carry: Carry, batch: Sequences, death_weight: float = 10.0
+    memory: Memory,
+    carry: Carry,
+    batch: Sequences,
+    death_weight: float = 10.0,
+    axis: str | None = None,
 ) -> tuple[jax.Array, tuple[Carry, dict[str, jax.Array]]]:
     """Negative log likelihood of the next z in nats per dimension, plus the other heads' losses.
 
@@ -89,24 +95,27 @@ def memory_loss(
       carry: before the first frame, [B, H] of each part.
       batch: the frames.
       death_weight: how many times more a step that led to an end counts.
+      axis: of the devices that share the lanes, under `shard_map`; the losses of all add up.
 
     Returns:
       the loss, then the carry after the last frame and the loss's parts.
     """
     carry, nll, found = predict_sequences(memory, carry, batch)
-    parts = {"nll": _mean(nll, batch.follows)}
+    parts = {"nll": _mean(nll, batch.follows, axis)}
     if found.end is not None:
         entropy = cross_entropy(found.end, batch.end, death_weight)
-        parts["death_loss"] = _mean(entropy, batch.judged)
+        parts["death_loss"] = _mean(entropy, batch.judged, axis)
     if found.reward is not None:
         spread = jnp.maximum(batch.variance, (LEAST_SPREAD * memory.reward_scale) ** 2)
-        parts["reward_loss"] = _mean((found.reward - batch.reward) ** 2 / spread, batch.valid)
+        error = (found.reward - batch.reward) ** 2 / spread
+        parts["reward_loss"] = _mean(error, batch.valid, axis)
     loss = functools.reduce(jnp.add, parts.values())
     return loss, (carry, {"loss": loss, **parts})
 
 
-def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-    return (values * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+def _mean(values: jax.Array, mask: jax.Array, axis: str | None) -> jax.Array:
+    count = mask.sum() if axis is None else jax.lax.psum(mask.sum(), axis)
+    return (values * mask).sum() / jnp.maximum(count, 1.0)
 
 
 def cross_entropy(logit: jax.Array, end: jax.Array, weight: float) -> jax.Array:
@@ -232,7 +241,7 @@ def train_memory(
     Raises:
       ValueError: latents of another task, or a size in `config` that cannot be.
     """
-    trainer = Trainer(seed, task, latents, config)
+    trainer = Trainer(seed, task, latents, config, log)
     state = fit(
         "memory",
         trainer.initial(memory),
@@ -254,12 +263,21 @@ class Trainer:
     Args and errors: as for `train_memory`.
     """
 
-    def __init__(self, seed: int, task: Task, latents: LatentSequences, config: MemoryConfig):
+    def __init__(
+        self,
+        seed: int,
+        task: Task,
+        latents: LatentSequences,
+        config: MemoryConfig,
+        log: Logbook | None = None,
+    ):
         _check(task, latents, config)
         train, _ = latents.split(config.held_out)
         self.task, self.config = task, config
-        self.frames = on_device(train, len(task.ends))
         self.layout = Layout.of(int(train.lengths.sum()), config)
+        said = log or Logbook(quiet=True)
+        self.mesh = devices_for(self.layout.lanes, "memory.batch_size", said)
+        self.frames = on_all(on_device(train, len(task.ends)), self.mesh)
         self._key_init, self._key_noise = jax.random.split(jax.random.key(seed))
 
         @functools.lru_cache(maxsize=2)
@@ -274,13 +292,16 @@ class Trainer:
         if memory is None:
             memory = find_kind(config.kind)(self.task, rngs=rngs, **config.variant())
         memory = with_events(memory, self.task, config.num_events, rngs)
-        return initial_state(memory, self.layout.lanes, self.config)
+        state = initial_state(memory, self.layout.lanes, self.config)
+        carry = split(state.carry, self.mesh)
+        return on_all(state.replace(carry=None), self.mesh).replace(carry=carry)
 
     def __call__(self, state: State, step: int) -> tuple[State, int, dict[str, float]]:
         """Up to `steps_per_call` updates from `step` on; `state` is donated."""
         count = min(self.config.steps_per_call, self.config.steps - step)
         plan = _plan(range(step, step + count), self.layout.batches, self._epoch_plan)
-        state, metrics = _updates(state, self.frames, plan, self._key_noise, self.config)
+        fixed = {"config": self.config, "mesh": self.mesh}
+        state, metrics = _updates(state, self.frames, plan, self._key_noise, **fixed)
         return state, count, jax.tree.map(float, metrics)
 
 
@@ -334,34 +355,54 @@ def _optimiser(config: MemoryConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip(config.clip), optax.adam(rate))
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
-def _updates(state, frames, plan, key, config):
+@functools.partial(jax.jit, static_argnames=("config", "mesh"), donate_argnames="state")
+def _updates(state: State, frames: Frames, plan: _Plan, key, config: MemoryConfig, mesh: Mesh):
     """One update for each entry of `plan`; returns the state and the metrics' means."""
+    states, by_lane = State(WHOLE, WHOLE, SPLIT), PartitionSpec(None, None, AXIS)
+    plans = _Plan(WHOLE, WHOLE, by_lane, by_lane)
 
-    def body(state, plan):
-        return _update(state, frames, plan, key, config)
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(states, WHOLE, plans, WHOLE),
+        out_specs=(states, WHOLE),
+        check_vma=False,
+    )
+    def updates(state, frames, plan, key):
+        def body(state, plan):
+            return _update(state, frames, plan, key, config)
 
-    state, metrics = jax.lax.scan(body, state, plan)
+        return jax.lax.scan(body, state, plan)
+
+    state, metrics = updates(state, frames, plan, key)
     return state, jax.tree.map(jnp.mean, metrics)
 
 
 def _update(state, frames, plan, key, config):
-    batch = gather(frames, jax.random.fold_in(key, plan.step), plan.index, plan.valid)
+    key, normal = jax.random.fold_in(key, plan.step), functools.partial(own_normal, axis=1)
+    batch = gather(frames, key, plan.index, plan.valid, normal)
     carry = reset(state.carry, plan.first[None])
     dtype = product_dtype(config.bfloat16)
 
     def loss(memory):
-        return memory_loss(cast(memory, dtype), carry, batch, config.death_weight)
+        return memory_loss(cast(memory, dtype), carry, batch, config.death_weight, AXIS)
 
     gradient, (carry, metrics) = jax.grad(loss, has_aux=True)(state.memory)
+    gradient, metrics = jax.lax.psum((gradient, metrics), AXIS)
     updates, optimiser = _optimiser(config).update(gradient, state.optimiser)
     return State(optax.apply_updates(state.memory, updates), optimiser, carry), metrics
 
 
-def gather(frames: Frames, key: jax.Array, index: jax.Array, valid: jax.Array) -> Sequences:
-    """The frames at `index`, z drawn from their posteriors; nothing invalid counts."""
+def gather(
+    frames: Frames,
+    key: jax.Array,
+    index: jax.Array,
+    valid: jax.Array,
+    normal: Callable[..., jax.Array] = jax.random.normal,
+) -> Sequences:
+    """The frames at `index`, z drawn from their posteriors by `normal`; nothing invalid counts."""
     mu, logvar = (posterior[index].astype(jnp.float32) for posterior in (frames.mu, frames.logvar))
-    z = mu + jnp.exp(logvar / 2) * jax.random.normal(key, mu.shape, mu.dtype)
+    z = mu + jnp.exp(logvar / 2) * normal(key, mu.shape, mu.dtype)
     now = index[:-1]
     return Sequences(
         z=z,

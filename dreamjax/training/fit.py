@@ -16,6 +16,7 @@ from dreamjax.training.checkpoint import Store
 from dreamjax.training.devices import is_first
 from dreamjax.training.files import writable
 from dreamjax.training.logbook import Logbook
+from dreamjax.training.mesh import gathered, like
 
 Advance = Callable[[Any, int], tuple[Any, int, Mapping[str, float]]]
 
@@ -61,11 +62,13 @@ def fit(
     if step >= total:
         log.say(f"{phase}: finished before, at step {step}; nothing to do")
         return state
-    saved = time.monotonic()
+    saved, kept = time.monotonic(), None
 
     def save():
-        if store is not None and step not in store.steps():
-            store.save(step, state, meta or {})
+        nonlocal saved, kept
+        if store is not None and step != kept:
+            store.save(step, gathered(state), meta or {})
+            saved, kept = time.monotonic(), step
 
     with (
         log.progress(phase, total * units_per_step, unit, step * units_per_step) as bar,
@@ -77,21 +80,22 @@ def fit(
             _check(phase, step, metrics, {show: most})
             log.log(phase, step, metrics)
             bar.advance(count * units_per_step, f"{show} {float(metrics[show]):.4g}")
-            stopped = _anywhere(stop.is_set())
-            if store is not None and (stopped or time.monotonic() - saved >= store.seconds):
+            due = store is not None and time.monotonic() - saved >= store.seconds
+            stopped, due = _anywhere(stop.is_set(), due)
+            if stopped or due:
                 save()
-                saved = time.monotonic()
             if stopped:
                 raise KeyboardInterrupt
     save()
     return state
 
 
-def _anywhere(here: bool) -> bool:
-    """Whether something holds in any process of the job."""
+def _anywhere(*here: bool) -> tuple[bool, ...]:
+    """Which of some things hold in any process of the job."""
     if jax.process_count() == 1:
         return here
-    return bool(np.any(multihost_utils.process_allgather(np.array(here))))
+    everywhere = multihost_utils.process_allgather(np.array(here))
+    return tuple(bool(x) for x in everywhere.any(axis=0))
 
 
 def _check(phase: str, step: int, metrics: Mapping[str, float], most: Mapping[str, float]) -> None:
@@ -107,17 +111,20 @@ def _check(phase: str, step: int, metrics: Mapping[str, float], most: Mapping[st
 
 def _resumed(state: Any, store: Store | None, log: Logbook) -> tuple[Any, int]:
     """The newest checkpoint and its step; of several processes all get what the first found."""
-    step = 0
+    found, step = None, 0
     if store is not None and is_first():
         if store.steps():
-            state, found = store.load(state)
-            step = found["step"]
+            found, meta = store.load(state)
+            step = meta["step"]
         else:
             for fault in store.faults():
                 log.say(f"skipped {fault}; beginning anew")
     if jax.process_count() > 1:
-        state, step = multihost_utils.broadcast_one_to_all((state, step))
-    return state, int(step)
+        step = int(multihost_utils.broadcast_one_to_all(step))
+        if step:
+            blank = jax.tree.map(lambda x: np.zeros(np.shape(x), x.dtype), state)
+            found = multihost_utils.broadcast_one_to_all(found if is_first() else blank)
+    return (like(found, state), step) if step else (state, 0)
 
 
 @contextlib.contextmanager

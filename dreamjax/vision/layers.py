@@ -116,7 +116,7 @@ def _widen_backward(saved, gradient):
 _widen.defvjp(_widen_forward, _widen_backward)
 
 
-_glorot = jax.jit(nnx.initializers.glorot_uniform(), static_argnums=1)
+_glorot = jax.jit(nnx.initializers.glorot_uniform(dtype=jnp.float32), static_argnums=1)
 
 
 class Layer(nnx.Module):

@@ -1,11 +1,11 @@
 """Training V on recorded frames.
 
 "World Models" (Ha & Schmidhuber, 2018), appendix A.1; original file `doomrnn/vae_train.py`.
-Shapes: B batch, Z latent.
+Shapes: B batch, Z latent. Several devices share a batch: each finds the gradient of its part.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx, struct
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
 from dreamjax.tasks import Colour, Task
 from dreamjax.training.checkpoint import Store
 from dreamjax.training.devices import product_dtype
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
+from dreamjax.training.mesh import AXIS, WHOLE, all_devices, devices_for, on_all, own_normal, split
 from dreamjax.training.settings import require_positive
 from dreamjax.vision.frames import FrameStream
 from dreamjax.vision.model import VAE, images
@@ -33,6 +35,7 @@ def vae_loss(
     key: jax.Array,
     frames: jax.Array,
     *,
+    normal: Callable[..., jax.Array] = jax.random.normal,
     salient: Colour | None = None,
     salient_weight: float = 1.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -46,6 +49,7 @@ def vae_loss(
       vae: V.
       key: PRNG key; consumed.
       frames: [B, 64, 64, 3], uint8 or floats in [0, 1].
+      normal: draws the noise of z, as `jax.random.normal`.
       salient: the colour of salient pixels.
       salient_weight: what the squared error of a salient pixel counts in the loss.
 
@@ -55,7 +59,7 @@ def vae_loss(
     """
     pixels = images(frames)
     mu, logvar = vae.posterior(pixels)
-    z = mu + jnp.exp(logvar / 2) * jax.random.normal(key, mu.shape, mu.dtype)
+    z = mu + jnp.exp(logvar / 2) * normal(key, mu.shape, mu.dtype)
     errors = (vae.picture(z) - pixels) ** 2
     reconstruction = jnp.sum(errors) / len(frames)
     those = jnp.sum(jnp.where(_are(salient, pixels), errors, 0.0)) / len(frames)
@@ -139,8 +143,9 @@ def train_vision(
       meta: written into every checkpoint.
 
     Raises:
-      ValueError: no rollouts there.
+      ValueError: no rollouts there; a batch that the processes of a job cannot share.
     """
+    mesh = devices_for(config.batch_size, "vision.batch_size", log)
     stream = FrameStream(rollouts_directory, config.batch_size, seed, config.memory_gb * 1e9)
     key_model, key_noise = jax.random.split(jax.random.key(seed))
     dtype = product_dtype(config.bfloat16)
@@ -148,21 +153,21 @@ def train_vision(
     ahead = {}  # frames of the call that follows, fetched while the device is at work
 
     def frames_from(step):
-        return stream.batches(step, min(config.steps_per_call, config.steps - step))
+        frames = stream.batches(step, min(config.steps_per_call, config.steps - step))
+        return split(frames, mesh, _BATCHES)
 
     def advance(state, step):
         frames = ahead.pop(step) if step in ahead else frames_from(step)
-        state, metrics = updates(
-            state, key_noise, step, frames, config=config, task=task, dtype=dtype
-        )
+        fixed = {"config": config, "task": task, "dtype": dtype, "mesh": mesh}
+        state, metrics = updates(state, key_noise, step, frames, **fixed)
         following = step + len(frames)
         if following < config.steps:
-            ahead[following] = jax.device_put(frames_from(following))
+            ahead[following] = frames_from(following)
         return state, len(frames), {name: float(value) for name, value in metrics.items()}
 
     return fit(
         "vision",
-        initial_state(task.latent_size, key_model),
+        initial_state(task.latent_size, key_model, mesh),
         advance,
         config.steps,
         log=log,
@@ -173,10 +178,11 @@ def train_vision(
     ).model
 
 
-def initial_state(latent_size: int, key: jax.Array) -> State:
-    """The state before the first step."""
+def initial_state(latent_size: int, key: jax.Array, mesh: Mesh | None = None) -> State:
+    """The state before the first step, on every device of `mesh`, or of all if it is None."""
     model = _untrained(latent_size, key)
-    return State(model, jax.jit(optax.scale_by_adam().init)(model))
+    state = State(model, jax.jit(optax.scale_by_adam().init)(model))
+    return on_all(state, mesh or all_devices())
 
 
 @partial(jax.jit, static_argnums=0)
@@ -184,7 +190,10 @@ def _untrained(latent_size: int, key: jax.Array) -> VAE:
     return VAE(latent_size, rngs=nnx.Rngs(key))
 
 
-@partial(jax.jit, static_argnames=("config", "task", "dtype"), donate_argnames="state")
+_BATCHES = PartitionSpec(None, AXIS)  # of batches [n, B, ...]
+
+
+@partial(jax.jit, static_argnames=("config", "task", "dtype", "mesh"), donate_argnames="state")
 def updates(
     state: State,
     key: jax.Array,
@@ -194,22 +203,38 @@ def updates(
     config: VisionConfig,
     task: Task,
     dtype: jnp.dtype,
+    mesh: Mesh | None = None,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One step for each batch of `frames`, uint8 [n, B, 64, 64, 3]; metrics are their means."""
-    salient = {"salient": task.salient, "salient_weight": config.salient_weight}
+    """One step for each batch of `frames`, uint8 [n, B, 64, 64, 3]; metrics are their means.
+
+    The devices of `mesh`, all of them if it is None, share every batch.
+    """
+    how = {"salient": task.salient, "salient_weight": config.salient_weight}
+    how["normal"] = partial(own_normal, axis=0)
 
     def loss(model, key, batch):
-        return vae_loss(_cast(model, dtype), key, batch, **salient)
+        return vae_loss(_cast(model, dtype), key, batch, **how)
 
-    def step(state, inputs):
+    def step(key, state, inputs):
         number, batch = inputs
         key_step = jax.random.fold_in(key, number)
-        gradients, metrics = jax.grad(loss, has_aux=True)(state.model, key_step, batch)
+        found = jax.grad(loss, has_aux=True)(state.model, key_step, batch)
+        gradients, metrics = lax.pmean(found, AXIS)
         changes, moments = optax.scale_by_adam().update(gradients, state.optimizer)
         changes = jax.tree.map(lambda x: -config.rate(number) * x, changes)
         return State(optax.apply_updates(state.model, changes), moments), metrics
 
-    state, metrics = lax.scan(step, state, (first + jnp.arange(len(frames)), frames))
+    @partial(
+        jax.shard_map,
+        mesh=mesh or all_devices(),
+        in_specs=(WHOLE, WHOLE, WHOLE, _BATCHES),
+        out_specs=WHOLE,
+        check_vma=False,
+    )
+    def steps(state, key, numbers, frames):
+        return lax.scan(partial(step, key), state, (numbers, frames))
+
+    state, metrics = steps(state, key, first + jnp.arange(len(frames)), frames)
     return state, jax.tree.map(jnp.mean, metrics)
 
 

@@ -1,0 +1,108 @@
+"""The devices that share a phase's work: a batch is split among them, all else lies on each.
+
+Legend: B parts of a batch.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dreamjax.training.logbook import Logbook
+
+AXIS = "devices"
+WHOLE = PartitionSpec()  # on every device
+SPLIT = PartitionSpec(AXIS)  # along the first axis; PartitionSpec(None, AXIS) along the second
+
+
+def all_devices() -> Mesh:
+    """Every visible device, of every host, along one axis."""
+    return Mesh(jax.devices(), (AXIS,))
+
+
+def devices_for(parts: int, setting: str, log: Logbook) -> Mesh:
+    """As many devices as can share `parts` evenly, equally many of each process.
+
+    Args:
+      parts: B.
+      setting: the setting to change where some devices are left out.
+      log: is told of those.
+
+    Raises:
+      ValueError: not even one device of each process can have an equal share.
+    """
+    processes, own = jax.process_count(), jax.local_device_count()
+    used = max((n for n in range(1, own + 1) if parts % (n * processes) == 0), default=0)
+    if not used:
+        raise ValueError(
+            f"{setting}={parts} does not divide by {processes} processes; choose a multiple of "
+            f"{processes * own}, their devices"
+        )
+    if used < own:
+        log.say(
+            f"{used * processes} of {own * processes} devices share {setting}={parts}, which does "
+            f"not divide by more; a multiple of {own * processes} keeps all of them busy"
+        )
+    by_process = [jax.local_devices(process_index=i)[:used] for i in range(processes)]
+    return Mesh(np.concatenate(by_process), (AXIS,))
+
+
+def on_all(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that every process has, laid on every device."""
+    return _laid(tree, NamedSharding(mesh, WHOLE))
+
+
+def split(tree: Any, mesh: Mesh, spec: PartitionSpec = SPLIT) -> Any:
+    """Arrays that every process has, split among the devices."""
+    return _laid(tree, NamedSharding(mesh, spec))
+
+
+def like(tree: Any, example: Any) -> Any:
+    """Arrays that every process has, laid as those of `example` are."""
+
+    def lay(leaf, there):
+        sharding = getattr(there, "sharding", None)
+        return _laid(leaf, sharding) if isinstance(sharding, NamedSharding) else leaf
+
+    return jax.tree.map(lay, tree, example)
+
+
+def gathered(tree: Any) -> Any:
+    """Whole arrays in the place of those of which other processes hold parts; all must call it."""
+
+    def gather(leaf):
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return leaf
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(gather, tree)
+
+
+def _laid(tree: Any, sharding: NamedSharding) -> Any:
+    def lay(leaf):
+        if jax.process_count() == 1:
+            return jax.device_put(leaf, sharding)
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(lay, tree)
+
+
+def own_normal(
+    key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike, *, axis: int
+) -> jax.Array:
+    """This device's part, of `shape`, of the standard normals of a whole batch.
+
+    For use under `shard_map`. Every device draws those of all, so that they do not depend on how
+    many devices there are.
+
+    Args:
+      key: PRNG key; consumed.
+      shape, dtype: of the part.
+      axis: along which the batch is split.
+    """
+    share, devices = shape[axis], jax.lax.axis_size(AXIS)
+    whole = jax.random.normal(key, (*shape[:axis], share * devices, *shape[axis + 1 :]), dtype)
+    return jax.lax.dynamic_slice_in_dim(whole, jax.lax.axis_index(AXIS) * share, share, axis)
