@@ -17,11 +17,12 @@ from dreamjax.controller.population import Policy
 from dreamjax.dream.worlds import World
 from dreamjax.game import rollouts
 from dreamjax.game.env import engine_seed
-from dreamjax.game.workers import Played, VectorGame
+from dreamjax.game.workers import NONE_PLAYED, Played, VectorGame
 from dreamjax.memory.model import Carry, Memory, reset
 from dreamjax.tasks import FRAME_SHAPE, Task
 from dreamjax.training.files import writable
 from dreamjax.training.logbook import Bar, Logbook
+from dreamjax.training.team import Team
 from dreamjax.vision.model import VAE
 
 FIRST_PLAYED = 10_000  # number of the first shard that an agent recorded
@@ -49,6 +50,7 @@ class Agent:
         policy: Policy | None = None,
     ):
         self._world, self._weights, self._key = world, weights, key
+        self.num_games = num_games
         self._carry = world.memory.initial_carry((num_games,))
         self._seeds = np.zeros(num_games, np.uint32)
         self._age = np.zeros(num_games, np.int32)
@@ -62,13 +64,16 @@ class Agent:
     def act(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Actions [G, A] for frames uint8 [G, 64, 64, 3], and the latents [G, Z] seen in them.
 
-        V's sampling depends on the key, the game's seed and the episode's age alone, so that an
-        episode is the same whatever is played beside it.
+        Fewer frames than games are those of the first games. V's sampling depends on the key, the
+        game's seed and the episode's age alone, so that an episode is the same whatever is played
+        beside it.
         """
         models = self._world.vision, self._world.memory
+        games = len(frames)
+        frames = np.pad(frames, ((0, self.num_games - games), (0, 0), (0, 0), (0, 0)))
         now = self._carry, frames, self._seeds, self._age
         self._carry, action, z = _act(self._policy, self._key, self._weights, models, *now)
-        action, z = np.asarray(action), np.asarray(z)
+        action, z = np.asarray(action)[:games], np.asarray(z)[:games]
         self._age = self._age + 1
         return action, z
 
@@ -132,6 +137,7 @@ def evaluate(
     policy: Policy | None = None,
     log: Logbook | None = None,
     workers: int | None = None,
+    team: Team | None = None,
 ) -> Played:
     """Play the real game with V, M and C.
 
@@ -141,9 +147,10 @@ def evaluate(
       seed: chooses the games (see `evaluation_seeds`) and V's sampling.
       log: shows progress.
       workers: processes; the number of cores by default.
+      team: the processes that share the games among them; None is this one alone.
 
     Returns:
-      `Played`, in the order of the seeds.
+      `Played`, in the order of the seeds; of a team's, this process's own.
 
     Raises:
       ValueError: no episodes asked for.
@@ -152,14 +159,17 @@ def evaluate(
     """
     if episodes <= 0:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
-    num_games = min(GAMES, episodes)
-    agent = Agent(world, weights, num_games, jax.random.key(seed), policy)
+    seeds = (team or Team()).own(evaluation_seeds(seed, episodes))
+    if not seeds:
+        return NONE_PLAYED
+    # one batch size for every size of a team: another would round otherwise
+    agent = Agent(world, weights, min(GAMES, episodes), jax.random.key(seed), policy)
     log = log or Logbook(quiet=True)
     with (
-        VectorGame(world.task, num_games, workers) as game,
-        log.progress("evaluate", episodes, "episodes") as bar,
+        VectorGame(world.task, min(GAMES, len(seeds)), workers) as game,
+        log.progress("evaluate", len(seeds), "episodes") as bar,
     ):
-        return play_all(agent, game, evaluation_seeds(seed, episodes), bar, Tape())
+        return play_all(agent, game, seeds, bar, Tape())
 
 
 def record(
@@ -172,6 +182,7 @@ def record(
     log: Logbook | None = None,
     workers: int | None = None,
     policy: Policy | None = None,
+    team: Team | None = None,
 ) -> None:
     """Record real episodes of V, M and C, as `rollouts.collect` does those of blind policies.
 
@@ -186,12 +197,14 @@ def record(
       log: shows progress.
       workers: processes; the number of cores by default.
       policy: as for `Agent`.
+      team: the processes that share the shards among them; None is this one alone.
     """
     directory, log = writable(directory), log or Logbook(quiet=True)
     shards = range(-(-episodes // GAMES))
     seeds = [odd - 1 for odd in evaluation_seeds(seed, len(shards) * GAMES)]
     paths = {shard: directory / f"shard-{FIRST_PLAYED + shard:05d}.npz" for shard in shards}
-    missing = {shard: path for shard, path in paths.items() if not path.exists()}
+    own = (team or Team()).own(list(paths.items()))
+    missing = {shard: path for shard, path in own if not path.exists()}
     if not missing:
         return
     seeds = [seed for shard in missing for seed in seeds[shard * GAMES :][:GAMES]]
@@ -264,7 +277,7 @@ def play_all(agent: Agent, game: VectorGame, seeds: list[int], bar: Bar, tape: T
     """Play each seed once; a slot goes on with the next seed when its episode ends.
 
     Args:
-      agent, game: of one number of slots, which is at most that of the seeds.
+      agent, game: the game's slots are at most the agent's games, and at most the seeds.
       seeds: of the episodes.
       bar: counts the episodes.
       tape: hears of their steps.

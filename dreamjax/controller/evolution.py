@@ -104,7 +104,7 @@ def evolve(
     def advance(state, step):
         state, count, metrics = generations(state, step, env_params)
         if watch is not None and "eval" in metrics:
-            metrics |= watch(state.es.mean, metrics["eval"])
+            metrics |= watch(np.asarray(state.es.mean), metrics["eval"])
         return state, count, metrics
 
     return fit(

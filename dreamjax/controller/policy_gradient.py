@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -28,6 +29,7 @@ from dreamjax.training.logbook import Logbook
 from dreamjax.training.mesh import AXIS, SPLIT, WHOLE, devices_for, on_all, split
 from dreamjax.training.settings import SettingError, require_positive, require_within
 
+SHARED = "gcd(learn.num_envs, steps of a minibatch)"
 _MAY_BE_ZERO = ("gae_lambda", "ent_coef", "averaging")
 
 
@@ -72,9 +74,10 @@ class LearnConfig:
         return max(1, self.steps // (self.num_envs * self.num_steps))
 
     @property
-    def minibatch(self) -> int:
-        """Steps of a minibatch."""
-        return self.num_envs * self.num_steps // self.num_minibatches
+    def shared(self) -> int:
+        """What devices can share evenly: the dreams, and the steps of a minibatch."""
+        minibatch = self.num_envs * self.num_steps // self.num_minibatches
+        return math.gcd(self.num_envs, minibatch)
 
 
 @struct.dataclass
@@ -161,14 +164,13 @@ def learn(
       The final `Learning`; `best` is the controller to use.
     """
     log = log or Logbook(quiet=True)
-    shared = math.gcd(config.num_envs, config.minibatch)
-    mesh = devices_for(shared, "learn.num_envs (or its minibatch)", log)
+    mesh = devices_for(config.shared, SHARED, log)
     updates, env_params = Updates(seed, env, controller, config, mesh), on_all(env_params, mesh)
 
     def advance(state, step):
         state, count, metrics = updates(state, step, env_params)
         if watch is not None and "eval" in metrics:
-            metrics |= watch(state.average, metrics["eval"])
+            metrics |= watch(np.asarray(state.average), metrics["eval"])
         return state, count, metrics
 
     return fit(

@@ -28,6 +28,7 @@ from dreamjax.game.workers import _worker_count, run_jobs
 from dreamjax.tasks import FRAME_SHAPE, Task
 from dreamjax.training import files
 from dreamjax.training.logbook import Logbook
+from dreamjax.training.team import Team
 
 FORMAT = 1
 EPISODE_BYTES = 10_000  # less than most games need; the paper's need about a million
@@ -279,6 +280,7 @@ def collect(
     min_steps: int = 0,
     workers: int | None = None,
     log: Logbook | None = None,
+    team: Team | None = None,
 ) -> Collection:
     """Record episodes of a policy that never looks; running it again finishes what is missing.
 
@@ -296,6 +298,7 @@ def collect(
       min_steps: shorter episodes are dropped and others played; the paper's data has 101.
       workers: processes; None for one a core.
       log: shows the progress and receives the speed; None shows none.
+      team: the processes that share the shards among them; None is this one alone.
 
     Raises:
       ValueError: an argument is out of range, the directory cannot be written, or it holds a
@@ -306,6 +309,7 @@ def collect(
     _check_request(task, episodes, policy, shard_episodes, min_steps)
     _worker_count(workers, episodes)  # raises here what it would once the directory is claimed
     log, directory = log or Logbook(quiet=True), files.writable(directory)
+    team = team or Team()
     _check_room(directory, episodes)
     settings = {
         "task": task.name,
@@ -316,18 +320,21 @@ def collect(
         "shard_episodes": shard_episodes,
         "min_steps": min_steps,
     }
-    _claim(directory, task, settings, episodes, log.say)
-    files.remove_stale(directory)
-    found = _episode_counts(directory, log.say)
-    jobs = [
+    if team.index == 0:
+        _claim(directory, task, settings, episodes, log.say)
+        files.remove_stale(directory)
+    found = team.first_then_all(lambda: _episode_counts(directory, log.say))
+    missing = [
         _ShardJob(path, task, policy, int(seed), shard, wanted, min_steps)
         for shard, path, wanted in _plan(directory, episodes, shard_episodes)
         if found.get(path, 0) < wanted
     ]
+    jobs = team.own(missing)
     if jobs:
-        kept = sum(found.values()) - sum(found.get(job.path, 0) for job in jobs)
+        kept = sum(found.values()) - sum(found.get(job.path, 0) for job in missing)
         _record_all(task, jobs, kept, workers, log)
-    frames = frame_counts(directory, say=log.say)
+    team.wait("all shards are recorded")
+    frames = team.first_then_all(lambda: frame_counts(directory, say=log.say))
     held = _episode_counts(directory, log.say)
     return Collection(directory, len(frames), sum(held.values()), sum(frames.values()))
 

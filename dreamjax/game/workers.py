@@ -265,6 +265,9 @@ class Played:
     terminated: np.ndarray
 
 
+NONE_PLAYED = Played(np.zeros(0), np.zeros(0, int), np.zeros(0, bool))
+
+
 def play(
     task: Task,
     policy: str,

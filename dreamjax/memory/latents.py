@@ -15,6 +15,7 @@ from dreamjax.tasks import FRAME_SHAPE
 from dreamjax.training import files
 from dreamjax.training.checkpoint import digest
 from dreamjax.training.logbook import Logbook
+from dreamjax.training.team import Team
 from dreamjax.vision.model import VAE
 
 FORMAT = 1
@@ -110,7 +111,12 @@ def places(seeds: np.ndarray) -> np.ndarray:
 
 
 def encode_rollouts(
-    vae: VAE, rollouts_directory: Path | str, latents_directory: Path | str, *, log: Logbook
+    vae: VAE,
+    rollouts_directory: Path | str,
+    latents_directory: Path | str,
+    *,
+    log: Logbook,
+    team: Team | None = None,
 ) -> None:
     """Encode every shard of rollouts that this V has not encoded yet.
 
@@ -119,22 +125,26 @@ def encode_rollouts(
       rollouts_directory: shards written by `rollouts.collect`.
       latents_directory: receives one file for each shard; run again to go on after a stop.
       log: shows the progress.
+      team: the processes that share the files among them; None is this one alone.
 
     Raises:
       ValueError: no rollouts there.
     """
-    counts = rollouts.frame_counts(rollouts_directory, say=log.say)
+    team = team or Team()
+    counts = team.first_then_all(lambda: rollouts.frame_counts(rollouts_directory, say=log.say))
     if not counts:
         raise ValueError(f"no rollouts in {rollouts_directory}; collect some first")
     latents_directory, vision = files.writable(latents_directory), digest(vae)
     targets = {path: latents_directory / path.name for path in counts}
-    todo = [path for path in counts if not _is_encoded(targets[path], vision, counts[path])]
-    total = sum(counts.values())
+    own = team.own(list(counts))
+    todo = [path for path in own if not _is_encoded(targets[path], vision, counts[path])]
+    total = sum(counts[path] for path in own)
     done = total - sum(counts[path] for path in todo)
     with log.progress("encode", total, "frames", done) as bar:
         for path, shard in rollouts.read_all(todo, say=log.say):
             _write(targets[path], _encoded(vae, shard, vision))
             bar.advance(counts[path])
+    team.wait("all frames are encoded")
 
 
 def _encoded(vae: VAE, shard: rollouts.Rollouts, vision: str) -> LatentSequences:

@@ -28,7 +28,16 @@ from dreamjax.training.checkpoint import Store
 from dreamjax.training.devices import product_dtype
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
-from dreamjax.training.mesh import AXIS, SPLIT, WHOLE, devices_for, on_all, own_normal, split
+from dreamjax.training.mesh import (
+    AXIS,
+    SPLIT,
+    WHOLE,
+    devices_for,
+    on_all,
+    on_own,
+    own_normal,
+    split,
+)
 from dreamjax.training.settings import require_positive, require_within
 
 DIVERGED = 1e3  # loss of an M past hope; one that knows nothing starts below 10
@@ -254,7 +263,7 @@ def train_memory(
         units_per_step=trainer.layout.lanes * trainer.layout.length,
         most=DIVERGED,
     )
-    return state.memory
+    return on_own(state.memory)
 
 
 class Trainer:

@@ -89,11 +89,8 @@ def _choose_devices(words: list[str]) -> None:
     from dreamjax.training import devices
 
     name, distributed = next(iter(words), ""), "--distributed" in words
-    if distributed and name in ABOUT and name != "evolve":
-        raise ValueError(
-            f"{name} runs on one host; only evolve knows --distributed: do the phases before it "
-            "on one host, in a directory that all hosts share"
-        )
+    if distributed and name == "fidelity":
+        raise ValueError("fidelity runs on one host; leave out --distributed")
     device = _value_of(words, "--device", "auto")
     if device not in DEVICES or not {"-h", "--help"}.isdisjoint(words):
         return  # the parser has something to say

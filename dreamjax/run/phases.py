@@ -20,7 +20,7 @@ import numpy as np
 from dreamjax.agent import evaluate, evaluation_seeds, record
 from dreamjax.controller.evolution import Evolution, evolve
 from dreamjax.controller.model import Controller
-from dreamjax.controller.policy_gradient import Learning, learn
+from dreamjax.controller.policy_gradient import SHARED, Learning, learn
 from dreamjax.dream.worlds import (
     World,
     adopt_world,
@@ -31,7 +31,7 @@ from dreamjax.dream.worlds import (
 )
 from dreamjax.fidelity.compare import ExploitAlarm
 from dreamjax.game.rollouts import UNREADABLE, collect, frame_counts, shard_paths
-from dreamjax.game.workers import play
+from dreamjax.game.workers import NONE_PLAYED, play
 from dreamjax.memory.latents import encode_rollouts, read_latents
 from dreamjax.memory.training import check_form, train_memory
 from dreamjax.run import pictures
@@ -55,8 +55,17 @@ from dreamjax.run.settings import (
     recorded_data,
 )
 from dreamjax.training.checkpoint import CheckpointError, Store, digest, versions
-from dreamjax.training.devices import is_first, product_dtype, wait_for_all
+from dreamjax.training.devices import (
+    check_agreement,
+    is_first,
+    product_dtype,
+    team,
+    together,
+    wait_for_all,
+)
 from dreamjax.training.files import writable, write_json, writing
+from dreamjax.training.logbook import Logbook
+from dreamjax.training.mesh import devices_for
 from dreamjax.vision.training import train_vision
 
 BASELINES = ("uniform", "blind")
@@ -74,12 +83,14 @@ def collect_phase(run: Run) -> None:
         min_steps=config.min_steps,
         workers=run.config.workers,
         log=run.log,
+        team=team(),
     )
 
 
 def vision_phase(run: Run) -> None:
     """Train V on the recorded frames."""
-    data = recorded_data(frame_counts(run.rollouts, say=run.log.say))
+    counts = team().first_then_all(lambda: frame_counts(run.rollouts, say=run.log.say))
+    data = recorded_data(counts)
     products = str(product_dtype(run.config.vision.bfloat16))
     store, meta = run.store("vision"), run.meta("vision", data=data, products=products)
     again = "run collect, which makes again what was set aside, use another run directory"
@@ -94,7 +105,7 @@ def encode_phase(run: Run) -> None:
     vision = load_vision(run)
     recorded = [part for part in (run.rollouts, run.played) if part.exists()]
     for part in recorded or [run.rollouts]:
-        encode_rollouts(vision, part, run.latents, log=run.log)
+        encode_rollouts(vision, part, run.latents, log=run.log, team=team())
 
 
 def memory_phase(run: Run) -> None:
@@ -108,7 +119,7 @@ def memory_phase(run: Run) -> None:
     store, config = run.store("memory"), run.config.memory
     made = {"vision": digest(vision), "data": encoded_data(latents), "held_out_by": "seed"}
     meta = run.meta("memory", **made, products=str(product_dtype(config.bfloat16)))
-    begin_again(run, meta)
+    team().first_then_all(lambda: begin_again(run, meta))
     train_on = f"to train on with these, add --memory.start-from {run.directory}"
     check_resumable(store, meta, config.grows, train_on)
     if store.steps():
@@ -116,7 +127,7 @@ def memory_phase(run: Run) -> None:
     began = memory_to_train_on(run)
     kept = {"log": run.log, "store": store, "meta": meta}
     memory = train_memory(run.seed, run.task, latents, config, memory=began, **kept)
-    if not is_bound(run, vision, memory):
+    if is_first() and not is_bound(run, vision, memory):
         bind(run, vision, memory, latents)
 
 
@@ -164,31 +175,33 @@ def _find_controller(run: Run, phase: str, find: Callable[..., Evolution | Learn
 
 def _alarm(run: Run, world: World, controller: Controller) -> ExploitAlarm | None:
     episodes = run.config.evaluate.watch_episodes
-    if not episodes:
+    if not episodes or not is_first():
         return None
     seed = run.seed + WATCH_SEED
     return ExploitAlarm(world, controller, episodes, seed, run.log, run.config.workers)
 
 
 def evaluate_phase(run: Run) -> None:
-    """Play the real game awake, beside the policies that never look; write results and film."""
+    """Play the real game awake, beside the policies that never look; write results and film.
+
+    The processes of a job share the games; the first writes.
+    """
     world = load_world(run.directory)
     controller, weights = load_controller(run.directory, world)
     config = run.config.evaluate
     played = {"policy": controller, "log": run.log, "workers": run.config.workers}
-    ours = evaluate(world, weights, config.episodes, run.seed, **played)
-    seeds = evaluation_seeds(run.seed, config.baseline_episodes)
-    blind = {
-        name: play(run.task, name, seeds, workers=run.config.workers, log=run.log, phase=name)
-        for name in BASELINES
-    }
+    own = evaluate(world, weights, config.episodes, run.seed, team=team(), **played)
+    ours = together(own.returns, config.episodes)
+    blind = {name: _blind_returns(run, name) for name in BASELINES}
+    if not is_first():
+        return
     results = {
         "task": run.task.name,
         "profile": run.task.profile,
-        "random": score(blind["uniform"].returns),
-        "blind": score(blind["blind"].returns),
+        "random": score(blind["uniform"]),
+        "blind": score(blind["blind"]),
         "paper": published(run.task.paper),
-        "ours": score(ours.returns),
+        "ours": score(ours),
         "dream": Store(run.directory / "controller").meta()["dream"],
         "seed": run.seed,
         "versions": versions(),
@@ -201,12 +214,22 @@ def evaluate_phase(run: Run) -> None:
     pictures.film(world, weights, run.directory / "dream.gif", run.seed, controller)
 
 
+def _blind_returns(run: Run, policy: str) -> np.ndarray:
+    """Returns of a policy that never looks in the evaluation's games."""
+    episodes, own = run.config.evaluate.baseline_episodes, NONE_PLAYED
+    seeds = team().own(evaluation_seeds(run.seed, episodes))
+    if seeds:
+        how = {"workers": run.config.workers, "log": run.log, "phase": policy}
+        own = play(run.task, policy, seeds, **how)
+    return together(own.returns, episodes)
+
+
 def record_phase(run: Run) -> None:
     """Record the evolved agent at play, for M to learn from (the paper's iterative procedure)."""
     world = load_world(run.directory)
     controller, weights = load_controller(run.directory, world)
     episodes, seed = run.config.collect.episodes, run.seed + WATCH_SEED
-    how = {"log": run.log, "workers": run.config.workers, "policy": controller}
+    how = {"log": run.log, "workers": run.config.workers, "policy": controller, "team": team()}
     record(world, weights, run.played, episodes, seed, **how)
 
 
@@ -250,10 +273,24 @@ def run_phases(run: Run, phases: tuple[str, ...] | None = None, world: str | Non
             if world is not None:
                 adopt_world(directory, world, run.task)
         wait_for_all("the directory is ready")
+        _check_shares(run.config, phases)
+        check_agreement(directory, repr((run.task.name, run.seed, run.config, versions())))
         for name in phases:
             start = time.monotonic()
             (PHASES | ASIDE)[name](run)
+            wait_for_all(name)
             run.log.log("seconds", 0, {name: time.monotonic() - start})
+
+
+def _check_shares(config: RunConfig, phases: tuple[str, ...]) -> None:
+    """Refuse batches that the processes of a job could not share, before a phase has begun."""
+    batches = {
+        "train-vision": (config.vision.batch_size, "vision.batch_size"),
+        "train-memory": (config.memory.batch_size, "memory.batch_size"),
+        "learn": (config.learn.shared, SHARED),
+    }
+    for phase in set(phases) & set(batches):
+        devices_for(*batches[phase], Logbook(quiet=True))
 
 
 def _check_game(run: Run) -> None:

@@ -9,11 +9,15 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
+
+from dreamjax.training.team import Team
 
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # as /proc/cpuinfo names them
 _FIRST_GPU = 8.0  # compute capability with bfloat16 tensor cores
@@ -202,3 +206,51 @@ def wait_for_all(what: str) -> None:
     """Go on only when every process of the job has come this far."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def team() -> Team:
+    """The processes of this job."""
+    return Team(jax.process_index(), jax.process_count(), wait_for_all)
+
+
+def together(own: np.ndarray, count: int) -> np.ndarray:
+    """The rows [count, ...] of all processes, of which `Team.own` gave this one `own`."""
+    if jax.process_count() == 1:
+        return own
+    whole = np.zeros((count, *own.shape[1:]), own.dtype)
+    whole[jax.process_index() :: jax.process_count()] = own
+    found = multihost_utils.process_allgather(whole.view(np.uint8))  # exact, whatever the dtype
+    return np.bitwise_or.reduce(found, axis=0).view(own.dtype)
+
+
+def check_agreement(directory: Path, facts: str) -> None:
+    """See that all processes of the job run the same, in one directory.
+
+    Args:
+      directory: where the first process leaves a word for the others.
+      facts: what all must have in common.
+
+    Raises:
+      ValueError: names what is not the same, in every process.
+    """
+    if jax.process_count() == 1:
+        return
+    word = str(multihost_utils.broadcast_one_to_all(np.uint32(time.time_ns() % 2**32)))
+    path = directory / ".job"
+    if is_first():
+        path.write_text(word)
+    wait_for_all("a word is left")
+    seen = path.exists() and path.read_text() == word
+    told = np.array([seen, zlib.crc32(facts.encode())], np.uint32)
+    everywhere = multihost_utils.process_allgather(told)
+    if is_first():
+        path.unlink(missing_ok=True)
+    for column, fault in enumerate(
+        (
+            f"do not see the same files; put {directory} where all hosts see it",
+            f"were not started alike; start them with the same words, here: {facts}",
+        )
+    ):
+        odd = np.flatnonzero(everywhere[:, column] != everywhere[0, column])
+        if len(odd):
+            raise ValueError(f"processes 0 and {odd[0]} of this job {fault}")

@@ -6,6 +6,7 @@ Legend: B parts of a batch.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -67,6 +68,11 @@ def like(tree: Any, example: Any) -> Any:
         return _laid(leaf, sharding) if isinstance(sharding, NamedSharding) else leaf
 
     return jax.tree.map(lay, tree, example)
+
+
+def on_own(tree: Any) -> Any:
+    """Arrays that lie whole on every device, on this process's default one."""
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
 
 
 def gathered(tree: Any) -> Any:

@@ -22,7 +22,16 @@ from dreamjax.training.checkpoint import Store
 from dreamjax.training.devices import product_dtype
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
-from dreamjax.training.mesh import AXIS, WHOLE, all_devices, devices_for, on_all, own_normal, split
+from dreamjax.training.mesh import (
+    AXIS,
+    WHOLE,
+    all_devices,
+    devices_for,
+    on_all,
+    on_own,
+    own_normal,
+    split,
+)
 from dreamjax.training.settings import require_positive
 from dreamjax.vision.frames import FrameStream
 from dreamjax.vision.model import VAE, images
@@ -165,7 +174,7 @@ def train_vision(
             ahead[following] = frames_from(following)
         return state, len(frames), {name: float(value) for name, value in metrics.items()}
 
-    return fit(
+    state = fit(
         "vision",
         initial_state(task.latent_size, key_model, mesh),
         advance,
@@ -175,7 +184,8 @@ def train_vision(
         meta=meta,
         unit="frames",
         units_per_step=config.batch_size,
-    ).model
+    )
+    return on_own(state.model)
 
 
 def initial_state(latent_size: int, key: jax.Array, mesh: Mesh | None = None) -> State:
