@@ -269,9 +269,9 @@ def test_an_absent_coordinator_is_named(tmp_path, monkeypatch, capsys):
     assert "JAX_PROCESS_ID must be a number of at least 0, got 'one'" in said(capsys)
 
 
-def test_only_evolve_is_shared_by_processes(tmp_path, capsys):
-    assert command("learn", tmp_path, "--distributed") == 1
-    assert "learn runs on one host" in said(capsys)
+def test_fidelity_is_not_shared_by_processes(tmp_path, capsys):
+    assert command("fidelity", tmp_path, "--distributed") == 1
+    assert "fidelity runs on one host" in said(capsys)
 
 
 def test_a_dream_without_numbers_ends(dream):
