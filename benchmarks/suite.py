@@ -153,6 +153,7 @@ def draw(rows: list[timing.Row], target: Path) -> None:
         points = [(row["lanes"], row["value"]) for row in rows if row["name"] == name]
         axis.plot(*zip(*points, strict=True), marker="o", label=name)
     axis.set(xscale="log", xlabel="lanes", ylabel="valid steps/s", title=rows[0]["device"])
+    axis.set_ylim(bottom=0)
     axis.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(target, dpi=120)
