@@ -155,6 +155,7 @@ def hostile(arrays, blob, meta):
         "kind list": (fact(kind=["lstm"]), r"M is of the kind \['lstm'\]"),
         "heads": (fact(heads=["reward"]), r"heads are \['reward'\], but must be of \['end'\]"),
         "heads x": (fact(heads="end"), "heads are 'end'"),
+        "heads 7": (fact(heads=7), "heads are 7, but must be of"),
         "no heads": (fact(heads=[]), r"head_bias.* needs float32\[960\]"),
         "units 0": (fact(hidden_size=0), "hidden_size is 0, but must be a whole number from 1"),
         "units x": (fact(hidden_size="512"), "hidden_size is '512'"),
