@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from dreamjax.controller.population import rollout
 from dreamjax.dream.worlds import World
 from dreamjax.training.devices import product_dtype
+from dreamjax.training.mesh import AXIS
 
 from . import timing
 from .world import stand_in, step_flops
@@ -18,17 +20,22 @@ from .world import stand_in, step_flops
 MEMBERS = 64
 
 
-def alive_steps(world: World, lanes: int, steps: int, dtype) -> timing.Timing:
-    """Time of `steps` steps of `lanes` immortal dreams of a population of `MEMBERS`."""
+def alive_steps(
+    world: World, lanes: int, steps: int, dtype, mesh: Mesh | None = None
+) -> timing.Timing:
+    """Time of `steps` steps of `lanes` immortal dreams of a population of `MEMBERS`.
+
+    They are shared by the devices of `mesh`; None is the default device alone.
+    """
     env, controller = world.env(), world.controller()
     params = world.params(1.0, jnp.inf, dtype).replace(max_steps_in_episode=jnp.int32(steps))
-    members = min(MEMBERS, lanes)
+    members, share = min(MEMBERS, lanes), lanes // (mesh.size if mesh else 1)
     weights = 0.1 * jax.random.normal(jax.random.key(2), (members, controller.num_params))
 
     def play(params, weights):
-        return rollout(
-            jax.random.key(3), env, params, controller, weights, lanes // members, sizes=(lanes,)
-        )
+        key, rollouts = jax.random.key(3), lanes // members
+        how = {"mesh": mesh, "sizes": (share,)}
+        return rollout(key, env, params, controller, weights, rollouts, **how)
 
     return timing.timed(play, params, weights, repeats=5)
 
@@ -51,9 +58,23 @@ def measure(
         for lanes in lane_counts:
             taken = alive_steps(world, lanes, steps, dtype)
             rate = lanes * steps / taken.run
-            yield timing.row(f"dream alive {dtype}", lanes, rate, "steps/s", rate / ceiling)
+            shares = {"share": rate / ceiling, "spread": taken.spread}
+            yield timing.row(f"dream alive {dtype}", lanes, rate, "steps/s", **shares)
             yield timing.row(f"dream compile {dtype}", lanes, taken.compile, "s")
             yield timing.row(f"dream memory {dtype}", lanes, taken.memory / 1e6, "MB")
+
+
+def scaling(world: World, lanes: int = 1024, steps: int = 100) -> Iterator[timing.Row]:
+    """Valid steps/s of 1, 2, 4, ... devices, `lanes` dreams on each, and the share of so many."""
+    dtype, alone, count = product_dtype(), None, 1
+    while count <= jax.device_count():
+        mesh = Mesh(jax.devices()[:count], (AXIS,))
+        taken = alive_steps(world, count * lanes, steps, dtype, mesh)
+        rate = count * lanes * steps / taken.run
+        alone = alone or rate
+        shares = {"share": rate / (count * alone), "spread": taken.spread}
+        yield timing.row(f"devices {count} {dtype}", count * lanes, rate, "steps/s", **shares)
+        count *= 2
 
 
 if __name__ == "__main__":

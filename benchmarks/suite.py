@@ -9,7 +9,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -33,6 +33,7 @@ QUICK_LANES = (64, 1024)
 LANES = (64, 256, 1024, 4096, 16_384, 65_536)
 TORCH_LANES = 1024
 QUICK_SECONDS = 120
+MADE_BY = "give what dreamjax bench --json wrote"
 
 Section = tuple[str, Callable[[], Iterable[timing.Row]]]  # what it measures, and its rows
 
@@ -44,6 +45,7 @@ def run(
     target: Path | None = None,
     plot: Path | None = None,
     seconds: float | None = None,
+    against: Path | None = None,
 ) -> list[timing.Row]:
     """Measure, print each row as it comes, and write them all.
 
@@ -58,10 +60,12 @@ def run(
       plot: PNG file.
       seconds: after which nothing new is begun, and what is left out is named; None is
         `QUICK_SECONDS` if `quick`, else no limit.
+      against: JSON file of an earlier run; each row is then told as a ratio to its row there.
 
     Raises:
-      ValueError: a number of lanes that is not positive or does not fit, seconds that are not
-        positive, or a file that cannot be written; before anything is measured.
+      ValueError: a file to compare with that has no rows, a number of lanes that is not positive
+        or does not fit, seconds that are not positive, or a file that cannot be written; before
+        anything is measured.
     """
     for file in filter(None, (target, plot)):
         writable(file.parent)
@@ -69,6 +73,7 @@ def run(
         seconds = QUICK_SECONDS if quick else math.inf
     if not seconds > 0:
         raise ValueError(f"seconds must be more than 0, got {seconds}")
+    before = None if against is None else read_rows(against)
     found, kind = find_world(world)
     lanes = _checked_lanes(found, lanes, QUICK_LANES if quick else LANES)
     racer = stand_in() if world is None else found
@@ -78,7 +83,42 @@ def run(
         target.write_text(json.dumps(rows, indent=2) + "\n")
     if plot is not None:
         draw(rows, plot)
+    if before is not None:
+        print(f"against {against}, of {before[0]['device']}:")
+        for text in ratios(rows, before):
+            print(text)
     return rows
+
+
+def read_rows(path: Path) -> list[timing.Row]:
+    """The rows of an earlier run.
+
+    Raises:
+      ValueError: the file has none.
+    """
+    try:
+        rows = json.loads(path.read_text())
+        needed = all({"name", "lanes", "value", "device"} <= row.keys() for row in rows)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be compared with ({error}); {MADE_BY}") from None
+    if not (rows and needed):
+        raise ValueError(f"{path} has no rows of a benchmark; {MADE_BY}")
+    return rows
+
+
+def ratios(rows: list[timing.Row], before: list[timing.Row]) -> Iterator[str]:
+    """Each row that is in both runs as its value now over its value then.
+
+    The noise beside it is that of the repeats of both; other work on a machine adds to it.
+    """
+    then = {(row["name"], row["lanes"]): row for row in before}
+    for row in rows:
+        old = then.get((row["name"], row["lanes"]))
+        if old is None or not old["value"]:
+            continue
+        ratio, spreads = row["value"] / old["value"], (row["spread"], old.get("spread"))
+        noise = "" if None in spreads else f" ± {ratio * math.hypot(*spreads):.2f}"
+        yield f"{row['name']:<52}{row['lanes'] or '':>7} {ratio:>8.2f}{noise}"
 
 
 def _checked_lanes(world: World, asked: tuple[int, ...], default: tuple[int, ...]):
@@ -121,6 +161,7 @@ def _all(world: World, kind: str, racer: World, lanes: tuple[int, ...]) -> list[
 
     return [
         ("dreams side by side", lambda: dream_throughput.measure(racer, lanes)),
+        *_scaling(racer),
         ("the parts of a step", lambda: step_split.measure(racer)),
         ("a generation", lambda: generation_time.measure(world, kind)),
         ("the original's way", training_speed.original_rows),
@@ -131,6 +172,13 @@ def _all(world: World, kind: str, racer: World, lanes: tuple[int, ...]) -> list[
         ("M", training_speed.memory_rows),
         ("the real game", lambda: real_game.rows(world)),
     ]
+
+
+def _scaling(racer: World) -> list[Section]:
+    """What several devices make, where there are several."""
+    if jax.device_count() == 1:
+        return []
+    return [("one device and several", lambda: dream_throughput.scaling(racer))]
 
 
 def line(row: timing.Row) -> str:

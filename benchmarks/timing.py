@@ -17,11 +17,15 @@ _ACCELERATOR_SHAPES = ((8192, 8192, 8192), (65_536, 578, 2048), (65_536, 512, 96
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds to compile, median seconds of a run, and bytes it needs at its peak."""
+    """Seconds to compile, median seconds of a run, and bytes it needs at its peak.
+
+    `spread` is that of the runs as a share of their median, see `spread_of`.
+    """
 
     compile: float
     run: float
     memory: int
+    spread: float = 0.0
 
 
 def timed(function: Callable, *args: Any, repeats: int = 3) -> Timing:
@@ -30,7 +34,8 @@ def timed(function: Callable, *args: Any, repeats: int = 3) -> Timing:
     compiled = jax.jit(function).lower(*args).compile()
     compile_seconds = time.perf_counter() - start
     jax.block_until_ready(compiled(*args))
-    return Timing(compile_seconds, seconds(lambda: compiled(*args), repeats), _peak(compiled))
+    taken = samples(lambda: compiled(*args), repeats)
+    return Timing(compile_seconds, statistics.median(taken), _peak(compiled), spread_of(taken))
 
 
 def _peak(compiled: Any) -> int:
@@ -42,12 +47,22 @@ def _peak(compiled: Any) -> int:
 
 def seconds(run: Callable[[], Any], repeats: int = 3) -> float:
     """Median seconds of `run()`, whatever device it waits for."""
+    return statistics.median(samples(run, repeats))
+
+
+def samples(run: Callable[[], Any], repeats: int = 3) -> list[float]:
+    """Seconds of each of some runs."""
     taken = []
     for _ in range(repeats):
         start = time.perf_counter()
         jax.block_until_ready(run())
         taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+    return taken
+
+
+def spread_of(taken: list[float]) -> float:
+    """Half the distance between the shortest and the longest run, as a share of the median."""
+    return (max(taken) - min(taken)) / 2 / statistics.median(taken)
 
 
 @functools.cache
@@ -89,14 +104,21 @@ def device_name() -> str:
 
 
 def row(
-    name: str, lanes: int, value: float, unit: str, share: float | None = None, device: str = ""
+    name: str,
+    lanes: int,
+    value: float,
+    unit: str,
+    share: float | None = None,
+    device: str = "",
+    spread: float | None = None,
 ) -> Row:
-    """One line of a benchmark's table and JSON."""
+    """One line of a benchmark's table and JSON; None where a share or a spread is not known."""
     return {
         "name": name,
         "lanes": lanes,
         "value": value,
         "unit": unit,
         "share_of_ceiling": share,
+        "spread": spread,
         "device": device or device_name(),
     }

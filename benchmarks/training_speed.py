@@ -4,6 +4,7 @@ python -m benchmarks.training_speed
 """
 
 import dataclasses
+import statistics
 import time
 
 import jax
@@ -36,11 +37,14 @@ def vision_rows(batch: int = 100, steps: int = 8) -> list[timing.Row]:
         return metrics
 
     jax.block_until_ready(train())
-    rate = steps * batch / timing.seconds(train)
-    encode = timing.timed(lambda vae, x: vae.encode(x), state.model, frames[0]).run
+    taken = timing.samples(train)
+    rate = steps * batch / statistics.median(taken)
+    encode = timing.timed(lambda vae, x: vae.encode(x), state.model, frames[0])
     return [
-        timing.row(f"V training {dtype}", batch, rate, "frames/s"),
-        timing.row("V encoding float32", batch, batch / encode, "frames/s"),
+        timing.row(f"V training {dtype}", batch, rate, "frames/s", spread=timing.spread_of(taken)),
+        timing.row(
+            "V encoding float32", batch, batch / encode.run, "frames/s", spread=encode.spread
+        ),
     ]
 
 
@@ -56,12 +60,13 @@ def memory_rows(steps: int = 4) -> list[timing.Row]:
         return metrics
 
     train()
-    taken = timing.seconds(train)
+    taken = timing.samples(train)
     frames = steps * trainer.layout.lanes * trainer.layout.length
     dtype = product_dtype(config.bfloat16)
     ceiling = timing.matrix_rate(dtype) / (BACKWARD * step_flops(state.memory))
-    rate = frames / taken
-    return [timing.row(f"M training {dtype}", config.batch_size, rate, "frames/s", rate / ceiling)]
+    rate = frames / statistics.median(taken)
+    shares = {"share": rate / ceiling, "spread": timing.spread_of(taken)}
+    return [timing.row(f"M training {dtype}", config.batch_size, rate, "frames/s", **shares)]
 
 
 def _random_latents(config: m.MemoryConfig) -> LatentSequences:

@@ -116,12 +116,37 @@ def test_bench_writes_the_agreed_rows(tmp_path, capsys, monkeypatch):
     words = ["bench", "--quick", "--lanes", "4", "--json", str(target), "--plot", str(plot)]
     assert cli.main(words) == 0
     rows = json.loads(target.read_text())
-    keys = {"name", "lanes", "value", "unit", "share_of_ceiling", "device"}
+    keys = {"name", "lanes", "value", "unit", "share_of_ceiling", "spread", "device"}
     assert rows and all(set(row) == keys for row in rows)
+    (alive,) = (row for row in rows if row["name"].startswith("dream alive"))
+    assert 0 < alive["spread"] < 1
     assert plot.stat().st_size > 1000
     told = capsys.readouterr()
     assert len(told.out.splitlines()) == len(rows) + 1
     assert told.err == "measuring dreams ...\nmeasuring the original ...\n"
+
+
+def test_bench_compares_itself_with_an_earlier_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(suite, "_quick", lambda *found: [("rows", lambda: now)])
+    now = [timing.row("a", 4, 6.0, "s", device="x", spread=0.03), timing.row("b", 0, 1.0, "s")]
+    then = [timing.row("a", 4, 4.0, "s", device="y", spread=0.04), timing.row("b", 1, 1.0, "s")]
+    words = ["bench", "--quick", "--lanes=4", "--against", str(tmp_path / "then.json")]
+    for text, fault in (("", "cannot be compared"), ("[]", "no rows"), ('{"a": 1}', "cannot be")):
+        (tmp_path / "then.json").write_text(text)
+        assert cli.main(words) == 1
+        said = capsys.readouterr()
+        assert fault in said.err and said.err.count("\n") == 1 and not said.out
+    (tmp_path / "then.json").write_text(json.dumps(then))
+    assert cli.main(words) == 0
+    title, *told = capsys.readouterr().out.splitlines()[3:]
+    assert title.endswith("then.json, of y:")
+    assert [line.split() for line in told] == [["a", "4", "1.50", "±", "0.08"]]
+
+
+def test_several_devices_are_measured_as_rows():
+    (row,) = dream_throughput.scaling(stand_in(), lanes=64, steps=2)
+    assert (row["name"], row["lanes"]) == ("devices 1 float32", 64)
+    assert row["share_of_ceiling"] == 1 and row["value"] > 0
 
 
 def test_bench_is_bounded_and_names_what_it_leaves_out(capsys, monkeypatch):

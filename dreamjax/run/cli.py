@@ -252,12 +252,14 @@ class Bench:
     seconds: float | None = None  # begin nothing new after them; None is 120 if quick
     json: Path | None = None  # write the rows here
     plot: Path | None = None  # draw steps/s against lanes here
+    against: Path | None = None  # rows of an earlier run, to which those of this one are compared
     world: str | None = None  # run directory of a trained world; None is the shipped one
     lanes: tuple[int, ...] = ()  # batch sizes; none is a range that fits
     device: Literal[DEVICES] = "auto"
 
     def __call__(self) -> None:
-        _benchmarks().run(self.quick, self.world, self.lanes, self.json, self.plot, self.seconds)
+        files = self.json, self.plot
+        _benchmarks().run(self.quick, self.world, self.lanes, *files, self.seconds, self.against)
 
 
 def _benchmarks():
