@@ -25,6 +25,7 @@ _FIRST_GPU = 8.0  # compute capability with bfloat16 tensor cores
 TILE = 64  # matrices whose sides are multiples of it keep an accelerator's matrix units busy
 
 COORDINATOR_SECONDS = 20.0  # how long the first process of a job may be silent at first
+JOIN_SECONDS = 20  # after which a process that has not come counts as lost
 HEARTBEAT_SECONDS = 20  # silence after which a process of a job counts as lost
 
 
@@ -101,6 +102,7 @@ def join(words: list[str]) -> None:
             address,
             _number("JAX_NUM_PROCESSES"),
             index,
+            initialization_timeout=JOIN_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
