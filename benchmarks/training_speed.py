@@ -51,7 +51,7 @@ def vision_rows(batch: int = 100, steps: int = 8) -> list[timing.Row]:
 def memory_rows(steps: int = 4) -> list[timing.Row]:
     """M's training rate, and its share of the matrix rate, at the paper's batch."""
     config = dataclasses.replace(m.MemoryConfig(), steps=steps, steps_per_call=steps)
-    trainer = m.Trainer(0, TAKE_COVER, _random_latents(config), config)
+    trainer = m.Trainer(0, TAKE_COVER, random_latents(config), config)
     state = trainer.initial()
 
     def train():
@@ -69,7 +69,7 @@ def memory_rows(steps: int = 4) -> list[timing.Row]:
     return [timing.row(f"M training {dtype}", config.batch_size, rate, "frames/s", **shares)]
 
 
-def _random_latents(config: m.MemoryConfig) -> LatentSequences:
+def random_latents(config: m.MemoryConfig) -> LatentSequences:
     total = config.batch_size * config.sequence_length * config.steps
     episodes = int(total / EPISODE / (1 - config.held_out)) + 2
     rng, frames = np.random.default_rng(0), episodes * EPISODE

@@ -15,13 +15,14 @@ from benchmarks import (
     drop_in,
     lazy_update,
     precision,
+    roofline,
     step_split,
     suite,
     timing,
     torch_dream,
     training_speed,
 )
-from benchmarks.world import DEATHS_PER_STEP, stand_in
+from benchmarks.world import DEATHS_PER_STEP, stand_in, step_flops
 from dreamjax.controller.evolution import EvolveConfig
 from dreamjax.controller.population import rollout
 from dreamjax.controller.strategies import STRATEGIES
@@ -70,7 +71,7 @@ def test_throughput_rows(world):
 
 def test_m_is_timed_on_what_it_trains_on():
     config = MemoryConfig(steps=1, batch_size=4, sequence_length=300)
-    train, held = training_speed._random_latents(config).split(config.held_out)
+    train, held = training_speed.random_latents(config).split(config.held_out)
     assert train.lengths.sum() >= 1200 and len(held.lengths)
 
 
@@ -141,6 +142,32 @@ def test_bench_compares_itself_with_an_earlier_run(tmp_path, capsys, monkeypatch
     title, *told = capsys.readouterr().out.splitlines()[3:]
     assert title.endswith("then.json, of y:")
     assert [line.split() for line in told] == [["a", "4", "1.50", "±", "0.08"]]
+
+
+def test_a_program_s_work_is_counted_through_its_loops():
+    def chain(a, b):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ b), x[0]), a, length=7)
+
+    def draws(key):
+        return jax.random.normal(key, (64, 64))
+
+    a, b = jnp.ones((8, 16)), jnp.ones((16, 16))
+    work = roofline.counted(jax.jit(chain), a, b)
+    assert work.flops == 7 * 2 * 8 * 16 * 16
+    assert 7 <= work.kernels <= 60 and 7 * 4 * 16 * 16 < work.bytes < 1e5
+    assert roofline.counted(jax.jit(draws), jax.random.key(0)).kernels < 20  # 80 if rounds counted
+    step, world = roofline.dream_step(stand_in(), 64), stand_in()
+    assert step.flops == pytest.approx(64 * step_flops(world.memory), rel=0.01)
+
+
+def test_the_longest_part_of_the_work_bounds_it():
+    device = roofline.Device(flops=10.0, bandwidth=2.0, launch=0.5)
+    for work, seconds, bound in (
+        (roofline.Work(30, 2, 1), 3.5, "arithmetic"),
+        (roofline.Work(30, 8, 2), 5.0, "memory"),
+        (roofline.Work(30, 8, 9), 8.5, "launches"),
+    ):
+        assert (work.seconds(device), work.bound(device)) == (seconds, bound)
 
 
 def test_several_devices_are_measured_as_rows():
