@@ -311,15 +311,7 @@ def collect(
     log, directory = log or Logbook(quiet=True), files.writable(directory)
     team = team or Team()
     _check_room(directory, episodes)
-    settings = {
-        "task": task.name,
-        "profile": task.profile,
-        "max_steps": task.max_steps,
-        "policy": policy,
-        "seed": int(seed),
-        "shard_episodes": shard_episodes,
-        "min_steps": min_steps,
-    }
+    settings = _settings(task, policy, seed, shard_episodes, min_steps)
     if team.index == 0:
         _claim(directory, task, settings, episodes, log.say)
         files.remove_stale(directory)
@@ -337,6 +329,19 @@ def collect(
     frames = team.first_then_all(lambda: frame_counts(directory, say=log.say))
     held = _episode_counts(directory, log.say)
     return Collection(directory, len(frames), sum(held.values()), sum(frames.values()))
+
+
+def _settings(task, policy, seed, shard_episodes, min_steps) -> dict[str, int | str]:
+    """What a collection is made with, as `collection.json` keeps it."""
+    return {
+        "task": task.name,
+        "profile": task.profile,
+        "max_steps": task.max_steps,
+        "policy": policy,
+        "seed": int(seed),
+        "shard_episodes": shard_episodes,
+        "min_steps": min_steps,
+    }
 
 
 def _check_request(task, episodes, policy, shard_episodes, min_steps) -> None:
