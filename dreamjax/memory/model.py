@@ -15,6 +15,7 @@ from dreamjax.memory import heads as outputs
 from dreamjax.memory.heads import Prediction
 from dreamjax.tasks import Task
 from dreamjax.training.devices import tile
+from dreamjax.vision import layers
 
 CLOCK = 1000  # steps that M's clock counts as one, so that it stays near 1
 
@@ -185,10 +186,7 @@ class Memory(nnx.Module):
 
 def glorot(rngs: nnx.Rngs, rows: int, columns: int) -> jax.Array:
     """A kernel [rows, columns], Glorot uniform."""
-    return _glorot(rngs.params(), (rows, columns))
-
-
-_glorot = jax.jit(nnx.initializers.glorot_uniform(dtype=jnp.float32), static_argnums=1)
+    return layers.glorot(rngs.params(), (rows, columns))
 
 
 def pressed(action: jax.Array, threshold: float) -> jax.Array:

@@ -116,14 +116,14 @@ def _widen_backward(saved, gradient):
 _widen.defvjp(_widen_forward, _widen_backward)
 
 
-_glorot = jax.jit(nnx.initializers.glorot_uniform(dtype=jnp.float32), static_argnums=1)
+glorot = jax.jit(nnx.initializers.glorot_uniform(dtype=jnp.float32), static_argnums=1)
 
 
 class Layer(nnx.Module):
     """Kernel and bias of one layer, initialised as TensorFlow 1 does."""
 
     def __init__(self, shape: tuple[int, ...], outputs: int, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(_glorot(rngs.params(), shape))
+        self.kernel = nnx.Param(glorot(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32))
 
     def dense(self, x: jax.Array) -> jax.Array:
