@@ -17,7 +17,7 @@ from dreamjax.game.workers import default_workers, play
 from . import timing
 from .world import stand_in
 
-EPISODES = 16  # a worker
+EPISODES = 48  # a worker: on two, about as many as an evaluation plays
 
 
 def rows(world: World) -> list[timing.Row]:

@@ -1,7 +1,8 @@
 """V, M and C awake: playing the real game.
 
 Paper: the `rollout` pseudocode of section "Agent Model"; code: `doomrnn/model.py`.
-Legend: A action numbers, D weights of C, F features, G games played at once, H units of M.
+Legend: A action numbers, D weights of C, F features, G games played at once, H units of M, S games
+that are looked at together.
 """
 
 import functools
@@ -26,7 +27,8 @@ from dreamjax.training.team import Team
 from dreamjax.vision.model import VAE
 
 FIRST_PLAYED = 10_000  # number of the first shard that an agent recorded
-GAMES = 32  # games at once: enough to fill a matrix product, few enough to wait for
+GAMES = 32  # games at once
+BATCH = 16  # frames that V sees at once: enough to fill a matrix product, few enough to wait for
 
 
 class Agent:
@@ -51,9 +53,9 @@ class Agent:
     ):
         self._world, self._weights, self._key = world, weights, key
         self.num_games = num_games
-        self._carry = world.memory.initial_carry((num_games,))
-        self._seeds = np.zeros(num_games, np.uint32)
-        self._age = np.zeros(num_games, np.int32)
+        self._carry = world.memory.initial_carry((num_games + 1,))  # the last fills batches up
+        self._seeds = np.zeros(num_games + 1, np.uint32)
+        self._age = np.zeros(num_games + 1, np.int32)
         self._policy = policy or world.controller()
 
     def begin(self, slots: np.ndarray, seeds: list[int]) -> None:
@@ -61,29 +63,41 @@ class Agent:
         self._seeds[slots] = [engine_seed(seed) for seed in seeds]
         self._age[slots] = 0
 
-    def act(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Actions [G, A] for frames uint8 [G, 64, 64, 3], and the latents [G, Z] seen in them.
+    def act(self, slots: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Actions [S, A] for frames uint8 [S, 64, 64, 3], and the latents [S, Z] seen in them.
 
-        Fewer frames than games are those of the first games. V's sampling depends on the key, the
-        game's seed and the episode's age alone, so that an episode is the same whatever is played
-        beside it.
+        `slots` says which games show them, each once. V's sampling depends on the key, the game's
+        seed and the episode's age alone, and V sees `BATCH` frames at once always, so that an
+        episode is the same to the bit whatever is played beside it.
         """
+        starts = range(0, len(slots), BATCH)
+        found = [self._batch(slots[i : i + BATCH], frames[i : i + BATCH]) for i in starts]
+        action, z = (np.concatenate(column) for column in zip(*found, strict=True))
+        self._age[slots] += 1
+        return action, z
+
+    def _batch(self, slots: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`act` for at most `BATCH` frames."""
+        shown, left = len(slots), BATCH - len(slots)
+        slots = np.pad(slots, (0, left), constant_values=self.num_games)
+        frames = np.pad(frames, ((0, left), (0, 0), (0, 0), (0, 0)))
         models = self._world.vision, self._world.memory
-        games = len(frames)
-        frames = np.pad(frames, ((0, self.num_games - games), (0, 0), (0, 0), (0, 0)))
-        now = self._carry, frames, self._seeds, self._age
-        self._carry, action, z = _act(self._policy, self._key, self._weights, models, *now)
-        action, z = np.asarray(action)[:games], np.asarray(z)[:games]
-        self._age = self._age + 1
+        now = slots, frames, self._seeds[slots], self._age[slots]
+        self._carry, *found = _act(
+            self._policy, self._key, self._weights, models, self._carry, *now
+        )
+        action, z = (np.asarray(column)[:shown] for column in found)
         return action, z
 
 
 @functools.partial(jax.jit, static_argnames="policy")
-def _act(policy, key, weights, models, carry, frames, seeds, age):
+def _act(policy, key, weights, models, carry, slots, frames, seeds, age):
     """The next carry, the actions and the latents; compiled once for all agents of a policy."""
     keys = jax.vmap(functools.partial(_noise_key, key))(seeds, age)
     act = functools.partial(jax.vmap(policy, (None, 0)), weights)
-    carry, action, obs = step_awake(act, keys, models, carry, frames, age)
+    theirs = jax.tree.map(lambda part: part[slots], carry)
+    theirs, action, obs = step_awake(act, keys, models, theirs, frames, age)
+    carry = jax.tree.map(lambda part, new: part.at[slots].set(new), carry, theirs)
     return carry, action, obs[:, : models[1].latent_size]
 
 
@@ -162,11 +176,11 @@ def evaluate(
     seeds = (team or Team()).own(evaluation_seeds(seed, episodes))
     if not seeds:
         return NONE_PLAYED
-    # one batch size for every size of a team: another would round otherwise
-    agent = Agent(world, weights, min(GAMES, episodes), jax.random.key(seed), policy)
+    games = min(GAMES, len(seeds))
+    agent = Agent(world, weights, games, jax.random.key(seed), policy)
     log = log or Logbook(quiet=True)
     with (
-        VectorGame(world.task, min(GAMES, len(seeds)), workers) as game,
+        VectorGame(world.task, games, workers) as game,
         log.progress("evaluate", len(seeds), "episodes") as bar,
     ):
         return play_all(agent, game, seeds, bar, Tape())
@@ -221,7 +235,7 @@ class Tape:
     """Hears of every step of every episode; keeps nothing."""
 
     def add(self, episodes, frames, latents, actions, rewards, ends) -> None:
-        """One step of each of `episodes`."""
+        """One step of each of `episodes`, of which there is at least one."""
 
     def end(self, episode: int) -> None:
         """An episode is over."""
@@ -276,8 +290,10 @@ class ShardTape(Tape):
 def play_all(agent: Agent, game: VectorGame, seeds: list[int], bar: Bar, tape: Tape) -> Played:
     """Play each seed once; a slot goes on with the next seed when its episode ends.
 
+    The agent acts as soon as it can fill a batch, while the other games play.
+
     Args:
-      agent, game: the game's slots are at most the agent's games, and at most the seeds.
+      agent, game: as many games in both, at most one for each seed.
       seeds: of the episodes.
       bar: counts the episodes.
       tape: hears of their steps.
@@ -285,30 +301,70 @@ def play_all(agent: Agent, game: VectorGame, seeds: list[int], bar: Bar, tape: T
     Raises:
       WorkerError: the game could not be kept running.
     """
-    returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), int)
-    terminated = np.zeros(len(seeds), bool)
-    slots = np.arange(game.num_games)
-    episode = slots.copy()  # which seed each slot plays
-    upcoming, finished, begun = len(slots), [], slots
-    frames = np.zeros((len(slots), *FRAME_SHAPE), np.uint8)
-    while len(active := np.flatnonzero(episode >= 0)):
-        if len(begun):
-            theirs = [seeds[i] for i in episode[begun]]
-            frames[begun] = game.reset(begun, theirs)
-            agent.begin(begun, theirs)
-        action, z = agent.act(frames)
-        now, reward, ends, truncated = game.step(active, action[active])
-        tape.add(episode[active], frames[active], z[active], action[active], reward, ends)
-        frames[active] = now
-        lengths[episode[active]] += 1
-        returns[episode[active]] += reward
-        terminated[episode[active]] = ends >= 0
-        ended = active[(ends >= 0) | truncated]
-        for slot in ended:
-            tape.end(int(episode[slot]))
-            finished.append(returns[episode[slot]])
-            bar.advance(1, f"mean {np.mean(finished):.0f}")
-            episode[slot] = upcoming if upcoming < len(seeds) else -1
-            upcoming += episode[slot] >= 0
-        begun = ended[episode[ended] >= 0]
-    return Played(returns, lengths, terminated)
+    table = _Table(agent, game, seeds, bar, tape)
+    table.begin(np.arange(game.num_games))
+    ready = np.zeros(0, int)  # slots whose frames await an action
+    while len(ready) or game.awaited:
+        if game.awaited and len(ready) < BATCH:
+            ready = np.concatenate((ready, table.receive()))
+        else:
+            table.act(ready[:BATCH])
+            ready = ready[BATCH:]
+    return table.played
+
+
+class _Table:
+    """Who plays what, and what came of it; arguments as for `play_all`."""
+
+    def __init__(self, agent: Agent, game: VectorGame, seeds: list[int], bar: Bar, tape: Tape):
+        self._agent, self._game, self._seeds, self._bar, self._tape = agent, game, seeds, bar, tape
+        count, slots, task = len(seeds), game.num_games, game.task
+        self.played = Played(np.zeros(count), np.zeros(count, int), np.zeros(count, bool))
+        self._upcoming, self._finished = 0, []
+        self._episode = np.full(slots, -1)  # which seed each slot plays
+        self._begun = np.zeros(slots, bool)  # the slot's first frame is awaited
+        self._frames = np.zeros((slots, *FRAME_SHAPE), np.uint8)
+        self._latents = np.zeros((slots, task.latent_size), np.float32)
+        self._actions = np.zeros((slots, task.actions.size), np.float32)
+
+    def begin(self, slots: np.ndarray) -> None:
+        """Play the next seeds in these slots, as far as there are any."""
+        slots = slots[: len(self._seeds) - self._upcoming]
+        if len(slots):
+            self._episode[slots] = self._upcoming + np.arange(len(slots))
+            self._upcoming += len(slots)
+            self._begun[slots] = True
+            seeds = [self._seeds[number] for number in self._episode[slots]]
+            self._agent.begin(slots, seeds)
+            self._game.begin(slots, seeds)
+
+    def act(self, slots: np.ndarray) -> None:
+        """Look at the frames of these slots, and play on."""
+        self._actions[slots], self._latents[slots] = self._agent.act(slots, self._frames[slots])
+        self._game.send(slots, self._actions[slots])
+
+    def receive(self) -> np.ndarray:
+        """Take what the games answer; the slots that go on with it."""
+        slots, frames, rewards, ends, truncated = self._game.receive()
+        went, over = ~self._begun[slots], (ends >= 0) | truncated
+        if went.any():
+            self._note(slots[went], rewards[went], ends[went])
+        self._frames[slots], self._begun[slots] = frames, False
+        for episode in self._episode[slots[over]]:
+            self._finish(int(episode))
+        self.begin(slots[over])
+        return slots[~over]
+
+    def _note(self, slots: np.ndarray, rewards: np.ndarray, ends: np.ndarray) -> None:
+        """Count a step of each of these slots' episodes."""
+        episodes = self._episode[slots]
+        seen = self._frames[slots], self._latents[slots], self._actions[slots]
+        self._tape.add(episodes, *seen, rewards, ends)
+        self.played.lengths[episodes] += 1
+        self.played.returns[episodes] += rewards
+        self.played.terminated[episodes] = ends >= 0
+
+    def _finish(self, episode: int) -> None:
+        self._tape.end(episode)
+        self._finished.append(self.played.returns[episode])
+        self._bar.advance(1, f"mean {np.mean(self._finished):.0f}")

@@ -261,6 +261,24 @@ def test_games_lost_in_step_go_on_as_if_nothing_had_been(how):
     np.testing.assert_array_equal(disturbed[0], undisturbed[0])
 
 
+def test_only_what_was_asked_for_is_answered_where_a_worker_is_lost(fake_task):
+    with VectorGame(fake_task, 3, workers=1) as games:
+        games.reset([0, 1, 2], [100, 100, 1])
+        assert not games.awaited
+        games.send([0], np.zeros((1, 2)))
+        os.kill(games._workers[0].process.pid, signal.SIGKILL)
+        games.send([2], np.zeros((1, 2)))
+        found = [games.receive() for _ in range(2) if games.awaited]
+        assert np.concatenate([steps.slots for steps in found]).tolist() == [0, 2]
+        assert np.concatenate([steps.ends for steps in found]).tolist() == [-1, 0]
+        assert not games.awaited
+        games.send([1], np.zeros((1, 2)))
+        games.begin([2], [100])
+        found = [games.receive() for _ in range(2) if games.awaited]
+        shown = [(int(steps.slots[0]), steps.frames[0, 0, 0, 0]) for steps in found]
+        assert sorted(shown) == [(1, 1), (2, 0)]
+
+
 def fragile():
     return Fragile()
 

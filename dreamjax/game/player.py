@@ -7,6 +7,7 @@ by `dreamjax.game.workers` in a process group and a working directory of its own
 """
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -32,18 +33,22 @@ class Player:
 
     def __init__(self, connection: Connection):
         self._connection = connection
-        self._games = []
+        self._games: dict[int, RealGame] = {}
         self._ticks, self._ticked = 0, time.monotonic()
 
-    def open(self, task: Task, games: int, screen: bool) -> None:
-        """Start `games` games."""
-        for _ in range(games):
-            self._games.append(make_env(task, screen=screen))
+    def open(self, task: Task, screen: bool) -> None:
+        """Play games of this task; each is started when it is first played."""
+        self._make = functools.partial(make_env, task, screen=screen)
+
+    def _game(self, number: int) -> RealGame:
+        if number not in self._games:
+            self._games[number] = self._make()
+        return self._games[number]
 
     def run(self, target: str, job: Any) -> Any:
         """`target(game, job, tick)` for the "module:function" `target`."""
         self._ticked = time.monotonic()
-        value = find(target)(self._games[0], job, self.tick)
+        value = find(target)(self._game(0), job, self.tick)
         self._flush()
         return value
 
@@ -53,18 +58,20 @@ class Player:
         if time.monotonic() - self._ticked > _TICK_SECONDS:
             self._flush()
 
-    def reset(self, games: list[int], seeds: list[int]) -> np.ndarray:
-        """First frames [len(games), 64, 64, 3] of new episodes."""
-        return np.stack(
-            [self._games[g].reset(seed=s)[0] for g, s in zip(games, seeds, strict=True)]
-        )
+    def resume(self, game: int, seed: int, actions: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """Begin an episode in `game` and play these actions; the last step as `step` has it."""
+        frame, _ = self._game(game).reset(seed=seed)
+        last = frame, 0.0, -1, False
+        for action in actions:
+            last = self._step(self._game(game), action)
+        return tuple(np.array([value]) for value in last)
 
     def step(self, games: list[int], actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """Frames, rewards, ends and truncated of one step in each of `games`.
 
         An end is its place in the task's, or -1 where none came.
         """
-        steps = [self._step(self._games[g], a) for g, a in zip(games, actions, strict=True)]
+        steps = [self._step(self._game(g), a) for g, a in zip(games, actions, strict=True)]
         return tuple(np.stack(column) for column in zip(*steps, strict=True))
 
     def _step(self, game: RealGame, action: np.ndarray) -> tuple:

@@ -1,4 +1,4 @@
-"""Processes that play the real game, kept alive and in step.
+"""Processes that play the real game, kept alive.
 
 VizDoom's engine can crash, hang, or be orphaned, so every player (`dreamjax.game.player`) has a
 process group and a working directory of its own, every answer has a time limit, and a player
@@ -17,13 +17,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Pipe, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dreamjax.game import policies
 from dreamjax.game.scratch import Scratch
-from dreamjax.tasks import FRAME_SHAPE, Task
+from dreamjax.tasks import Task
 from dreamjax.training.logbook import Logbook
 
 TIMEOUT = 60.0  # seconds of silence after which a worker counts as hung
@@ -61,7 +61,7 @@ def _worker_count(workers: int | None, jobs: int) -> int:
 class _Worker:
     """One player process, seen from its parent."""
 
-    def __init__(self, task: Task, games: int, screen: bool):
+    def __init__(self, task: Task, screen: bool):
         self._scratch = Scratch("worker")
         self.directory = self._scratch.path
         self.heard = time.monotonic()
@@ -83,7 +83,7 @@ class _Worker:
                 stderr=log,
                 start_new_session=True,  # a process group, and no Ctrl-C of the terminal's
             )
-        self.send("open", task, games, screen)
+        self.send("open", task, screen)
 
     def send(self, *request: Any) -> None:
         """Ask; a dead worker is noticed when it fails to answer."""
@@ -108,15 +108,6 @@ class _Worker:
         if kind == "error":
             _raise(*content)
         return kind, content[0]
-
-    def answer(self, timeout: float) -> Any:
-        """The value of the last request, once it comes."""
-        while True:
-            if not self.connection.poll(timeout):
-                raise _LostError(f"a worker was silent for {timeout:.0f} s")
-            kind, value = self.message()
-            if kind != "open":
-                return value
 
     def end(self) -> None:
         """Kill the worker with its engines, and remove what they leave behind."""
@@ -235,7 +226,7 @@ class _JobPool:
             worker.end()
 
     def _start(self, job: int) -> None:
-        self._give(_Worker(self.task, 1, self.screen), job)
+        self._give(_Worker(self.task, self.screen), job)
 
     def _give(self, worker: _Worker, job: int) -> None:
         self.busy[worker] = job
@@ -312,11 +303,31 @@ def play(
     return Played(np.array(totals), np.array(lengths), np.array(terminated))
 
 
-class VectorGame:
-    """Real games played in step, for an agent in this process. Use it in a `with` block.
+class Steps(NamedTuple):
+    """What games answered.
 
-    An episode is a function of its seed and its actions, so a game that is lost is played again
-    up to where it was, and nobody notices.
+    Attributes:
+      slots: int [S], which games.
+      frames: uint8 [S, 64, 64, 3], what is seen now.
+      rewards: float32 [S], 0 where an episode has just begun.
+      ends: int8 [S], each its place in the task's, or -1 where none came.
+      truncated: bool [S].
+    """
+
+    slots: np.ndarray
+    frames: np.ndarray
+    rewards: np.ndarray
+    ends: np.ndarray
+    truncated: np.ndarray
+
+
+class VectorGame:
+    """Real games side by side, for an agent in this process. Use it in a `with` block.
+
+    `begin` and `send` ask without waiting, and `receive` takes the answers that came, so that
+    games play while the agent thinks; `reset` and `step` ask and wait for all. An episode is a
+    function of its seed and its actions, so a game that is lost is played again up to where it
+    was, and nobody notices.
 
     Args:
       task: the game.
@@ -344,6 +355,7 @@ class VectorGame:
         self._timeout, self._retries = timeout, retries
         self._episodes: list[_Episode | None] = [None] * num_games
         self._here = np.zeros(num_games, bool)  # the slot's game is where its episode is
+        self._arrived: list[Steps] = []
         self._workers = [None] * _worker_count(workers, num_games)
         for index in range(len(self._workers)):
             self._start(index)
@@ -360,7 +372,7 @@ class VectorGame:
             self._workers.pop().end()
 
     def reset(self, slots: Sequence[int], seeds: Sequence[int]) -> np.ndarray:
-        """Start an episode in each slot.
+        """Start an episode in each slot; nothing may be awaited.
 
         Args:
           slots: [S] which games.
@@ -373,103 +385,142 @@ class VectorGame:
           ImportError: the game's package is missing.
           WorkerError: an episode was lost more than `retries` times.
         """
-        slots = np.asarray(slots)
-        for slot, seed in zip(slots, seeds, strict=True):
-            self._episodes[slot] = _Episode(int(seed))
-        self._here[slots] = False
-        return self._bring(slots)
+        self.begin(slots, seeds)
+        return self._all(slots).frames
 
     def step(
         self, slots: Sequence[int], actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Play one step in each slot.
+        """Play one step in each slot; nothing may be awaited.
 
         Args:
           slots: [S] which games.
           actions: [S, A].
 
         Returns:
-          Frames uint8 [S, 64, 64, 3], rewards float32 [S], ends int8 [S], each its place in the
-          task's or -1 where none came, and bool truncated [S].
+          Frames, rewards, ends and truncated of `Steps`, in the order of `slots`.
 
         Raises:
           ValueError: an action the game does not know. The episodes of all these slots are over.
           RuntimeError: a slot has no episode.
           WorkerError: an episode was lost more than `retries` times.
         """
+        self.send(slots, actions)
+        return self._all(slots)[1:]
+
+    def begin(self, slots: Sequence[int], seeds: Sequence[int]) -> None:
+        """Start an episode in each slot [S], of these seeds [S]; the first frames are answered."""
+        for slot, seed in zip(slots, seeds, strict=True):
+            self._episodes[slot] = _Episode(int(seed))
+            self._here[slot] = False
+        self._ask(np.asarray(slots))
+
+    def send(self, slots: Sequence[int], actions: np.ndarray) -> None:
+        """Play one step in each slot [S] by these actions [S, A].
+
+        Raises:
+          RuntimeError: a slot has no episode.
+        """
         slots, actions = np.asarray(slots), np.asarray(actions, np.float32)
         self._check_playing(slots)
-        frames = np.zeros((len(slots), *FRAME_SHAPE), np.uint8)
-        rewards = np.zeros(len(slots), np.float32)
-        ends, truncated = np.full(len(slots), -1, np.int8), np.zeros(len(slots), bool)
-        waiting = np.ones(len(slots), bool)
-        while waiting.any():
-            rows = np.flatnonzero(waiting)
-            self._bring(slots[rows])
-            for part, answer in self._ask("step", slots[rows], actions[rows]):
-                for whole, values in zip((frames, rewards, ends, truncated), answer, strict=True):
-                    whole[rows[part]] = values
-                waiting[rows[part]] = False
-        for slot, action, over in zip(slots, actions, (ends >= 0) | truncated, strict=True):
+        for slot, action in zip(slots, actions, strict=True):
             self._episodes[slot].actions.append(action)
-            if over:
-                self._episodes[slot] = None
-        return frames, rewards, ends, truncated
+        self._ask(slots)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether an answer is still to be received."""
+        return bool(self._arrived) or any(e is not None and e.asked for e in self._episodes)
+
+    def receive(self) -> Steps:
+        """The answers that have come, at least one, in any order.
+
+        Raises:
+          As `reset` and `step`; the episodes of all slots that were awaited are then over.
+        """
+        while not self._arrived:
+            self._listen()
+        arrived, self._arrived = self._arrived, []
+        return Steps(*map(np.concatenate, zip(*arrived, strict=True)))
+
+    def _all(self, slots: Sequence[int]) -> Steps:
+        """The answers of all these slots, in their order."""
+        found = []
+        while self.awaited:
+            found.append(self.receive())
+        found = Steps(*map(np.concatenate, zip(*found, strict=True)))
+        order = np.argsort(found.slots)[np.argsort(np.argsort(slots))]
+        return Steps(*(column[order] for column in found))
 
     def _check_playing(self, slots: np.ndarray) -> None:
         idle = [int(slot) for slot in slots if self._episodes[slot] is None]
         if idle:
             raise RuntimeError(f"no episode is running in slot {idle[0]}; call reset() first")
 
-    def _bring(self, slots: np.ndarray) -> np.ndarray:
-        """Bring games that are elsewhere into their episodes; the first frames of these."""
-        frames = np.zeros((len(slots), *FRAME_SHAPE), np.uint8)
-        while len(rows := np.flatnonzero(~self._here[slots])):
-            seeds = [self._episodes[slot].seed for slot in slots[rows]]
-            for part, first in self._ask("reset", slots[rows], seeds):
-                frames[rows[part]] = first
-                self._here[slots[rows[part]]] = True
-            self._catch_up(slots[rows])
-        return frames
-
-    def _catch_up(self, slots: np.ndarray) -> None:
-        """Play games that have just begun up to where their episodes are."""
-        pasts = {slot: self._episodes[slot].actions for slot in slots}
-        for step in range(max(map(len, pasts.values()))):
-            behind = [slot for slot in slots if self._here[slot] and step < len(pasts[slot])]
-            if behind:
-                self._ask("step", np.array(behind), [pasts[slot][step] for slot in behind])
-
-    def _ask(self, method: str, slots: np.ndarray, values: Sequence) -> list[tuple]:
-        """`[(rows of slots, answer)]` of the workers concerned, without those that were lost."""
-        count, parts = len(self._workers), {}
+    def _ask(self, slots: np.ndarray) -> None:
+        """Ask for the last step of each slot's episode; where the game is elsewhere, for all."""
+        for slot in slots:
+            self._episodes[slot].asked = True
+        count = len(self._workers)
         for index in np.unique(slots % count):
-            part = parts[index] = np.flatnonzero(slots % count == index)
-            mine = [values[row] for row in part]
-            self._workers[index].send(method, (slots[part] // count).tolist(), mine)
-        answers, reason, fault = [], "", None
-        for index, part in parts.items():
-            try:
-                answers.append((part, self._workers[index].answer(self._timeout)))
-            except _LostError as loss:
-                reason = str(loss)
-                self._lose(index)
-            except Exception as error:  # the worker lives on, but who knows how far it came
-                fault = error
-        if fault is not None:
-            for slot in slots:
-                self._episodes[slot] = None
-            raise fault
-        self._check_losses(reason)
-        return answers
+            mine = slots[slots % count == index]
+            here = self._here[mine]
+            if here.any():
+                self._workers[index].step([self._place(slot) for slot in mine[here]])
+            for slot in mine[~here]:
+                self._workers[index].resume(self._place(slot))
 
-    def _lose(self, index: int) -> None:
-        """Replace a worker; count that its episodes were lost."""
+    def _place(self, slot: int) -> "_Place":
+        return _Place(int(slot), int(slot) // len(self._workers), self._episodes[slot])
+
+    def _listen(self) -> None:
+        """Wait for a worker that was asked, and take its answer."""
+        busy = {worker.connection: i for i, worker in enumerate(self._workers) if worker.busy}
+        heard = wait(busy, timeout=min(self._patience(index) for index in busy.values()))
+        for connection, index in busy.items():
+            try:
+                if connection in heard:
+                    self._take(*self._workers[index].answer())
+                elif self._patience(index) <= 0:
+                    raise _LostError(f"a worker was silent for {self._timeout:.0f} s")
+            except _LostError as loss:
+                self._lose(index, str(loss))
+            except Exception:  # the worker lives on, but who knows how far it came
+                self._episodes = [None if e and e.asked else e for e in self._episodes]
+                self._arrived = []
+                raise
+
+    def _patience(self, index: int) -> float:
+        """Seconds left to a worker to answer."""
+        return max(0.0, self._workers[index].heard + self._timeout - time.monotonic())
+
+    def _take(self, places: list["_Place"], values: tuple[np.ndarray, ...]) -> None:
+        """An answer; the part of it that is no longer wanted is dropped."""
+        rows = [i for i, at in enumerate(places) if self._episodes[at.slot] is at.episode]
+        if not rows:
+            return
+        slots = np.array([places[i].slot for i in rows], int)
+        self._here[slots] = True
+        frames, rewards, ends, truncated = (column[rows] for column in values)
+        found = Steps(
+            slots, frames, rewards.astype(np.float32), ends.astype(np.int8), truncated.astype(bool)
+        )
+        for slot, over in zip(slots, (ends >= 0) | truncated, strict=True):
+            self._episodes[slot].asked = False
+            if over:
+                self._episodes[slot] = None
+        self._arrived.append(found)
+
+    def _lose(self, index: int, reason: str) -> None:
+        """Replace a worker, count that its episodes were lost, and ask again."""
         self._workers[index].end()
         self._start(index)
-        for episode in self._episodes[index :: len(self._workers)]:
-            if episode is not None:
-                episode.losses += 1
+        slots = range(index, self.num_games, len(self._workers))
+        lost = {slot: self._episodes[slot] for slot in slots if self._episodes[slot] is not None}
+        for episode in lost.values():
+            episode.losses += 1
+        self._check_losses(reason)
+        self._ask(np.array([slot for slot, episode in lost.items() if episode.asked], int))
 
     def _check_losses(self, reason: str) -> None:
         """Give up on an episode that is lost again and again; one of several may be the cause."""
@@ -478,14 +529,12 @@ class VectorGame:
             seeds = " or ".join(str(episode.seed) for episode in lost)
             raise WorkerError(
                 f"the game with seed {seeds} was lost {lost[0].losses} times: {reason}"
-            )
+            ) from None
 
     def _start(self, index: int) -> None:
         """Put a new worker in place."""
-        count = len(self._workers)
-        games = len(range(index, self.num_games, count))
-        self._here[index::count] = False
-        self._workers[index] = _Worker(self.task, games, True)
+        self._here[index :: len(self._workers)] = False
+        self._workers[index] = _QueuedWorker(self.task)
 
 
 @dataclasses.dataclass
@@ -495,3 +544,55 @@ class _Episode:
     seed: int
     actions: list[np.ndarray] = dataclasses.field(default_factory=list)
     losses: int = 0  # how often its worker was lost
+    asked: bool = False  # its last step is awaited
+
+
+class _Place(NamedTuple):
+    """Where an episode is played: the slot, and the game of the worker."""
+
+    slot: int
+    game: int
+    episode: _Episode
+
+
+class _QueuedWorker(_Worker):
+    """A worker with a queue of requests, of which it is sent two at a time.
+
+    So it is never idle, and neither side can fill the other's pipe.
+    """
+
+    def __init__(self, task: Task):
+        self._waiting, self._sent = deque(), deque([[]])  # it is told its task first
+        super().__init__(task, screen=True)
+
+    @property
+    def busy(self) -> bool:
+        """Whether it owes an answer."""
+        return bool(self._sent)
+
+    def step(self, places: list[_Place]) -> None:
+        """Ask for a step by the last action of each episode."""
+        games = [place.game for place in places]
+        actions = [place.episode.actions[-1] for place in places]
+        self._queue(places, "step", games, actions)
+
+    def resume(self, place: _Place) -> None:
+        """Ask to play an episode from its start to its last action."""
+        self._queue([place], "resume", place.game, place.episode.seed, place.episode.actions)
+
+    def _queue(self, places: list[_Place], *request: Any) -> None:
+        self._waiting.append((places, request))
+        self._send_on()
+
+    def _send_on(self) -> None:
+        while self._waiting and len(self._sent) < 2:
+            places, request = self._waiting.popleft()
+            self._sent.append(places)
+            self.send(*request)
+
+    def answer(self) -> tuple[list[_Place], tuple[np.ndarray, ...]]:
+        """The next answer, and whom it is about."""
+        places = self._sent.popleft()
+        _, values = self.message()
+        self._send_on()
+        return places, values
