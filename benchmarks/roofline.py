@@ -13,19 +13,26 @@ takes was measured once, on an H200; TPUs run a program without launches, so the
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import prod
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dreamjax import agent
+from dreamjax.agent import BATCH, GAMES
 from dreamjax.controller import population
+from dreamjax.controller.model import Controller
+from dreamjax.controller.policy_gradient import LearnConfig, Updates
 from dreamjax.dream.worlds import World
+from dreamjax.memory import latents
 from dreamjax.memory import training as memory_training
-from dreamjax.tasks import TAKE_COVER
+from dreamjax.memory.training import MemoryConfig
+from dreamjax.tasks import FRAME_SHAPE, TAKE_COVER, Task
 from dreamjax.vision import training as vision_training
+from dreamjax.vision.model import VAE
+from dreamjax.vision.training import VisionConfig
 
 from .training_speed import random_latents
 from .world import stand_in
@@ -206,51 +213,81 @@ class Program:
         return min(total, whole)
 
 
-def counted(function: Callable, *args: Any, **static: Any) -> Work:
-    """The work of a jitted function, compiled for this machine and not run."""
-    return Program(function.lower(*args, **static).compile().as_text()).work()
+Call = functools.partial  # of a jitted function
 
 
-def dream_step(world: World, lanes: int) -> Work:
+def compiled(call: Call) -> jax.stages.Compiled:
+    """The program of a call, compiled for this machine and not run."""
+    return call.func.lower(*call.args, **call.keywords).compile()
+
+
+def counted(call: Call) -> Work:
+    """The work of a call."""
+    return Program(compiled(call).as_text()).work()
+
+
+def dream_step(world: World, lanes: int, members: int = MEMBERS) -> Call:
     """One step of a population's dreams."""
     env, controller = world.env(), world.controller()
     params, key = world.params(1.0, jnp.inf, jnp.dtype(jnp.bfloat16)), jax.random.key(0)
-    rollouts = lanes // MEMBERS
-    weights = jnp.zeros((MEMBERS, controller.num_params))
+    rollouts = lanes // members
+    weights = jnp.zeros((members, controller.num_params))
     begun = functools.partial(population._start, key, env, params, weights, rollouts)
     state, keys = jax.eval_shape(begun, jnp.arange(lanes)), jax.random.split(key, rollouts)
     step = functools.partial(population._step, env, params, controller, keys)
-    return counted(jax.jit(step, donate_argnums=1), jnp.int32(0), state)
+    return Call(jax.jit(step, donate_argnums=1), jnp.int32(0), state)
 
 
-def vision_update(batch: int = 100) -> Work:
+def vision_update(task: Task, config: VisionConfig) -> Call:
     """One update of V."""
-    state = vision_training.initial_state(TAKE_COVER.latent_size, jax.random.key(0))
-    frames = np.zeros((1, batch, 64, 64, 3), np.uint8)
-    fixed = {"config": vision_training.VisionConfig(), "task": TAKE_COVER}
-    fixed["dtype"] = jnp.dtype(jnp.bfloat16)
-    return counted(vision_training.updates, state, jax.random.key(1), 0, frames, **fixed)
+    begun = functools.partial(vision_training.initial_state, task.latent_size)
+    state = jax.eval_shape(begun, jax.random.key(0))
+    frames = np.zeros((1, config.batch_size, *FRAME_SHAPE), np.uint8)
+    fixed = {"config": config, "task": task, "dtype": jnp.dtype(jnp.bfloat16)}
+    return Call(vision_training.updates, state, jax.random.key(1), 0, frames, **fixed)
 
 
-def memory_update() -> tuple[Work, int]:
-    """One update of M at the paper's batch, and its frames."""
-    config = memory_training.MemoryConfig(steps=1, steps_per_call=1, bfloat16=True)
-    trainer = memory_training.Trainer(0, TAKE_COVER, random_latents(config), config)
+def encoding(vision: VAE) -> Call:
+    """One call of V on recorded frames."""
+    return Call(latents._encode, vision, np.zeros((1, latents._CALL, *FRAME_SHAPE), np.uint8))
+
+
+def memory_update(task: Task, config: MemoryConfig) -> tuple[Call, int]:
+    """One update of M at its full batch, and its frames."""
+    config = dataclasses.replace(config, steps=1, steps_per_call=1, bfloat16=True)
+    trainer = memory_training.Trainer(0, task, random_latents(config, task), config)
     layout = trainer.layout
     plan = memory_training._plan(range(1), layout.batches, trainer._epoch_plan)
     given = trainer.initial(), trainer.frames, plan, trainer._key_noise
     fixed = {"config": config, "mesh": trainer.mesh}
-    return counted(memory_training._updates, *given, **fixed), layout.lanes * layout.length
+    return Call(memory_training._updates, *given, **fixed), layout.lanes * layout.length
+
+
+def learn_update(world: World, hidden: int, config: LearnConfig) -> Call:
+    """One update of `learn`: its dreams, then its passes over them."""
+    params = world.params(dtype=jnp.dtype(jnp.bfloat16))
+    run = Updates(0, world.env(), world.controller(hidden), config)
+    return Call(run.update, run.initial(params), jnp.int32(0), params)
+
+
+def awake_step(world: World, controller: Controller) -> Call:
+    """V, M and C on a batch of frames of the real game."""
+    slots, seeds = np.arange(BATCH), np.zeros(BATCH, np.uint32)
+    frames, age = np.zeros((BATCH, *FRAME_SHAPE), np.uint8), np.zeros(BATCH, np.int32)
+    models, carry = (world.vision, world.memory), world.memory.initial_carry((GAMES + 1,))
+    given = jax.random.key(0), jnp.zeros(controller.num_params), models, carry
+    return Call(agent._act, controller, *given, slots, frames, seeds, age)
 
 
 def programs(lane_counts: tuple[int, ...] = (1024, 16_384, 65_536)) -> Iterator[tuple]:
     """Name, work of a call, and units that a call makes, of each program."""
     world = stand_in()
     for lanes in lane_counts:
-        yield f"dream, {lanes:,} lanes", dream_step(world, lanes), lanes, "steps"
-    yield "V training, batch 100", vision_update(), 100, "frames"
-    work, frames = memory_update()
-    yield "M training, batch 100", work, frames, "frames"
+        yield f"dream, {lanes:,} lanes", counted(dream_step(world, lanes)), lanes, "steps"
+    update = vision_update(TAKE_COVER, VisionConfig())
+    yield "V training, batch 100", counted(update), 100, "frames"
+    update, frames = memory_update(TAKE_COVER, MemoryConfig())
+    yield "M training, batch 100", counted(update), frames, "frames"
 
 
 def main() -> None:

@@ -35,10 +35,10 @@ def timed(function: Callable, *args: Any, repeats: int = 3) -> Timing:
     compile_seconds = time.perf_counter() - start
     jax.block_until_ready(compiled(*args))
     taken = samples(lambda: compiled(*args), repeats)
-    return Timing(compile_seconds, statistics.median(taken), _peak(compiled), spread_of(taken))
+    return Timing(compile_seconds, statistics.median(taken), peak(compiled), spread_of(taken))
 
 
-def _peak(compiled: Any) -> int:
+def peak(compiled: jax.stages.Compiled) -> int:
     """Bytes of a program's arguments, results and everything between, as compiled."""
     sizes = compiled.memory_analysis()
     held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes

@@ -13,7 +13,7 @@ import numpy as np
 
 from dreamjax.memory import training as m
 from dreamjax.memory.latents import LatentSequences
-from dreamjax.tasks import TAKE_COVER
+from dreamjax.tasks import TAKE_COVER, Task
 from dreamjax.training.devices import product_dtype
 from dreamjax.vision import training as v
 
@@ -69,20 +69,20 @@ def memory_rows(steps: int = 4) -> list[timing.Row]:
     return [timing.row(f"M training {dtype}", config.batch_size, rate, "frames/s", **shares)]
 
 
-def random_latents(config: m.MemoryConfig) -> LatentSequences:
+def random_latents(config: m.MemoryConfig, task: Task = TAKE_COVER) -> LatentSequences:
     total = config.batch_size * config.sequence_length * config.steps
     episodes = int(total / EPISODE / (1 - config.held_out)) + 2
     rng, frames = np.random.default_rng(0), episodes * EPISODE
     return LatentSequences(
-        mu=rng.normal(size=(frames, TAKE_COVER.latent_size)).astype(np.float16),
-        logvar=np.full((frames, TAKE_COVER.latent_size), -2, np.float16),
-        actions=rng.uniform(-1, 1, (frames, TAKE_COVER.action_size)).astype(np.float32),
+        mu=rng.normal(size=(frames, task.latent_size)).astype(np.float16),
+        logvar=np.full((frames, task.latent_size), -2, np.float16),
+        actions=rng.uniform(-1, 1, (frames, task.action_size)).astype(np.float32),
         rewards=np.ones(frames, np.float32),
         lengths=np.full(episodes, EPISODE, np.int32),
         terminated=np.ones(episodes, bool),
         seeds=np.arange(episodes),
         vision="random",
-        profile=TAKE_COVER.profile,
+        profile=task.profile,
     )
 
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from benchmarks import (
     dream_throughput,
     drop_in,
     lazy_update,
+    plan,
     precision,
     roofline,
     step_split,
@@ -31,6 +34,8 @@ from dreamjax.dream.worlds import export_world, load_world
 from dreamjax.memory.heads import Mixture
 from dreamjax.memory.training import MemoryConfig
 from dreamjax.run import cli
+from dreamjax.run.phases import phases_of
+from dreamjax.run.presets import PRESETS
 from dreamjax.tasks import TAKE_COVER
 from experiments import ensemble, gradient, mosaic, ppo, strategies
 
@@ -152,11 +157,12 @@ def test_a_program_s_work_is_counted_through_its_loops():
         return jax.random.normal(key, (64, 64))
 
     a, b = jnp.ones((8, 16)), jnp.ones((16, 16))
-    work = roofline.counted(jax.jit(chain), a, b)
+    work = roofline.counted(roofline.Call(jax.jit(chain), a, b))
     assert work.flops == 7 * 2 * 8 * 16 * 16
     assert 7 <= work.kernels <= 60 and 7 * 4 * 16 * 16 < work.bytes < 1e5
-    assert roofline.counted(jax.jit(draws), jax.random.key(0)).kernels < 20  # 80 if rounds counted
-    step, world = roofline.dream_step(stand_in(), 64), stand_in()
+    normal = roofline.counted(roofline.Call(jax.jit(draws), jax.random.key(0)))
+    assert normal.kernels < 20  # 80 if rounds counted
+    step, world = roofline.counted(roofline.dream_step(stand_in(), 64)), stand_in()
     assert step.flops == pytest.approx(64 * step_flops(world.memory), rel=0.01)
 
 
@@ -168,6 +174,50 @@ def test_the_longest_part_of_the_work_bounds_it():
         (roofline.Work(30, 8, 9), 8.5, "launches"),
     ):
         assert (work.seconds(device), work.bound(device)) == (seconds, bound)
+
+
+class Tiny:
+    """Stands in for every program of a plan, which compile for most of a minute."""
+
+    def as_text(self):
+        line = "  %d = f32[1000,1000]{1,0} dot(%a, %a), lhs_contracting_dims={1}"
+        return f"ENTRY %main {{\n  %a = f32[1000,1000]{{1,0}} parameter(0)\n{line}\n}}"
+
+    def memory_analysis(self):
+        sizes = {name: 1e9 for name in ("argument", "output", "temp")}
+        return SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in sizes.items()})
+
+
+def test_a_dry_run_tells_what_each_phase_takes_and_does_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(roofline, "compiled", lambda call: Tiny())
+    monkeypatch.setattr(plan, "here", lambda: roofline.Device(1e9, np.inf, 0.0))
+    monkeypatch.setattr(plan, "MORE", 1)
+    words = ["run", "short_cover:SHORT", "--run-dir", str(tmp_path / "run"), "--preset", "smoke"]
+    longer = ["--vision.steps", "36000", "--evolve.generations", "36", "--workers", "2"]
+    assert cli.main([*words, *longer, "--dry-run"]) == 0
+    assert os.listdir(tmp_path) == []
+    _, tried, titles, *rows, total, _ = capsys.readouterr().out.splitlines()
+    episodes, _, _, length = tried.split()[:4]
+    assert episodes == "2" and 32 <= int(length) <= 160
+    assert "here  H100 SXM      H200   TPU v5e   TPU v6e" in titles
+    told = {row.split()[0]: row for row in rows}
+    assert list(told) == list(phases_of(PRESETS["smoke"]))
+    assert "36,000 updates of 8 frames" in told["train-vision"]
+    assert told["train-vision"].split()[-9:-5] == ["72", "T", "3", "G"]
+    hours = {name: float(row.split()[-5]) for name, row in told.items()}
+    assert hours["train-vision"] == 20 and hours["encode"] < 0.01
+    dreams = 36 * 8 * 2 + 36 // 2 * 8
+    assert f"{dreams:,} dreams of at most 160 steps" in told["evolve"]
+    assert hours["evolve"] == pytest.approx(dreams / 16 * 160 * 2 / 3600, abs=0.05)
+    assert float(total.split()[0]) == pytest.approx(sum(hours.values()), abs=0.1)
+
+
+def test_what_cannot_be_planned_is_named(tmp_path, capsys):
+    words = ["fidelity", "take-cover", "--run-dir", str(tmp_path / "run"), "--dry-run"]
+    assert cli.main(words) == 1
+    assert capsys.readouterr().err == (
+        "dreamjax: fidelity cannot be planned; leave out --dry-run\n"
+    )
 
 
 def test_several_devices_are_measured_as_rows():

@@ -154,6 +154,7 @@ def _phase_command(name: str, config: Any, preset: str) -> Any:
         seed: int = 0
         device: Literal[DEVICES] = "auto"
         distributed: bool = False  # join the other processes of a SLURM job or a TPU pod
+        dry_run: bool = False  # do nothing; tell what it would do, and foretell memory and hours
 
         def __call__(self) -> None:
             _run(self, name)
@@ -176,7 +177,13 @@ def _run(command: Any, name: str) -> None:
         if not set(phases) & set(AWAKE):
             raise ValueError(f"{name} comes before the world; leave out --world {command.world}")
         phases = tuple(phase for phase in phases if phase in AWAKE)
-    task, directory = find_task(command.task), writable(command.run_dir)
+    task = find_task(command.task)
+    if command.dry_run and name == "fidelity":
+        raise ValueError("fidelity cannot be planned; leave out --dry-run")
+    if command.dry_run:
+        _benchmarks("plan").show(task, command.config, phases, command.seed)
+        return
+    directory = writable(command.run_dir)
     log = Logbook(directory) if devices.is_first() else Logbook(quiet=True)
     run = Run(directory, task, command.seed, command.config, log)
     run_phases(run, phases, command.world)
@@ -259,16 +266,18 @@ class Bench:
 
     def __call__(self) -> None:
         files = self.json, self.plot
-        _benchmarks().run(self.quick, self.world, self.lanes, *files, self.seconds, self.against)
+        _benchmarks("suite").run(
+            self.quick, self.world, self.lanes, *files, self.seconds, self.against
+        )
 
 
-def _benchmarks():
-    """The benchmark suite, which lies beside the package in a checkout and inside it in a wheel."""
+def _benchmarks(module: str):
+    """Of the benchmarks, which lie beside the package in a checkout and inside it in a wheel."""
     root = Path(__file__).parents[1]
-    if (root.parent / "benchmarks" / "suite.py").exists():
+    if (root.parent / "benchmarks" / f"{module}.py").exists():
         sys.path.insert(0, str(root.parent))
-        return importlib.import_module("benchmarks.suite")
-    return importlib.import_module("dreamjax.benchmarks.suite")
+        return importlib.import_module(f"benchmarks.{module}")
+    return importlib.import_module(f"dreamjax.benchmarks.{module}")
 
 
 def info() -> dict[str, Any]:
