@@ -13,12 +13,12 @@ from dreamjax.controller.population import (
     SMALLEST_BATCH,
     STRIDE,
     batch_sizes,
-    device_memory,
     rollout,
 )
 from dreamjax.controller.strategies import STRATEGIES, LazyCMAES, make_strategy, ordinal_weights
 from dreamjax.memory.model import product
 from dreamjax.training.checkpoint import Store
+from dreamjax.training.devices import device_memory
 from dreamjax.training.settings import SettingError
 
 play = jax.jit(rollout, static_argnums=(1, 3, 5), static_argnames=("sizes", "mesh", "at_once"))
@@ -183,7 +183,7 @@ def test_memory_is_known_where_there_is_no_proc(monkeypatch):
 
     assert 0 < device_memory() < 2**60
     pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}  # as on macOS
-    monkeypatch.setattr("dreamjax.controller.population.open", no_proc, raising=False)
+    monkeypatch.setattr("dreamjax.training.devices.open", no_proc, raising=False)
     monkeypatch.setattr("os.sysconf", pages.__getitem__)
     assert device_memory() == 4_096_000
 

@@ -318,6 +318,10 @@ def odd_games(tmp_path_factory, monkeypatch):
             "no subclass of dreamjax.Mem",
         ),
         ("train-memory take-cover --run-dir DIR --memory.heads reward", "has no reward to predict"),
+        (
+            "run take-cover --run-dir DIR --memory.hidden-size 1000000",
+            "memory.hidden_size",
+        ),
         ("collect pong --run-dir DIR", "no task is called 'pong'; choose one of take-cover, "),
         ("collect no_such_module:TASK --run-dir DIR", "there is no module no_such_module; it must"),
         ("collect broken_game:TASK --run-dir DIR", "broken_game does not import (ZeroDivisionErr"),

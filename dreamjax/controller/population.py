@@ -8,7 +8,6 @@ computed in, the device, or the lanes beside it.
 
 import functools
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
+from dreamjax.training.devices import device_memory
 from dreamjax.training.mesh import AXIS, SPLIT, WHOLE
 
 Policy = Callable[[jax.Array, jax.Array], jax.Array]  # (weights [D], obs) -> action
@@ -92,19 +92,6 @@ def lane_bytes(env: Any, env_params: Any, num_params: int) -> int:
     obs, state = jax.eval_shape(env.reset_env, jax.random.key(0), env_params)
     held = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves((obs, state)))
     return COPIES * (held + 4 * num_params)
-
-
-def device_memory() -> int:
-    """Bytes a device has in all (an accelerator) or to spare (a CPU; in all where unknown)."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    try:
-        with open("/proc/meminfo") as file:
-            rows = dict(line.split(":") for line in file)
-    except FileNotFoundError:  # macOS tells only what there is in all
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(rows["MemAvailable"].split()[0]) * 1024
 
 
 def lanes_that_fit(env: Any, env_params: Any, num_params: int) -> int:

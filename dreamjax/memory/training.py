@@ -8,6 +8,7 @@ its episodes; K ways to end. Everything is time-major. Several devices share the
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from dreamjax.memory.latents import LatentSequences, first_frames
 from dreamjax.memory.model import FORM, VARIANT, Carry, Memory, cast, reset, with_events
 from dreamjax.tasks import Task
 from dreamjax.training.checkpoint import Store
-from dreamjax.training.devices import product_dtype
+from dreamjax.training.devices import device_memory, product_dtype
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.mesh import (
@@ -41,6 +42,7 @@ from dreamjax.training.mesh import (
 from dreamjax.training.settings import require_positive, require_within
 
 DIVERGED = 1e3  # loss of an M past hope; one that knows nothing starts below 10
+COPIES = 4  # of M's weights in training: they, the gradient, and Adam's two means
 LEAST_SPREAD = 0.1  # of rewards, in a task's scale of them: what varies less is not magnified
 
 
@@ -315,12 +317,27 @@ class Trainer:
 
 
 def check_form(task: Task, config: MemoryConfig) -> None:
-    """Raise ValueError unless a game's M can have the form that `config` asks for."""
+    """Raise ValueError unless a game's M can have the form and the size that `config` asks for."""
     if config.keys and not isinstance(task.actions, Keys):
         raise ValueError(f"{task.name} is not played by keys; leave out --memory.keys")
     lacking = sorted(set(config.heads or ()) - set(task.heads))
     if lacking:
         raise ValueError(f"{task.name} has no {lacking[0]} to predict; leave it out of the heads")
+    numbers = _numbers(task, config.kind, tuple(config.variant().items()))
+    needed, there = COPIES * 4 * numbers, device_memory()
+    if needed > there:
+        raise ValueError(
+            f"M of {numbers:,} numbers needs {needed / 1e9:.1f} GB to be trained, but a device has "
+            f"{there / 1e9:.1f} GB, and M's weights are not split among devices; use a smaller "
+            "memory.hidden_size"
+        )
+
+
+@functools.cache
+def _numbers(task: Task, kind: str, variant: tuple[tuple[str, Any], ...]) -> int:
+    """Numbers in an M."""
+    form = nnx.eval_shape(lambda: find_kind(kind)(task, rngs=nnx.Rngs(0), **dict(variant)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(form))
 
 
 def _check(task: Task, latents: LatentSequences, config: MemoryConfig) -> None:

@@ -48,6 +48,19 @@ def multiplies_bfloat16() -> bool:
     return capability is None or float(capability) >= _FIRST_GPU
 
 
+def device_memory() -> int:
+    """Bytes a device has in all (an accelerator) or to spare (a CPU; in all where unknown)."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    try:
+        with open("/proc/meminfo") as file:
+            rows = dict(line.split(":") for line in file)
+    except FileNotFoundError:  # macOS tells only what there is in all
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(rows["MemAvailable"].split()[0]) * 1024
+
+
 def tile() -> int:
     """What the sides of a matrix should be multiples of on the default device; 1 for any."""
     return 1 if jax.default_backend() == "cpu" else TILE
