@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dreamjax.game import car_racing, policies, take_cover
 from dreamjax.game import env as real
-from dreamjax.game import policies, take_cover
 from dreamjax.tasks import CAR_RACING, TAKE_COVER, TAKE_COVER_VIZDOOM
 
 LEFT, RIGHT, STAY = (np.array([a], np.float32) for a in (-1, 1, 0))
@@ -257,6 +257,52 @@ def test_car_racing_shows_the_track_and_is_capped():
     again = list(policies.play_steps(env, "held", 1))
     env.close()
     np.testing.assert_array_equal(again[-1][0], frame)
+
+
+def road(*middles):
+    """A picture of grass, with a road of 12 columns around these from the nearest row on."""
+    frame = np.full((64, 64, 3), (100, 200, 100), np.uint8)
+    for row, middle in zip(range(63, -1, -1), np.resize(middles, 64), strict=True):
+        frame[row, max(round(middle) - 6, 0) : round(middle) + 6] = 105
+    return frame
+
+
+def test_a_driver_steers_for_the_road_brakes_in_bends_and_turns_back_where_it_is_lost():
+    act = car_racing.steady(CAR_RACING.actions, None)
+    assert act(0, road(32)).tolist() == pytest.approx([0.08 * 0 - 0.0, 0.2, 0], abs=0.1)
+    bend = 32 + np.maximum(0, np.arange(64) - 14) * 0.6
+    steer, gas, brake = car_racing.steady(CAR_RACING.actions, None)(0, road(*bend))
+    assert steer > 0.3 and gas < 0.1 and brake > 0
+    act(1, road(*(64 - bend)))
+    lost = act(2, np.full((64, 64, 3), (100, 200, 100), np.uint8))
+    assert lost[0] < -0.3 and lost[2] == 0
+
+
+def test_recorded_drivers_differ_in_skill_and_stay_within_the_actions():
+    low, high = CAR_RACING.actions.space().low, CAR_RACING.actions.space().high
+    steers = []
+    for seed in range(40):
+        act = car_racing.drive(CAR_RACING.actions, np.random.default_rng(seed))
+        actions = np.stack([act(step, road(36)) for step in range(200)])
+        assert actions.dtype == np.float32 and (low <= actions).all() and (actions <= high).all()
+        steers.append(actions[:, 0].std())
+    assert min(steers[10:]) < 0.05 and max(steers) > 0.4
+
+
+def test_envpools_car_racing_is_the_same_game():
+    pytest.importorskip("envpool")
+    engine = dataclasses.replace(CAR_RACING, make="dreamjax.game.car_racing:make_envpool")
+    env = real.make_env(dataclasses.replace(engine, package=""))
+    assert real.package(dataclasses.replace(engine, package="")).startswith("envpool 1")
+    first, _ = env.reset(seed=3)
+    for _ in range(1000):
+        _, reward, terminated, truncated, info = env.step(np.float32([0, 0.3, 0]))
+        if terminated or truncated:
+            break
+    assert reward == -100 and terminated and info["end"] == 0  # off track, as gymnasium's does
+    np.testing.assert_array_equal(env.reset(seed=3)[0], first)
+    assert np.abs(env.reset(seed=4)[0].astype(int) - first).mean() > 1
+    env.close()
 
 
 def test_held_actions_last_one_to_ten_steps_and_uniform_ones_one():

@@ -1,8 +1,20 @@
-"""Car Racing: gymnasium's game of Box2D; the only module that imports it."""
+"""Car Racing: gymnasium's game of Box2D, and EnvPool's of it; the only module that imports them.
+
+`drive` and `steady` look at the picture. They gather data, and are what a rule without learning
+does.
+"""
 
 import os
 
 import gymnasium
+import numpy as np
+
+from dreamjax.actions import Actions
+from dreamjax.game import policies
+
+CAR = 31.5  # column of the car in what V sees
+NEAREST, FARTHEST, APART = 50, 8, 2  # rows of what V sees, in which a driver looks for the road
+ASIDE = 14  # columns between the road's middle in a row and in the next, at most
 
 
 def make() -> gymnasium.Env:
@@ -34,3 +46,138 @@ class Laps(gymnasium.Wrapper):
         if terminated:
             info = {**info, "end": "lap" if info.get("lap_finished") else "off track"}
         return frame, reward, terminated, truncated, info
+
+
+def make_envpool() -> gymnasium.Env:
+    """The same game in C++, some ten times as fast; a seed's track is another there."""
+    return Pooled()
+
+
+make_envpool.package = "envpool"
+
+
+class Pooled(gymnasium.Env):
+    """EnvPool's CarRacing-v3, one car.
+
+    Raises:
+      ImportError: EnvPool is missing.
+    """
+
+    observation_space = gymnasium.spaces.Box(0, 255, (96, 96, 3), np.uint8)
+    action_space = gymnasium.spaces.Box(
+        np.float32([-1, 0, 0]), np.ones(3, np.float32), dtype=np.float32
+    )
+
+    def __init__(self):
+        try:
+            import envpool
+        except ImportError as error:
+            raise ImportError(
+                f'this engine needs EnvPool ({error}): pip install "dreamjax[envpool]"'
+            ) from None
+        self._make, self._game = envpool.make_gymnasium, None
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        """Start an episode; EnvPool takes a seed only as it makes a game."""
+        super().reset(seed=seed)
+        seed = int(self.np_random.integers(2**31))
+        rules = {"max_episode_steps": 10**9, "lap_complete_percent": 1.0}
+        self._game = self._make("CarRacing-v3", num_envs=1, num_threads=1, seed=seed, **rules)
+        return self._game.reset()[0][0], {}
+
+    def step(self, action):
+        """One frame; see `gymnasium.Env.step`."""
+        found = self._game.step(np.asarray(action, np.float32)[None])
+        frame, reward, terminated, truncated = (column[0] for column in found[:4])
+        info = {"end": "off track" if reward <= -100 else "lap"} if terminated else {}
+        return frame, float(reward), bool(terminated), bool(truncated), info
+
+
+def steady(actions: Actions, rng: np.random.Generator) -> policies.Policy:
+    """Steers for the middle of the road some way ahead, slower in bends: the fixed rule."""
+    del actions, rng
+    return _Driver()
+
+
+def drive(actions: Actions, rng: np.random.Generator) -> policies.Policy:
+    """What a dream needs to know: drivers of every skill, who lose the road and find it again.
+
+    A fifth of the episodes are `varied`'s. The others are a rule's of the episode's own speed and
+    steadiness, disturbed by noise, and at times by a random action that is held.
+    """
+    if rng.random() < 0.2:
+        return policies.varied(actions, rng)
+    driver = _Driver(
+        ahead=int(rng.integers(6, 12)),
+        gain=rng.uniform(0.05, 0.1),
+        damping=rng.uniform(0.05, 0.2),
+        gas=rng.uniform(0.1, 0.6),
+    )
+    noise, slips = rng.choice([0.0, 0.1, 0.3]), rng.choice([0.0, 0.005, 0.02])
+    return _disturbed(driver, actions, rng, noise, slips)
+
+
+def _disturbed(
+    driver: policies.Policy,
+    actions: Actions,
+    rng: np.random.Generator,
+    noise: float,
+    slips: float,
+) -> policies.Policy:
+    """`driver` with noise on what it does, and random actions in its place now and then."""
+    slipped, until, drift = None, 0, np.zeros(3)
+
+    def policy(step: int, frame: np.ndarray) -> np.ndarray:
+        nonlocal slipped, until, drift
+        drift = 0.9 * drift + noise * rng.normal(size=3) * (0.5, 0.25, 0.1)
+        wanted = driver(step, frame)
+        if step >= until and rng.random() < slips:
+            slipped, until = actions.draw(rng), step + int(rng.integers(5, 40))
+        if step < until:
+            return slipped
+        return np.clip(wanted + drift, (-1, 0, 0), 1).astype(np.float32)
+
+    return policy
+
+
+class _Driver:
+    """A rule: towards the middle of the road `ahead` rows further on.
+
+    Args:
+      ahead: rows.
+      gain: steering for each column that the road's middle is aside there.
+      damping: steering for each column that it has moved since the last frame.
+      gas: on the straight.
+    """
+
+    def __init__(self, ahead: int = 9, gain: float = 0.08, damping: float = 0.15, gas: float = 0.2):
+        self._ahead, self._gain, self._damping, self._gas = ahead, gain, damping, gas
+        self._aside = 0.0
+
+    def __call__(self, step: int, frame: np.ndarray) -> np.ndarray:
+        del step
+        middle = _middle(frame)
+        if len(middle) < 3:  # no road: turn back to where it was last seen
+            turn = 0.6 if self._aside >= 0 else -0.6
+            return np.array([turn, 0.05, 0.0], np.float32)
+        near, far = (middle[min(i, len(middle) - 1)] for i in (self._ahead, self._ahead + 5))
+        steer = self._gain * near + self._damping * (near - self._aside)
+        self._aside = near
+        bend = max(abs(near), 0.7 * abs(far - near))
+        gas, brake = (self._gas if bend < 4 else 0.02), (0.3 if bend > 8 else 0.0)
+        return np.array([np.clip(steer, -1, 1), gas, brake], np.float32)
+
+
+def _middle(frame: np.ndarray) -> np.ndarray:
+    """Columns by which the road's middle is aside of the car, from the car on, row by row."""
+    red, green, blue = np.moveaxis(frame.astype(int), -1, 0)
+    grey = (abs(green - red) < 20) & (abs(green - blue) < 20) & (green > 60) & (green < 140)
+    column, found = CAR, []
+    for row in range(NEAREST, FARTHEST, -APART):
+        road = np.flatnonzero(grey[row - 1 : row + 1].any(0))
+        if not len(road):
+            break
+        close = road[abs(road - column) < ASIDE]
+        column = close.mean() if len(close) else road[np.argmin(abs(road - column))]
+        found.append(column - CAR)
+    return np.array(found)

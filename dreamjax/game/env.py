@@ -60,13 +60,16 @@ def games() -> dict[str, str]:
 def package(task: Task) -> str:
     """The package that plays a task, with its version, or what is missing.
 
-    A module that makes a game may have a function `check` that raises ImportError with a remedy.
+    A module that makes a game may have a function `check` that raises ImportError with a remedy,
+    and the function that makes it an attribute `package`.
     """
     make = task.make if isinstance(task.make, str) else type(task.make).__module__
-    module = make.partition(":")[0]
+    module, _, function = make.partition(":")
     name = task.package or module.partition(".")[0]
     try:
-        getattr(importlib.import_module(module), "check", lambda: None)()
+        found = importlib.import_module(module)
+        getattr(found, "check", lambda: None)()
+        name = task.package or getattr(getattr(found, function, None), "package", name)
         return f"{name} {importlib.metadata.version(name)}"
     except importlib.metadata.PackageNotFoundError:
         return name

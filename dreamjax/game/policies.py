@@ -1,4 +1,4 @@
-"""Policies that never look at the screen, and whole episodes played by them.
+"""Policies that never look at the screen, and whole episodes played by them and by those that do.
 
 `held` gathers the paper's data (`doomrnn/extract.py`); `uniform` is its random baseline; `blind`,
 which the task names, is what a controller has to beat before its score says anything about a
@@ -13,12 +13,12 @@ from dreamjax.actions import Actions
 from dreamjax.game.env import RealGame, engine_seed
 from dreamjax.tasks import Task, find
 
-Policy = Callable[[int], np.ndarray]
+Policy = Callable[..., np.ndarray]  # (step, frame) -> action; one that never looks: (step)
 
 
 def uniform(actions: Actions, rng: np.random.Generator) -> Policy:
     """A fresh uniform action every step."""
-    return lambda step: actions.draw(rng)
+    return lambda step, frame=None: actions.draw(rng)
 
 
 def held(actions: Actions, rng: np.random.Generator) -> Policy:
@@ -49,7 +49,7 @@ def _holding(
     """Hold an action, choose the next from the last."""
     action, until = None, 0
 
-    def policy(step: int) -> np.ndarray:
+    def policy(step: int, frame: np.ndarray | None = None) -> np.ndarray:
         nonlocal action, until
         if step >= until:
             action, until = choose(action), step + draw_hold()
@@ -67,6 +67,17 @@ def check(name: str) -> None:
     """Raise ValueError unless there is a policy of that name."""
     if name not in NAMES:
         raise ValueError(f"no policy is called {name!r}; choose one of {', '.join(NAMES)}")
+
+
+def check_recorder(name: str) -> None:
+    """Raise ValueError unless there is a policy of that name, or "module:function" names one."""
+    if ":" in name:
+        find(name)
+    elif name not in NAMES:
+        raise ValueError(
+            f"no policy is called {name!r}; choose one of {', '.join(NAMES)}, or name your own as "
+            "module:function"
+        )
 
 
 def begin(task: Task, name: str, rng: np.random.Generator) -> Policy:
@@ -93,7 +104,7 @@ def play_steps(
     frame, _ = env.reset(seed=seed)
     step, over = 0, False
     while not over:
-        action = act(step)
+        action = act(step, frame)
         next_frame, reward, terminated, truncated, info = env.step(action)
         yield frame, action, reward, info["end"] if terminated else None
         frame, step, over = next_frame, step + 1, terminated or truncated

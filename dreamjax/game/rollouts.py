@@ -25,7 +25,7 @@ import numpy as np
 from dreamjax.game import policies
 from dreamjax.game.env import RealGame, engine_seed, package
 from dreamjax.game.workers import _worker_count, run_jobs
-from dreamjax.tasks import FRAME_SHAPE, Task
+from dreamjax.tasks import FRAME_SHAPE, TASKS, Task
 from dreamjax.training import files
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.team import Team
@@ -282,7 +282,7 @@ def collect(
     log: Logbook | None = None,
     team: Team | None = None,
 ) -> Collection:
-    """Record episodes of a policy that never looks; running it again finishes what is missing.
+    """Record episodes of a policy; running it again finishes what is missing.
 
     Shard i depends on the task, `seed`, i, `shard_episodes`, `policy` and `min_steps` alone. A
     later call may ask for more episodes; a shard that was the last, partial one is then made
@@ -293,7 +293,8 @@ def collect(
       directory: receives `shard-00000.npz`... and `collection.json`.
       episodes: how many to keep in all.
       seed: any integer.
-      policy: a name in `policies.POLICIES`; the paper's is `held`.
+      policy: a name in `policies.NAMES`, or "module:function" of your own: from the actions and
+        a random generator it makes `(step, frame) -> action`. The paper's is `held`.
       shard_episodes: episodes of a shard.
       min_steps: shorter episodes are dropped and others played; the paper's data has 101.
       workers: processes; None for one a core.
@@ -336,6 +337,7 @@ def _settings(task, policy, seed, shard_episodes, min_steps) -> dict[str, int | 
     return {
         "task": task.name,
         "profile": task.profile,
+        "make": task.make,
         "max_steps": task.max_steps,
         "policy": policy,
         "seed": int(seed),
@@ -345,7 +347,7 @@ def _settings(task, policy, seed, shard_episodes, min_steps) -> dict[str, int | 
 
 
 def _check_request(task, episodes, policy, shard_episodes, min_steps) -> None:
-    policies.check(policy)
+    policies.check_recorder(policy)
     for name, value in (("episodes", episodes), ("shard_episodes", shard_episodes)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -372,7 +374,7 @@ def _claim(directory: Path, task: Task, settings: dict, episodes: int, say) -> N
         raise ValueError(f"{directory} holds shards of unknown origin; choose another directory")
     old = {}
     if path.exists():
-        old = _claimed(path, settings) or _reclaimed(path, task, settings, say)
+        old = _claimed(path, task, settings) or _reclaimed(path, task, settings, say)
     for name, value in settings.items():
         if old.get(name, value) != value:
             raise ValueError(
@@ -383,12 +385,14 @@ def _claim(directory: Path, task: Task, settings: dict, episodes: int, say) -> N
     files.write_json(path, {**settings, "episodes": episodes, "package": package(task)})
 
 
-def _claimed(path: Path, settings: dict) -> dict | None:
-    """What a `collection.json` says; None where it is damaged."""
+def _claimed(path: Path, task: Task, settings: dict) -> dict | None:
+    """What a `collection.json` says; None where it is damaged. The oldest name no `make`."""
     try:
         found = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
         return None
+    if isinstance(found, dict):
+        found.setdefault("make", TASKS.get(task.name, task).make)
     whole = isinstance(found, dict) and found.keys() >= settings.keys()
     return found if whole and type(found.get("episodes")) is int else None
 
@@ -424,18 +428,19 @@ def _was_recorded_by(job: _ShardJob) -> bool:
     Not told: whether `min_steps` was higher, so that more were dropped. Where a game cut episodes
     before the cap, nothing can be told, and the answer is no.
     """
-    names = "actions", "lengths", "terminated", "seeds", "profile"
-    actions, lengths, terminated, seeds, profile = _load(job.path, names).values()
+    names = "frames", "actions", "lengths", "terminated", "seeds", "profile"
+    frames, actions, lengths, terminated, seeds, profile = _load(job.path, names).values()
     in_order = itertools.islice(_episode_seeds(job), None if job.min_steps else len(seeds))
     rng = np.random.default_rng(engine_seed(seeds[0]))
     act, cap = policies.begin(job.task, job.policy, rng), job.task.max_steps
+    first = enumerate(frames[: lengths[0]])
     return (
         profile == job.task.profile
         and len(lengths) <= job.episodes
         and (lengths >= job.min_steps).all()
         and np.where(terminated, lengths <= cap, lengths == cap).all()
         and all(seed in in_order for seed in seeds)  # `in` goes on from the seed before
-        and np.array_equal(actions[: lengths[0]], [act(step) for step in range(lengths[0])])
+        and np.array_equal(actions[: lengths[0]], [act(*now) for now in first])
     )
 
 

@@ -42,7 +42,7 @@ def left_and_right(actions, rng: np.random.Generator) -> Callable[[int], np.ndar
     """`BLIND_HOLD` steps left, as many right, and again."""
     del rng
     sides = tuple(np.asarray(bound, np.float32) for bound in (actions.low, actions.high))
-    return lambda step: sides[step // BLIND_HOLD % 2]
+    return lambda step, frame=None: sides[step // BLIND_HOLD % 2]
 
 
 @dataclasses.dataclass(frozen=True)

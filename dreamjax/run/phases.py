@@ -6,6 +6,7 @@ same call resumes a run that was stopped anywhere.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -73,9 +74,11 @@ BASELINES = ("uniform", "blind")
 
 def collect_phase(run: Run) -> None:
     """Record real episodes."""
-    config = run.config.collect
+    config, task = run.config.collect, run.task
+    if config.make is not None:
+        task = dataclasses.replace(task, make=config.make, package="")
     collect(
-        run.task,
+        task,
         run.rollouts,
         config.episodes,
         run.seed,
