@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamjax.memory import training as m
-from dreamjax.memory.latents import LatentSequences
-from dreamjax.tasks import TAKE_COVER, Task
+from dreamjax.memory.latents import LatentSequences, posteriors
+from dreamjax.tasks import FRAME_SHAPE, TAKE_COVER, Task
 from dreamjax.training.devices import product_dtype
 from dreamjax.vision import training as v
 
@@ -22,6 +22,7 @@ from .world import stand_in, step_flops
 
 BACKWARD = 3  # a training step's products, in forward passes
 EPISODE = 300
+ENCODED = 512  # frames, a call's
 
 
 def vision_rows(batch: int = 100, steps: int = 8) -> list[timing.Row]:
@@ -39,11 +40,17 @@ def vision_rows(batch: int = 100, steps: int = 8) -> list[timing.Row]:
     jax.block_until_ready(train())
     taken = timing.samples(train)
     rate = steps * batch / statistics.median(taken)
-    encode = timing.timed(lambda vae, x: vae.encode(x), state.model, frames[0])
+    many, vision = frames.reshape(-1, *FRAME_SHAPE)[:ENCODED], state.model
+    posteriors(vision, many)
+    encoded = timing.samples(lambda: posteriors(vision, many))
     return [
         timing.row(f"V training {dtype}", batch, rate, "frames/s", spread=timing.spread_of(taken)),
         timing.row(
-            "V encoding float32", batch, batch / encode.run, "frames/s", spread=encode.spread
+            "V encoding float32",
+            len(many),
+            len(many) / statistics.median(encoded),
+            "frames/s",
+            spread=timing.spread_of(encoded),
         ),
     ]
 

@@ -148,17 +148,22 @@ def encode_rollouts(
 
 
 def _encoded(vae: VAE, shard: rollouts.Rollouts, vision: str) -> LatentSequences:
-    frames = shard.frames
+    mu, logvar = (part.astype(np.float16) for part in posteriors(vae, shard.frames))
+    kept = {name: getattr(shard, name) for name in ("actions", "rewards", *_PER_EPISODE)}
+    return LatentSequences(mu=mu, logvar=logvar, **kept, vision=vision, profile=shard.profile)
+
+
+def posteriors(vae: VAE, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`(mu, logvar)`, float32 [N, Z] each, of many frames uint8 [N, 64, 64, 3]."""
     padding = np.zeros((-len(frames) % _CALL, *FRAME_SHAPE), np.uint8)
     batch = _CPU_BATCH if jax.default_backend() == "cpu" else _CALL
     calls = np.concatenate([frames, padding]).reshape(-1, _CALL // batch, batch, *FRAME_SHAPE)
     pairs = [jax.device_get(_encode(vae, batches)) for batches in calls]
     mu, logvar = (
-        np.concatenate(part).reshape(-1, part[0].shape[-1])[: len(frames)].astype(np.float16)
+        np.concatenate(part).reshape(-1, part[0].shape[-1])[: len(frames)]
         for part in zip(*pairs, strict=True)
     )
-    kept = {name: getattr(shard, name) for name in ("actions", "rewards", *_PER_EPISODE)}
-    return LatentSequences(mu=mu, logvar=logvar, **kept, vision=vision, profile=shard.profile)
+    return mu, logvar
 
 
 @jax.jit
