@@ -56,6 +56,11 @@ def lengthy(game, job, tick):
     return job
 
 
+def looks(game, policy, tick):
+    """The mean of the frames shown."""
+    return float(np.mean([step[0].mean() / 255 for step in policies.play_steps(game, policy, 5)]))
+
+
 class Counter(gymnasium.Env):
     """Shows its own step number; ends after `seed` steps."""
 
@@ -133,9 +138,19 @@ def test_baselines_match_the_paper_and_the_measured_blind_one():
     assert blind.mean() > 2 * random.mean()
 
 
+@pytest.mark.parametrize("policy, turns", [("toy_game:brighter", True), ("held", False)])
+def test_a_policy_that_looks_is_shown_the_game(policy, turns):
+    """A picture's mean is always above 0, so the policy presses right as soon as it is bright."""
+    seen = dict(run_jobs(TAKE_COVER, "test_workers:looks", [policy], screen=":" in policy))
+    assert (seen[0] > 0.1) == turns
+    assert play(TAKE_COVER, policy, [3]).lengths[0] > 30
+
+
 def test_bad_requests_are_refused():
     with pytest.raises(ValueError, match="uniform, held, varied, blind"):
         play(TAKE_COVER, "clever", [1])
+    with pytest.raises(ValueError, match="toy_game has no 'clever'"):
+        play(TAKE_COVER, "toy_game:clever", [1])
     with pytest.raises(ValueError, match="seeds is empty"):
         play(TAKE_COVER, "held", [])
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):

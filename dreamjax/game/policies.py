@@ -64,12 +64,6 @@ NAMES = (*POLICIES, BLIND)
 
 
 def check(name: str) -> None:
-    """Raise ValueError unless there is a policy of that name."""
-    if name not in NAMES:
-        raise ValueError(f"no policy is called {name!r}; choose one of {', '.join(NAMES)}")
-
-
-def check_recorder(name: str) -> None:
     """Raise ValueError unless there is a policy of that name, or "module:function" names one."""
     if ":" in name:
         find(name)

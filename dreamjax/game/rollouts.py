@@ -347,7 +347,7 @@ def _settings(task, policy, seed, shard_episodes, min_steps) -> dict[str, int | 
 
 
 def _check_request(task, episodes, policy, shard_episodes, min_steps) -> None:
-    policies.check_recorder(policy)
+    policies.check(policy)
     for name, value in (("episodes", episodes), ("shard_episodes", shard_episodes)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")

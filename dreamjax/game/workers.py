@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Pipe, wait
 from typing import Any, NamedTuple
 
@@ -268,11 +268,12 @@ def play(
     log: Logbook | None = None,
     phase: str = "play",
 ) -> Played:
-    """Whole episodes of a policy that never looks, one for each seed.
+    """Whole episodes of a policy, one for each seed.
 
     Args:
       task: the game.
-      policy: a name in `policies.POLICIES`.
+      policy: a name in `policies.NAMES`, whose policies never look, or "module:function", whose
+        policy is shown the frames.
       seeds: any integers; an episode is a function of its seed.
       workers: processes; None for one a core.
       log: shows the progress; None shows none.
@@ -292,7 +293,7 @@ def play(
         "dreamjax.game.policies:score",
         [(policy, seed) for seed in seeds],
         workers=workers,
-        screen=False,
+        screen=":" in policy,
     )
     log = log or Logbook(quiet=True)
     with log.progress(phase, len(seeds), "episodes") as bar, contextlib.closing(results):
@@ -444,10 +445,14 @@ class VectorGame:
         return Steps(*map(np.concatenate, zip(*arrived, strict=True)))
 
     def _all(self, slots: Sequence[int]) -> Steps:
-        """The answers of all these slots, in their order."""
+        """The answers of all these slots, in their order; their episodes end where one fails."""
         found = []
-        while self.awaited:
-            found.append(self.receive())
+        try:
+            while self.awaited:
+                found.append(self.receive())
+        except Exception:
+            self._forget(slots)
+            raise
         found = Steps(*map(np.concatenate, zip(*found, strict=True)))
         order = np.argsort(found.slots)[np.argsort(np.argsort(slots))]
         return Steps(*(column[order] for column in found))
@@ -486,9 +491,14 @@ class VectorGame:
             except _LostError as loss:
                 self._lose(index, str(loss))
             except Exception:  # the worker lives on, but who knows how far it came
-                self._episodes = [None if e and e.asked else e for e in self._episodes]
+                self._forget([i for i, e in enumerate(self._episodes) if e and e.asked])
+                self._forget([slot for steps in self._arrived for slot in steps.slots])
                 self._arrived = []
                 raise
+
+    def _forget(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            self._episodes[slot] = None
 
     def _patience(self, index: int) -> float:
         """Seconds left to a worker to answer."""
