@@ -87,8 +87,7 @@ def tried(task: Task, config: RunConfig, seed: int) -> Game:
 
 def _recorded(task: Task, config: RunConfig, seed: int, each: int) -> Game:
     episodes = each * (config.workers or default_workers())
-    if config.collect.make is not None:
-        task = dataclasses.replace(task, make=config.collect.make, package="")
+    task = config.collect.game(task)
     how = {"policy": config.collect.policy, "min_steps": config.collect.min_steps}
     with tempfile.TemporaryDirectory() as directory:
         start = time.perf_counter()

@@ -13,7 +13,7 @@ from dreamjax.actions import Actions
 from dreamjax.game.env import RealGame, engine_seed
 from dreamjax.tasks import Task, find
 
-Policy = Callable[..., np.ndarray]  # (step, frame) -> action; one that never looks: (step)
+Policy = Callable[..., np.ndarray]  # (step, frame) -> action; without a frame if it never looks
 
 
 def uniform(actions: Actions, rng: np.random.Generator) -> Policy:

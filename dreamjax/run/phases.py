@@ -6,7 +6,6 @@ same call resumes a run that was stopped anywhere.
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import os
@@ -74,11 +73,9 @@ BASELINES = ("uniform", "blind")
 
 def collect_phase(run: Run) -> None:
     """Record real episodes."""
-    config, task = run.config.collect, run.task
-    if config.make is not None:
-        task = dataclasses.replace(task, make=config.make, package="")
+    config = run.config.collect
     collect(
-        task,
+        config.game(run.task),
         run.rollouts,
         config.episodes,
         run.seed,

@@ -34,6 +34,12 @@ class CollectConfig:
         require_positive(self, "episodes")
         require_within(self, min_steps="[0, inf)")
 
+    def game(self, task: Task) -> Task:
+        """The game that is recorded: a task's own, or by the engine that `make` names."""
+        if self.make is None:
+            return task
+        return dataclasses.replace(task, make=self.make, package="")
+
 
 @dataclasses.dataclass(frozen=True)
 class DreamConfig:
