@@ -403,7 +403,7 @@ def test_a_policy_of_ones_own_sees_the_frames_it_is_recorded_with(tmp_path):
         collect(other, tmp_path, 2, 0, **how)
     del settings["make"]  # as it was written before engines could be chosen
     (tmp_path / "collection.json").write_text(json.dumps(settings))
-    assert collect(task, tmp_path, 2, 0, **how).episodes == 2
+    assert collect(task, tmp_path, 2, 0, log=log, **how).episodes == 2 and len(said) == 1
     for policy, words in (("clever", "or name your own as"), ("toy_game:none", "has no 'none'")):
         with pytest.raises(ValueError, match=words):
             collect(task, tmp_path / "other", 1, 0, policy=policy)
