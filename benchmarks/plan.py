@@ -24,6 +24,7 @@ from dreamjax.game.rollouts import collect
 from dreamjax.game.workers import default_workers
 from dreamjax.memory.kinds import find_kind
 from dreamjax.memory.training import Layout, MemoryConfig
+from dreamjax.run.phases import BASELINES
 from dreamjax.run.settings import CONTROLLERS, RunConfig
 from dreamjax.tasks import Task
 from dreamjax.training.devices import product_dtype
@@ -161,7 +162,9 @@ def _played(phase: str, world: World, config: RunConfig, game: Game) -> Part:
     """A phase of V, M and C awake, whose games are as long as games can be."""
     blind = 0.0
     if phase == "evaluate":
-        episodes, blind = config.evaluate.episodes, 2 * config.evaluate.baseline_episodes
+        judged = config.evaluate
+        beside = len(BASELINES) + len(judged.policies)
+        episodes, blind = judged.episodes, beside * judged.baseline_episodes
     else:
         episodes = config.collect.episodes
     awake = episodes * world.task.max_steps

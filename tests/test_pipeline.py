@@ -46,6 +46,8 @@ def test_smoke_leaves_scores(smoke):
         assert row["ci95"][0] <= row["mean"] <= row["ci95"][1]
         assert any(line.startswith(name) for line in out.splitlines())
     assert (results["paper"]["mean"], results["paper"]["std"]) == (1092, 556)
+    assert results["policies"] == {SHORT.blind: results["blind"]}
+    assert any(line.startswith("left_and_right") for line in out.splitlines())
     assert 0 < results["ours"]["mean"] <= SHORT.max_steps
 
 
@@ -208,6 +210,8 @@ def test_a_world_that_was_handed_on_learns_from_its_own_play(smoke, tmp_path, ca
     world, run = str(tmp_path / "world"), tmp_path / "run"
     assert cli.main(["export", "--run-dir", str(smoke[0]), "--target", world]) == 0
     words = [GAME, "--run-dir", str(run), "--collect.episodes", "4"]
+    assert cli.main(["record", *words, "--world", world, "--collect.make", "nowhere:make"]) == 1
+    assert "there is no module nowhere" in capsys.readouterr().err
     assert cli.main(["record", *words, "--world", world]) == 0
     assert cli.main(["encode", *words]) == 0
     assert read_latents(run / "latents").vision == digest(load_world(world).vision)
@@ -307,6 +311,7 @@ def odd_games(tmp_path_factory, monkeypatch):
         ("evolve take-cover --run-dir DIR --evolve.population 3", "population must be at least 4"),
         ("evaluate take-cover --run-dir DIR --evaluate.episodes 0", "episodes must be at least 1"),
         ("collect take-cover --run-dir DIR --collect.episodes 0", "episodes must be at least 1"),
+        ("run take-cover --run-dir DIR --evaluate.policies me", "no policy is called 'me'; choose"),
         ("collect take-cover --run-dir /proc/none", "cannot write to /proc/none"),
         ("run take-cover --run-dir DIR --memory.kind nothing", "no M is of the kind 'nothing'"),
         (
@@ -342,6 +347,16 @@ def test_bad_input_is_one_clear_line(words, message, tmp_path, capsys, odd_games
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("dreamjax: ") and error.count("\n") == 1
+
+
+def test_a_module_of_this_directory_is_found(tmp_path, capsys, monkeypatch):
+    """As the console script runs, whose own directory is first on the path."""
+    (tmp_path / "of_mine.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    words = ["collect", "take-cover", "--run-dir", "run", "--collect.policy", "of_mine:drive"]
+    assert cli.main(words) == 1
+    assert "of_mine has no 'drive'" in capsys.readouterr().err
 
 
 @pytest.mark.smoke

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from dreamjax.tasks import TASKS, find_task
+from dreamjax.tasks import TASKS, find_task, look_here
 from dreamjax.training import stopping
 from dreamjax.training.postponing import postponed
 from dreamjax.training.settings import SettingError, check_seed
@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     with stopping.at_once(said):
         try:
             _choose_devices(words)
+            look_here()
             command = _parse(words)
             stopping.by_interrupt()
             command()

@@ -6,6 +6,7 @@ same call resumes a run that was stopped anywhere.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -30,6 +31,7 @@ from dreamjax.dream.worlds import (
     save_controller,
 )
 from dreamjax.fidelity.compare import ExploitAlarm
+from dreamjax.game import policies
 from dreamjax.game.rollouts import UNREADABLE, collect, frame_counts, shard_paths
 from dreamjax.game.workers import NONE_PLAYED, play
 from dreamjax.memory.latents import encode_rollouts, read_latents
@@ -182,7 +184,7 @@ def _alarm(run: Run, world: World, controller: Controller) -> ExploitAlarm | Non
 
 
 def evaluate_phase(run: Run) -> None:
-    """Play the real game awake, beside the policies that never look; write results and film.
+    """Play the real game awake, beside policies that were not learnt; write results and film.
 
     The processes of a job share the games; the first writes.
     """
@@ -192,14 +194,15 @@ def evaluate_phase(run: Run) -> None:
     played = {"policy": controller, "log": run.log, "workers": run.config.workers}
     own = evaluate(world, weights, config.episodes, run.seed, team=team(), **played)
     ours = together(own.returns, config.episodes)
-    blind = {name: _blind_returns(run, name) for name in BASELINES}
+    beside = {name: _returns(run, name) for name in (*BASELINES, *config.policies)}
     if not is_first():
         return
     results = {
         "task": run.task.name,
         "profile": run.task.profile,
-        "random": score(blind["uniform"]),
-        "blind": score(blind["blind"]),
+        "random": score(beside["uniform"]),
+        "blind": score(beside["blind"]),
+        "policies": {name: score(beside[name]) for name in config.policies},
         "paper": published(run.task.paper),
         "ours": score(ours),
         "dream": Store(run.directory / "controller").meta()["dream"],
@@ -214,8 +217,8 @@ def evaluate_phase(run: Run) -> None:
     pictures.film(world, weights, run.directory / "dream.gif", run.seed, controller)
 
 
-def _blind_returns(run: Run, policy: str) -> np.ndarray:
-    """Returns of a policy that never looks in the evaluation's games."""
+def _returns(run: Run, policy: str) -> np.ndarray:
+    """Returns of a policy in the evaluation's games."""
     episodes, own = run.config.evaluate.baseline_episodes, NONE_PLAYED
     seeds = team().own(evaluation_seeds(run.seed, episodes))
     if seeds:
@@ -226,9 +229,10 @@ def _blind_returns(run: Run, policy: str) -> np.ndarray:
 
 def record_phase(run: Run) -> None:
     """Record the evolved agent at play, for M to learn from (the paper's iterative procedure)."""
-    world = load_world(run.directory)
+    world, config = load_world(run.directory), run.config.collect
     controller, weights = load_controller(run.directory, world)
-    episodes, seed = run.config.collect.episodes, run.seed + WATCH_SEED
+    world = dataclasses.replace(world, task=config.game(run.task))
+    episodes, seed = config.episodes, run.seed + WATCH_SEED
     how = {"log": run.log, "workers": run.config.workers, "policy": controller, "team": team()}
     record(world, weights, run.played, episodes, seed, **how)
 
@@ -266,6 +270,8 @@ def run_phases(run: Run, phases: tuple[str, ...] | None = None, world: str | Non
     phases = phases or phases_of(run.config)
     if "train-memory" in phases:
         check_form(run.task, run.config.memory)
+    for name in run.config.evaluate.policies:
+        policies.check(name)
     directory = writable(run.directory)
     with _locked(directory) if is_first() else contextlib.nullcontext():
         if is_first():

@@ -29,14 +29,16 @@ def _scored(mean: float, std: float, n: int) -> dict[str, Any]:
 def print_results(results: dict[str, Any], log: Logbook) -> None:
     """The score table."""
     log.say(f"{results['task']} ({results['profile']}), real game, return per episode")
-    log.say(f"{'':<10}{'mean':>8} {'std':>8} {'n':>6}   95 % interval of the mean")
-    rows = {name: results[name] for name in ("random", "blind", "paper", "ours")}
-    digits = 0 if max(abs(row["mean"]) for row in rows.values() if row) >= 100 else 1
-    for name, row in rows.items():
-        if row is not None:
-            low, high = row["ci95"]
-            scored = f"{row['mean']:>8.{digits}f} ±{row['std']:>7.{digits}f} {row['n']:>6}"
-            log.say(f"{name:<10}{scored}   {low:.{digits}f} to {high:.{digits}f}")
+    rows = [(name, results[name]) for name in ("random", "blind")]
+    rows += [(name.partition(":")[2] or name, row) for name, row in results["policies"].items()]
+    rows += [(name, results[name]) for name in ("paper", "ours") if results[name]]
+    digits = 0 if max(abs(row["mean"]) for _, row in rows) >= 100 else 1
+    wide = max(8, *(len(name) for name, _ in rows)) + 2
+    log.say(f"{'':<{wide}}{'mean':>8} {'std':>8} {'n':>6}   95 % interval of the mean")
+    for name, row in rows:
+        low, high = row["ci95"]
+        scored = f"{row['mean']:>8.{digits}f} ±{row['std']:>7.{digits}f} {row['n']:>6}"
+        log.say(f"{name:<{wide}}{scored}   {low:.{digits}f} to {high:.{digits}f}")
     log.say(f"in the dream, ours: {results['dream']:.{digits}f}")
 
 

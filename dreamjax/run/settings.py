@@ -64,7 +64,8 @@ class EvaluateConfig:
     """How the awake agent is judged."""
 
     episodes: int = 100
-    baseline_episodes: int = 100  # of the random and of the blind policy
+    baseline_episodes: int = 100  # of each policy that C is judged beside
+    policies: tuple[str, ...] = ()  # such policies beside the random and the blind one
     watch_episodes: int = 0  # real ones at each of evolve's evaluations, to warn of exploits
 
     def __post_init__(self):
