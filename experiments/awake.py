@@ -1,6 +1,8 @@
-"""What C could do with what it reads: it learns on, by the same PPO, in the real game itself.
+"""What C could do with what it reads: it learns, by the same PPO, in the real game itself.
 
     python experiments/awake.py
+    python experiments/awake.py --world runs/car --start None --steps 400000 \\
+        --make dreamjax.game.car_racing:make_envpool
 
 Nothing shipped learns so. What C gains here over what it learnt in the dream, the dream withheld;
 what it does not gain is beyond the features, the linear controller or the learning.
@@ -29,6 +31,7 @@ from dreamjax.controller.policy_gradient import (
 from dreamjax.dream.worlds import World, load_controller, load_world
 from dreamjax.game.workers import VectorGame
 from dreamjax.run.scores import score
+from dreamjax.run.settings import CollectConfig
 from dreamjax.training.settings import require_positive
 
 
@@ -37,7 +40,8 @@ class Config:
     """Settings of the experiment."""
 
     world: str = "take-cover"
-    start: str = "take-cover"  # a world or run directory whose C learns on
+    start: str | None = "take-cover"  # a world or run directory whose C learns on; None: chance
+    make: str | None = None  # the same game by another engine, to learn in; module:function
     steps: int = 1_600_000  # real ones
     seed: int = 0
     num_envs: int = 32  # games side by side
@@ -66,7 +70,11 @@ class Config:
 def main(config: Config) -> dict[str, dict[str, Any]]:
     """Judge C, let it learn, judge it in the same games; the scores before and after."""
     learning, world = config.learning(), load_world(config.world)
-    controller, start = load_controller(config.start, world)
+    if config.start is None:
+        controller = world.controller()
+        start = controller.initial(jax.random.key(config.seed))
+    else:
+        controller, start = load_controller(config.start, world)
     found = {"before": judged("before", world, controller, start, config)}
     after = learnt(world, controller, start, config, learning)
     return found | {"after": judged("after", world, controller, after, config)}
@@ -92,7 +100,8 @@ def learnt(
     network = initial_network(jax.random.key(config.seed), controller, start, learning.critic)
     optimiser, average = updates.optimiser.init(network), start
     improve = jax.jit(updates.improve)
-    with VectorGame(world.task, config.num_envs) as game:
+    task = CollectConfig(make=config.make).game(world.task)
+    with VectorGame(task, config.num_envs) as game:
         player = Player(world, updates, game, config.seed)
         for number in range(learning.updates):
             steps, last_value = player.play(network, config.num_steps)
@@ -118,7 +127,7 @@ class Player:
         self._age = np.zeros(game.num_games, np.int32)
         self._carry = world.memory.initial_carry((game.num_games,))
         self._frames = game.reset(self._slots, [next(self._seeds) for _ in self._slots])
-        self._lengths = []
+        self._return, self._returns = np.zeros(game.num_games), []
         self._step = jax.jit(self._drawn)
         self._judged = jax.jit(updates.judged)
 
@@ -141,8 +150,9 @@ class Player:
             self._carry, action, obs, drawn = self._look(network)
             self._frames, reward, ends, cut = self._game.step(self._slots, action)
             self._age = self._age + 1
+            self._return = self._return + reward
             over = (ends >= 0) | cut
-            self._lengths += self._age[over].tolist()
+            self._returns += self._return[over].tolist()
             self._restart(np.flatnonzero(over))
             rows.append((obs, drawn, reward, over))
         steps = self._judged(network, *map(jnp.stack, zip(*rows, strict=True)))
@@ -151,14 +161,14 @@ class Player:
     def _restart(self, slots: np.ndarray) -> None:
         if len(slots):
             self._frames[slots] = self._game.reset(slots, [next(self._seeds) for _ in slots])
-            self._age[slots] = 0
+            self._age[slots], self._return[slots] = 0, 0
 
     def report(self, steps: int) -> None:
-        """Print how long the games lasted that ended since the last report."""
-        if self._lengths:
-            lived, count = np.mean(self._lengths), len(self._lengths)
-            print(f"{steps:>9} steps: {lived:.0f} survived in {count} games", flush=True)
-        self._lengths = []
+        """Print the mean return of the games that ended since the last report."""
+        if self._returns:
+            mean, count = np.mean(self._returns), len(self._returns)
+            print(f"{steps:>9} steps: return {mean:.0f} in {count} games", flush=True)
+        self._returns = []
 
 
 if __name__ == "__main__":

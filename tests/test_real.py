@@ -153,7 +153,11 @@ def test_profiles_are_different_games(doom):
     assert np.abs(frames[0] - frames[1]).mean() > 2
 
 
-@pytest.mark.parametrize("task", [TAKE_COVER, TAKE_COVER_VIZDOOM], ids=lambda task: task.profile)
+@pytest.mark.parametrize(
+    "task",
+    [TAKE_COVER, TAKE_COVER_VIZDOOM, dataclasses.replace(CAR_RACING, max_steps=40)],
+    ids=lambda task: task.profile,
+)
 def test_a_game_without_screen_is_the_same_game(task):
     played = []
     for screen in (True, False):
@@ -257,6 +261,32 @@ def test_car_racing_shows_the_track_and_is_capped():
     again = list(policies.play_steps(env, "held", 1))
     env.close()
     np.testing.assert_array_equal(again[-1][0], frame)
+
+
+def test_a_car_is_not_drawn_for_who_does_not_look():
+    for screen in (True, False):
+        env = real.make_env(CAR_RACING, screen=screen)
+        env.reset(seed=1)
+        assert env.unwrapped.state.any() == screen
+        env.close()
+
+
+@pytest.mark.parametrize("angle", [0.3, -0.3])
+def test_car_racing_draws_what_gymnasium_draws(angle):
+    """Bends, the track's start zoomed out, and pictures of the second lap of the engine's life."""
+    from gymnasium.envs.box2d.car_racing import CarRacing
+
+    ours, theirs = car_racing.make(), CarRacing(lap_complete_percent=1.0)
+    for seed in (7, 8):
+        pictures = [game.reset(seed=seed)[0] for game in (ours, theirs)]
+        for step in range(90):
+            np.testing.assert_array_equal(*pictures)
+            action = np.float32([angle * (step > 30), 0.6, 0])
+            pictures, rewards, *_ = zip(
+                *(game.step(action) for game in (ours, theirs)), strict=True
+            )
+            assert rewards[0] == rewards[1]
+    ours.close(), theirs.close()
 
 
 def road(*middles):

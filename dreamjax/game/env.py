@@ -96,8 +96,9 @@ class RealGame(gymnasium.Wrapper):
                 f"{in_a_line(game.observation_space)}, not uint8 [height, width, 3], and its "
                 f"render_mode is {game.render_mode}, not 'rgb_array'"
             )
-        if isinstance(getattr(game.unwrapped, "screen", None), bool):  # pygame's games have others
-            game.unwrapped.screen = screen
+        switch = "screen"
+        if game.has_wrapper_attr(switch) and isinstance(game.get_wrapper_attr(switch), bool):
+            game.set_wrapper_attr(switch, screen)  # pygame's games have others of that name
         self._dark = not screen
         self._steps = None  # None: the episode is over or has not begun
 
