@@ -223,6 +223,7 @@ CAR_RACING = Task(
     max_steps=1000,
     temperature=0.7,  # carracing/dream_env.py
     frames_per_second=50,
+    blind="dreamjax.game.car_racing:leftwards",
     package="gymnasium",
     solved_at=900.0,
     paper=Score(906.0, 21.0, 100),

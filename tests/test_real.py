@@ -11,7 +11,7 @@ import pytest
 
 from dreamjax.game import car_racing, policies, take_cover
 from dreamjax.game import env as real
-from dreamjax.tasks import CAR_RACING, TAKE_COVER, TAKE_COVER_VIZDOOM
+from dreamjax.tasks import CAR_RACING, TAKE_COVER, TAKE_COVER_VIZDOOM, Task
 
 LEFT, RIGHT, STAY = (np.array([a], np.float32) for a in (-1, 1, 0))
 
@@ -364,12 +364,13 @@ def test_varied_episodes_hold_or_swing_each_at_its_own_pace():
     assert min(paces) < 15 and max(paces) > 200
 
 
-def test_blind_goes_left_then_right_in_take_cover_alone():
+def test_blind_is_what_the_task_says_or_held():
     act = policies.begin(TAKE_COVER, "blind", np.random.default_rng(0))
     signs = [int(act(step)[0]) for step in range(440)]
     assert signs == ([-1] * 110 + [1] * 110) * 2
-    acts = [
-        policies.begin(CAR_RACING, name, np.random.default_rng(0)) for name in ("blind", "held")
-    ]
+    act = policies.begin(CAR_RACING, "blind", np.random.default_rng(0))
+    assert act(0).tolist() == act(999).tolist() == pytest.approx([-0.03, 0.1, 0])
+    other = Task("other", make="a:game", actions=CAR_RACING.actions)
+    acts = [policies.begin(other, name, np.random.default_rng(0)) for name in ("blind", "held")]
     blind, held = (np.stack([act(step) for step in range(50)]) for act in acts)
     np.testing.assert_array_equal(blind, held)

@@ -47,6 +47,7 @@ def vae_loss(
     normal: Callable[..., jax.Array] = jax.random.normal,
     salient: Colour | None = None,
     salient_weight: float = 1.0,
+    beta: float = 1.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Squared error plus the KL divergence from N(0, 1), as doomrnn.py.
 
@@ -61,6 +62,7 @@ def vae_loss(
       normal: draws the noise of z, as `jax.random.normal`.
       salient: the colour of salient pixels.
       salient_weight: what the squared error of a salient pixel counts in the loss.
+      beta: what the divergence counts, as in a beta-VAE (Higgins et al. 2017); the paper's is 1.
 
     Returns:
       `(loss, metrics)` with metrics `loss`, `reconstruction` (every pixel counted once), `salient`
@@ -74,7 +76,7 @@ def vae_loss(
     those = jnp.sum(jnp.where(_are(salient, pixels), errors, 0.0)) / len(frames)
     divergence = -0.5 * jnp.sum(1 + logvar - mu**2 - jnp.exp(logvar), axis=1)
     kl = jnp.mean(jnp.maximum(divergence, KL_FLOOR * mu.shape[1]))
-    loss = reconstruction + (salient_weight - 1) * those + kl
+    loss = reconstruction + (salient_weight - 1) * those + beta * kl
     return loss, {"loss": loss, "reconstruction": reconstruction, "salient": those, "kl": kl}
 
 
@@ -95,6 +97,7 @@ class VisionConfig:
     learning_rate: float = 1e-4  # of Adam, at the first step
     final_learning_rate: float = 1e-4  # and at the last: a cosine between the two
     salient_weight: float = 1.0  # what an error in a pixel worth dodging counts; the paper's is 1
+    beta: float = 1.0  # what the KL divergence counts; the paper's is 1, less gives finer latents
     bfloat16: bool | None = None  # products in bfloat16; None where the device is faster so
     steps_per_call: int = 16  # steps between two rows of metrics
     memory_gb: float = 4.0  # frames held in memory; more of them are streamed from disk
@@ -107,6 +110,7 @@ class VisionConfig:
             "learning_rate",
             "final_learning_rate",
             "salient_weight",
+            "beta",
             "steps_per_call",
             "memory_gb",
         )
@@ -219,7 +223,7 @@ def updates(
 
     The devices of `mesh`, all of them if it is None, share every batch.
     """
-    how = {"salient": task.salient, "salient_weight": config.salient_weight}
+    how = {"salient": task.salient, "salient_weight": config.salient_weight, "beta": config.beta}
     how["normal"] = partial(own_normal, axis=0)
 
     def loss(model, key, batch):
