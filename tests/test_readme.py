@@ -13,6 +13,7 @@ from test_pipeline import TINY
 
 import dreamjax
 from dreamjax.dream.worlds import SHIPPED, _load_exported, shipped_worlds
+from dreamjax.game.rollouts import read
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -33,22 +34,32 @@ def test_the_example_runs_as_written():
     assert (names["reward"] == 1).all()
 
 
+def run_in(directory, words):
+    """A command of README's, as one who installed the package runs it there."""
+    installed = Path(sys.executable).with_name("dreamjax")
+    done = subprocess.run(
+        [installed, *words], cwd=directory, env=environ(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_game_of_ones_own_is_learnt_as_written(tmp_path):
     """From recording to the score table, but with fewer steps."""
     (tmp_path / "pole.py").write_text(shown("POLE"))
     (words,) = re.findall(r"^dreamjax (run pole:POLE .*)$", README, re.M)
-    done = subprocess.run(
-        [sys.executable, "-m", "dreamjax", *words.split(), *TINY, "--evaluate.episodes=2"],
-        cwd=tmp_path,
-        env=environ(PYTHONPATH=ROOT),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    run_in(tmp_path, [*words.split(), *TINY, "--evaluate.episodes=2"])
     run = tmp_path / words.split()[-1]
     results = json.loads((run / "results.json").read_text())
     assert (results["task"], results["paper"], results["ours"]["n"]) == ("pole", None, 2)
     assert 8 < results["random"]["mean"] < 50 and (run / "dream.gif").exists()
+
+
+def test_a_policy_of_ones_own_is_recorded_as_written(tmp_path):
+    (tmp_path / "mine.py").write_text(shown("def straight"))
+    (words,) = re.findall(r"^dreamjax (collect car-racing .*mine:straight)$", README, re.M)
+    run_in(tmp_path, words.split())
+    (shard,) = (tmp_path / "runs" / "straight" / "rollouts").glob("*.npz")
+    np.testing.assert_array_equal(np.unique(read(shard).actions, axis=0), np.float32([[0, 0.2, 0]]))
 
 
 @pytest.mark.parametrize("name", ["take-cover"])
