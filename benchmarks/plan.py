@@ -88,7 +88,6 @@ def tried(task: Task, config: RunConfig, seed: int) -> Game:
 
 def _recorded(task: Task, config: RunConfig, seed: int, each: int) -> Game:
     episodes = each * (config.workers or default_workers())
-    task = config.collect.game(task)
     how = {"policy": config.collect.policy, "min_steps": config.collect.min_steps}
     with tempfile.TemporaryDirectory() as directory:
         start = time.perf_counter()

@@ -79,9 +79,11 @@ class Task:
       num_mixtures: K, Gaussians per latent dimension in M's output.
       controller_reads: the parts of M's state, beside z, that C reads, in order.
       controller_bias: whether a linear C has a bias.
+      frame_skip: frames of the game that a step is: its action is held, its rewards add up, and its
+        last picture is seen.
       max_steps: steps after which an episode is truncated.
       temperature: tau of the dream that C learns in.
-      frames_per_second: speed of films and of whoever watches.
+      frames_per_second: the game's, for whoever watches.
       blind: the best known policy that never looks, the baseline that C has to beat: a name in
         `game.policies.POLICIES` or "module:function".
       ages: steps between which deaths are told apart; () is parts of `max_steps`.
@@ -106,6 +108,7 @@ class Task:
     num_mixtures: int = 5
     controller_reads: tuple[str, ...] = ("h",)
     controller_bias: bool = True
+    frame_skip: int = 1
     max_steps: int = 1000
     temperature: float = 1.0
     frames_per_second: int = 30
@@ -122,6 +125,8 @@ class Task:
             raise ValueError(
                 f"a task's name is of small letters, digits and hyphens, got {self.name!r}"
             )
+        if self.frame_skip < 1:
+            raise ValueError(f"frame_skip of {self.name} must be at least 1, got {self.frame_skip}")
         object.__setattr__(self, "make", _importable(self.make, self.name))
         object.__setattr__(self, "profile", self.profile or self.name)
         parts = (0.0, 0.07, 0.14, 0.24, 0.38, 0.62, 1.0)
@@ -134,6 +139,11 @@ class Task:
         if self.actions is None:
             raise ValueError(f"the actions of {self.name} are not known; register the task first")
         return self.actions.size
+
+    @property
+    def steps_per_second(self) -> float:
+        """Steps in a second of the game."""
+        return self.frames_per_second / self.frame_skip
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -210,7 +220,7 @@ TAKE_COVER_VIZDOOM = dataclasses.replace(
 CAR_RACING = Task(
     name="car-racing",
     make="dreamjax.game.car_racing:make",
-    profile="carracing-v3",
+    profile="carracing-v3-skip4",
     actions=Box((-1, 0, 0), (1, 1, 1), clipped=(2,)),  # carracing/model.py: steer, gas, brake
     crop=(0, 84, 0, 96),  # of 96 rows; the rest is the bar of gauges
     ends=("off track", "lap"),
@@ -220,7 +230,8 @@ CAR_RACING = Task(
     hidden_size=256,
     controller_reads=("h",),  # carracing/model.py, MODE_ZH
     controller_bias=True,
-    max_steps=1000,
+    frame_skip=4,  # the paper's 1; in a 50th of a second the wheel hardly shows, and M ignores it
+    max_steps=250,
     temperature=0.7,  # carracing/dream_env.py
     frames_per_second=50,
     blind="dreamjax.game.car_racing:leftwards",

@@ -1,8 +1,7 @@
 """What C could do with what it reads: it learns, by the same PPO, in the real game itself.
 
     python experiments/awake.py
-    python experiments/awake.py --world runs/car --start None --steps 400000 \\
-        --make dreamjax.game.car_racing:make_envpool
+    python experiments/awake.py --world runs/car --start None --steps 400000
 
 Nothing shipped learns so. What C gains here over what it learnt in the dream, the dream withheld;
 what it does not gain is beyond the features, the linear controller or the learning.
@@ -31,7 +30,6 @@ from dreamjax.controller.policy_gradient import (
 from dreamjax.dream.worlds import World, load_controller, load_world
 from dreamjax.game.workers import VectorGame
 from dreamjax.run.scores import score
-from dreamjax.run.settings import CollectConfig
 from dreamjax.training.settings import require_positive
 
 
@@ -41,7 +39,6 @@ class Config:
 
     world: str = "take-cover"
     start: str | None = "take-cover"  # a world or run directory whose C learns on; None: chance
-    make: str | None = None  # the same game by another engine, to learn in; module:function
     steps: int = 1_600_000  # real ones
     seed: int = 0
     num_envs: int = 32  # games side by side
@@ -100,8 +97,7 @@ def learnt(
     network = initial_network(jax.random.key(config.seed), controller, start, learning.critic)
     optimiser, average = updates.optimiser.init(network), start
     improve = jax.jit(updates.improve)
-    task = CollectConfig(make=config.make).game(world.task)
-    with VectorGame(task, config.num_envs) as game:
+    with VectorGame(world.task, config.num_envs) as game:
         player = Player(world, updates, game, config.seed)
         for number in range(learning.updates):
             steps, last_value = player.play(network, config.num_steps)

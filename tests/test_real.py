@@ -299,7 +299,7 @@ def road(*middles):
 
 def test_a_driver_steers_for_the_road_brakes_in_bends_and_turns_back_where_it_is_lost():
     act = car_racing.steady(CAR_RACING.actions, None)
-    assert act(0, road(32)).tolist() == pytest.approx([0.08 * 0 - 0.0, 0.2, 0], abs=0.1)
+    assert act(0, road(32)).tolist() == pytest.approx([0, 0.15, 0], abs=0.05)
     bend = 32 + np.maximum(0, np.arange(64) - 14) * 0.6
     act = car_racing.steady(CAR_RACING.actions, None)
     act(0, road(*bend))
@@ -321,22 +321,6 @@ def test_recorded_drivers_differ_in_skill_and_stay_within_the_actions():
         assert actions.dtype == np.float32 and (low <= actions).all() and (actions <= high).all()
         steers.append(actions[:, 0].std())
     assert min(steers) < 0.05 and max(steers) > 0.4 and 2 <= blind <= 16
-
-
-def test_envpools_car_racing_is_the_same_game():
-    pytest.importorskip("envpool")
-    engine = dataclasses.replace(CAR_RACING, make="dreamjax.game.car_racing:make_envpool")
-    env = real.make_env(dataclasses.replace(engine, package=""))
-    assert real.package(dataclasses.replace(engine, package="")).startswith("envpool 1")
-    first, _ = env.reset(seed=3)
-    for _ in range(1000):
-        _, reward, terminated, truncated, info = env.step(np.float32([0, 0.3, 0]))
-        if terminated or truncated:
-            break
-    assert reward == -100 and terminated and info["end"] == 0  # off track, as gymnasium's does
-    np.testing.assert_array_equal(env.reset(seed=3)[0], first)
-    assert np.abs(env.reset(seed=4)[0].astype(int) - first).mean() > 1
-    env.close()
 
 
 def test_held_actions_last_one_to_ten_steps_and_uniform_ones_one():

@@ -392,18 +392,12 @@ def test_a_policy_of_ones_own_sees_the_frames_it_is_recorded_with(tmp_path):
     np.testing.assert_allclose(shard.actions[:, 0], seen, rtol=1e-6)
     assert seen.max() > 0
     settings = json.loads((tmp_path / "collection.json").read_text())
-    assert (settings["policy"], settings["make"]) == ("toy_game:brighter", "toy_game:make")
+    assert settings["policy"] == "toy_game:brighter"
     (tmp_path / "collection.json").write_bytes(b"")
     log, said = Logbook(quiet=True), []
     log.say = said.append
     collect(task, tmp_path, 2, 0, log=log, **how)
     assert "written anew" in said[0]
-    other = dataclasses.replace(task, make="toy_game:fatal")
-    with pytest.raises(ValueError, match="with make 'toy_game:make', not 'toy_game:fatal'"):
-        collect(other, tmp_path, 2, 0, **how)
-    del settings["make"]  # as it was written before engines could be chosen
-    (tmp_path / "collection.json").write_text(json.dumps(settings))
-    assert collect(task, tmp_path, 2, 0, log=log, **how).episodes == 2 and len(said) == 1
     for policy, words in (("clever", "or name your own as"), ("toy_game:none", "has no 'none'")):
         with pytest.raises(ValueError, match=words):
             collect(task, tmp_path / "other", 1, 0, policy=policy)

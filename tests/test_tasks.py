@@ -189,6 +189,33 @@ def test_a_game_that_renders_is_shown_by_its_pictures_cropped_and_shrunk():
     assert not dark.any() and game.renders == 3 and game.screen is None
 
 
+def test_a_step_may_be_several_frames_of_which_only_the_last_is_drawn():
+    class Switched(Pedals):
+        screen = True
+
+        def picture(self):
+            lit = super().picture() + 1
+            return lit if self.screen else 0 * lit
+
+    game = Switched({})  # ends at its third frame
+    env = RealGame(game, dataclasses.replace(PEDALS, frame_skip=2))
+    for _ in range(2):
+        first, _ = env.reset(seed=0)
+        second, earned, ended, *_ = env.step(HIGH)
+        assert (first[0, 0, 0], second[0, 0, 0], earned, ended) == (1, 3, 1.0, False)
+        assert env.step(LOW)[1:4] == (0.5, True, False) and not game.screen
+    np.testing.assert_array_equal(game.heard[-3:], [HIGH, HIGH, LOW])
+    dark = RealGame(game, env.task, screen=False)
+    assert not dark.reset(seed=0)[0].any() and not game.screen
+    dark.step(LOW)
+    assert not game.screen
+    longer = dataclasses.replace(PEDALS, frame_skip=2, frames_per_second=50)
+    assert longer.steps_per_second == 25 and len(play(Pedals(), longer, 9)) == 9
+    assert "frame_skip of pedals must be at least 1, got 0" in refusal(
+        dataclasses.replace, PEDALS, frame_skip=0
+    )
+
+
 @pytest.mark.parametrize("mode", [None, "human"])
 def test_a_game_that_shows_no_pictures_is_refused(mode, monkeypatch):
     monkeypatch.setattr(Drawn, "render_mode", mode)
@@ -260,8 +287,9 @@ def test_a_lap_and_leaving_the_track_are_told_apart():
         def picture(self):
             return np.zeros((96, 96, 3), np.uint8)
 
+    each_frame = dataclasses.replace(CAR_RACING, frame_skip=1)
     for said, name in (({"lap_finished": True}, "lap"), ({"lap_finished": False}, "off track")):
-        *before, last = play(car_racing.Laps(Track(said)), CAR_RACING, 3)
+        *before, last = play(car_racing.Laps(Track(said)), each_frame, 3)
         assert last[2] and CAR_RACING.ends[last[4]["end"]] == name
         assert not any(answer[2] or answer[4] for answer in before)
 

@@ -99,7 +99,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
         self.num_envs, self.render_mode = num_envs, _checked_mode(render_mode)
         self.metadata = {
             **Dream.metadata,
-            "render_fps": self._env.task.frames_per_second,
+            "render_fps": self._env.task.steps_per_second,
             "autoreset_mode": _checked_autoreset(autoreset_mode),
         }
         self._vision = load_world(self._env.world).vision if render_mode else None

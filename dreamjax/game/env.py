@@ -16,6 +16,7 @@ import numpy as np
 from dreamjax.actions import actions_of, in_a_line
 from dreamjax.tasks import FRAME_SHAPE, TASKS, Task, find
 
+SWITCH = "screen"  # an attribute by which a game can be told not to draw
 _SLACK = 1e-3  # how far rounding may carry an action past its bounds
 
 
@@ -24,7 +25,7 @@ class EngineCrashError(RuntimeError):
 
 
 def make_env(task: Task, *, screen: bool = True) -> gymnasium.Env:
-    """The real game of a task, one tic a step.
+    """The real game of a task.
 
     Observations are uint8 [64, 64, 3], actions float32 [A] in the task's form. An episode ends by
     `terminated`, and then `info["end"]` is its place in `task.ends`, or by `truncated` (the
@@ -60,16 +61,13 @@ def games() -> dict[str, str]:
 def package(task: Task) -> str:
     """The package that plays a task, with its version, or what is missing.
 
-    A module that makes a game may have a function `check` that raises ImportError with a remedy,
-    and the function that makes it an attribute `package`.
+    A module that makes a game may have a function `check` that raises ImportError with a remedy.
     """
     make = task.make if isinstance(task.make, str) else type(task.make).__module__
-    module, _, function = make.partition(":")
+    module = make.partition(":")[0]
     name = task.package or module.partition(".")[0]
     try:
-        found = importlib.import_module(module)
-        getattr(found, "check", lambda: None)()
-        name = task.package or getattr(getattr(found, function, None), "package", name)
+        getattr(importlib.import_module(module), "check", lambda: None)()
         return f"{name} {importlib.metadata.version(name)}"
     except importlib.metadata.PackageNotFoundError:
         return name
@@ -96,14 +94,15 @@ class RealGame(gymnasium.Wrapper):
                 f"{in_a_line(game.observation_space)}, not uint8 [height, width, 3], and its "
                 f"render_mode is {game.render_mode}, not 'rgb_array'"
             )
-        switch = "screen"
-        if game.has_wrapper_attr(switch) and isinstance(game.get_wrapper_attr(switch), bool):
-            game.set_wrapper_attr(switch, screen)  # pygame's games have others of that name
+        # pygame's games have another attribute of that name
+        has_switch = game.has_wrapper_attr(SWITCH)
+        self._has_switch = has_switch and isinstance(game.get_wrapper_attr(SWITCH), bool)
         self._dark = not screen
         self._steps = None  # None: the episode is over or has not begun
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         """Start an episode; see `gymnasium.Env.reset`."""
+        self._draw(not self._dark)
         obs, info = self.env.reset(
             seed=None if seed is None else engine_seed(seed), options=options
         )
@@ -111,7 +110,9 @@ class RealGame(gymnasium.Wrapper):
         return self._seen(obs), info
 
     def step(self, action):
-        """Play one tic; see `gymnasium.Env.step`.
+        """Play one step, `task.frame_skip` frames or fewer; see `gymnasium.Env.step`.
+
+        Of a step only the last frame is drawn, so none is seen of an end before it.
 
         Raises:
           ValueError: the action has the wrong shape, leaves the action space or is not finite; or
@@ -122,7 +123,7 @@ class RealGame(gymnasium.Wrapper):
         if self._steps is None:
             raise RuntimeError("no episode is running; call reset() before step()")
         action = self.task.actions.to_game(self._checked(action))
-        obs, reward, terminated, truncated, info = self.env.step(action)
+        obs, reward, terminated, truncated, info = self._frames(action)
         self._steps += 1
         terminated = bool(terminated)
         truncated = bool(truncated or self._steps >= self.task.max_steps) and not terminated
@@ -131,6 +132,25 @@ class RealGame(gymnasium.Wrapper):
         if terminated or truncated:
             self._steps = None
         return self._seen(obs), float(reward), terminated, truncated, info
+
+    def _frames(self, action):
+        """What a step's last frame answers, and the rewards of all."""
+        earned, skipped = 0.0, self.task.frame_skip - 1
+        if skipped:
+            self._draw(False)
+        for frame in range(skipped + 1):
+            if skipped and frame == skipped:
+                self._draw(not self._dark)
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            earned += reward
+            if terminated or truncated:
+                break
+        return obs, earned, terminated, truncated, info
+
+    def _draw(self, on: bool) -> None:
+        """Tell a game that can be told whether its frames are looked at."""
+        if self._has_switch:
+            self.env.set_wrapper_attr(SWITCH, on)
 
     def _seen(self, obs) -> np.ndarray:
         """The picture, cropped and shrunk."""

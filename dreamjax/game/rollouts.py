@@ -25,7 +25,7 @@ import numpy as np
 from dreamjax.game import policies
 from dreamjax.game.env import RealGame, engine_seed, package
 from dreamjax.game.workers import _worker_count, run_jobs
-from dreamjax.tasks import FRAME_SHAPE, TASKS, Task
+from dreamjax.tasks import FRAME_SHAPE, Task
 from dreamjax.training import files
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.team import Team
@@ -337,7 +337,6 @@ def _settings(task, policy, seed, shard_episodes, min_steps) -> dict[str, int | 
     return {
         "task": task.name,
         "profile": task.profile,
-        "make": task.make,
         "max_steps": task.max_steps,
         "policy": policy,
         "seed": int(seed),
@@ -374,7 +373,7 @@ def _claim(directory: Path, task: Task, settings: dict, episodes: int, say) -> N
         raise ValueError(f"{directory} holds shards of unknown origin; choose another directory")
     old = {}
     if path.exists():
-        old = _claimed(path, task, settings) or _reclaimed(path, task, settings, say)
+        old = _claimed(path, settings) or _reclaimed(path, task, settings, say)
     for name, value in settings.items():
         if old.get(name, value) != value:
             raise ValueError(
@@ -385,14 +384,12 @@ def _claim(directory: Path, task: Task, settings: dict, episodes: int, say) -> N
     files.write_json(path, {**settings, "episodes": episodes, "package": package(task)})
 
 
-def _claimed(path: Path, task: Task, settings: dict) -> dict | None:
-    """What a `collection.json` says; None where it is damaged. The oldest name no `make`."""
+def _claimed(path: Path, settings: dict) -> dict | None:
+    """What a `collection.json` says; None where it is damaged."""
     try:
         found = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
         return None
-    if isinstance(found, dict):
-        found.setdefault("make", TASKS.get(task.name, task).make)
     whole = isinstance(found, dict) and found.keys() >= settings.keys()
     return found if whole and type(found.get("episodes")) is int else None
 

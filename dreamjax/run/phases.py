@@ -6,7 +6,6 @@ same call resumes a run that was stopped anywhere.
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import os
@@ -77,7 +76,7 @@ def collect_phase(run: Run) -> None:
     """Record real episodes."""
     config = run.config.collect
     collect(
-        config.game(run.task),
+        run.task,
         run.rollouts,
         config.episodes,
         run.seed,
@@ -229,10 +228,9 @@ def _returns(run: Run, policy: str) -> np.ndarray:
 
 def record_phase(run: Run) -> None:
     """Record the evolved agent at play, for M to learn from (the paper's iterative procedure)."""
-    world, config = load_world(run.directory), run.config.collect
+    world = load_world(run.directory)
     controller, weights = load_controller(run.directory, world)
-    world = dataclasses.replace(world, task=config.game(run.task))
-    episodes, seed = config.episodes, run.seed + WATCH_SEED
+    episodes, seed = run.config.collect.episodes, run.seed + WATCH_SEED
     how = {"log": run.log, "workers": run.config.workers, "policy": controller, "team": team()}
     record(world, weights, run.played, episodes, seed, **how)
 

@@ -121,7 +121,7 @@ def film(
         dream = imagined[i] if alive else imagined[i] // 2
         caption = "dream" if alive else f"dream: died at {died}"
         pictures.append(_panels((frames[t], "real"), (seen[i], "reconstruction"), (dream, caption)))
-    _save_gif(pictures, target, world.task.frames_per_second)
+    _save_gif(pictures, target, world.task.steps_per_second)
     return len(frames)
 
 
@@ -171,7 +171,7 @@ def _panels(*panels: tuple[np.ndarray, str]) -> Image.Image:
     return canvas
 
 
-def _save_gif(pictures: Iterable[Image.Image], target: Path, frames_per_second: int) -> None:
+def _save_gif(pictures: Iterable[Image.Image], target: Path, steps_per_second: float) -> None:
     first, *others = (p.quantize(64) for p in pictures)
-    duration = round(1000 * FILM_STRIDE / frames_per_second)
+    duration = round(1000 * FILM_STRIDE / steps_per_second)
     first.save(target, save_all=True, append_images=others, duration=duration, loop=0)

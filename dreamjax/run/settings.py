@@ -27,18 +27,11 @@ class CollectConfig:
 
     episodes: int = 10_000
     policy: str = "held"  # the paper's: a random action held for 1 to 10 tics; or module:function
-    make: str | None = None  # the same game by another engine, as module:function
     min_steps: int = 0  # shorter episodes are dropped; the paper keeps more than 100 frames
 
     def __post_init__(self):
         require_positive(self, "episodes")
         require_within(self, min_steps="[0, inf)")
-
-    def game(self, task: Task) -> Task:
-        """The game that is recorded: a task's own, or by the engine that `make` names."""
-        if self.make is None:
-            return task
-        return dataclasses.replace(task, make=self.make, package="")
 
 
 @dataclasses.dataclass(frozen=True)
