@@ -46,8 +46,6 @@ def test_smoke_leaves_scores(smoke):
         assert row["ci95"][0] <= row["mean"] <= row["ci95"][1]
         assert any(line.startswith(name) for line in out.splitlines())
     assert (results["paper"]["mean"], results["paper"]["std"]) == (1092, 556)
-    assert results["policies"] == {SHORT.blind: results["blind"]}
-    assert any(line.startswith("left_and_right") for line in out.splitlines())
     assert 0 < results["ours"]["mean"] <= SHORT.max_steps
 
 
@@ -76,7 +74,7 @@ def test_smoke_leaves_metrics_and_pictures(smoke):
     assert film.size == (3 * 192, 206) and film.n_frames > 5
 
 
-def test_a_world_that_is_handed_on_is_played_at_several_temperatures(smoke, tmp_path):
+def test_a_world_that_is_handed_on_is_played_at_several_temperatures(smoke, tmp_path, capsys):
     directory, _ = smoke
     words = ["--target", str(tmp_path / "world")]
     assert cli.main(["export", "--run-dir", str(directory), *words]) == 0
@@ -91,8 +89,13 @@ def test_a_world_that_is_handed_on_is_played_at_several_temperatures(smoke, tmp_
     assert (tmp_path / "tau" / "temperature.png").stat().st_size > 1000
     words = ["--world", str(tmp_path / "world"), "--run-dir", str(tmp_path / "new")]
     words += ["--evaluate.episodes", "2", "--evaluate.baseline-episodes", "2"]
+    words += ["--evaluate.policies", SHORT.blind]
+    capsys.readouterr()
     assert cli.main(["evaluate", GAME, *words]) == 0
-    assert json.loads((tmp_path / "new" / "results.json").read_text())["ours"]["n"] == 2
+    results = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert results["ours"]["n"] == 2 and results["policies"] == {SHORT.blind: results["blind"]}
+    said = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("left_and_right") for line in said)
 
 
 def test_fidelity_compares_dream_and_game(smoke, capsys):

@@ -125,11 +125,15 @@ def test_bench_writes_the_agreed_rows(tmp_path, capsys, monkeypatch):
     keys = {"name", "lanes", "value", "unit", "share_of_ceiling", "spread", "device"}
     assert rows and all(set(row) == keys for row in rows)
     (alive,) = (row for row in rows if row["name"].startswith("dream alive"))
-    assert 0 < alive["spread"] < 1
+    assert 0 < alive["spread"] < float("inf")
     assert plot.stat().st_size > 1000
     told = capsys.readouterr()
     assert len(told.out.splitlines()) == len(rows) + 1
     assert told.err == "measuring dreams ...\nmeasuring the original ...\n"
+
+
+def test_a_spread_is_a_share_of_the_median():
+    assert timing.spread_of([4.0, 2.0, 3.0]) == pytest.approx(1 / 3)
 
 
 def test_bench_compares_itself_with_an_earlier_run(tmp_path, capsys, monkeypatch):
