@@ -83,6 +83,8 @@ class Task:
         last picture is seen.
       max_steps: steps after which an episode is truncated.
       temperature: tau of the dream that C learns in.
+      moments: whether C learns in short dreams that begin at moments of real episodes, rather than
+        in whole ones: where M knows the next seconds better than the next minutes.
       frames_per_second: the game's, for whoever watches.
       blind: the best known policy that never looks, the baseline that C has to beat: a name in
         `game.policies.POLICIES` or "module:function".
@@ -111,6 +113,7 @@ class Task:
     frame_skip: int = 1
     max_steps: int = 1000
     temperature: float = 1.0
+    moments: bool = False
     frames_per_second: int = 30
     blind: str = "held"
     ages: tuple[int, ...] = ()
@@ -236,6 +239,7 @@ CAR_RACING = Task(
     frames_per_second=50,
     blind="dreamjax.game.car_racing:leftwards",
     package="gymnasium",
+    salient=Colour(0, -1, 0, -0.6),  # the road, the car and kerbs; grass is above 0.8
     solved_at=900.0,
     paper=Score(906.0, 21.0, 100),
 )

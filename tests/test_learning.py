@@ -184,6 +184,33 @@ def test_the_average_follows_the_weights():
     assert np.abs(average).max() > 0.05  # 18 steps of Adam at 0.1 do not end where they began
 
 
+def test_what_is_cut_would_have_earned_what_the_critic_says():
+    run = updates(dataclasses.replace(SMALL, gamma=0.9))
+    cap = PARAMS.replace(max_steps_in_episode=jnp.int32(1))
+    state = run.initial(cap)
+    middle = state.env_state.replace(x=jnp.zeros_like(state.env_state.x))  # far from an end
+    state = state.replace(env_state=middle)
+    network = state.network.replace(body_bias=jnp.full(64, 9.0), value=jnp.full(64, 0.5 / 64))
+    _, (steps, reward) = run._play(network, cap, (state.obs, state.env_state), run.key)
+    np.testing.assert_array_equal(steps.done, 1)
+    np.testing.assert_allclose(steps.reward, reward * 0.1 + 0.9 * 0.5, rtol=1e-4)
+    on = run._play(network, PARAMS, (state.obs, state.env_state), run.key)[1][0]
+    np.testing.assert_allclose(on.reward, reward * 0.1, rtol=1e-6)
+
+
+def test_dreams_of_moments_begin_anew_for_every_update():
+    ages = {}
+    for moments in (False, True):
+        run = updates(dataclasses.replace(SMALL, moments=moments))
+        state = run.initial(PARAMS)
+        state = state.replace(network=state.network.replace(weights=jnp.array([-3.0, 0.0, 0.0])))
+        for step in range(2):
+            state, _, _ = run(state, step, PARAMS)
+        ages[moments] = np.asarray(state.env_state.time)
+    assert ages[False].max() > SMALL.num_steps
+    assert ages[True].max() == SMALL.num_steps
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

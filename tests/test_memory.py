@@ -204,6 +204,18 @@ def test_an_m_of_keys_reads_what_the_game_reads():
     np.testing.assert_array_equal(slope, 1)  # so that a gradient passes through the dream
 
 
+def test_a_residual_m_predicts_from_where_z_is():
+    task = small(CAR_RACING)
+    plain, residual = (MDNRNN(task, rngs=nnx.Rngs(0), residual=told) for told in (False, True))
+    batch, zero = sequences_of(task), plain.initial_carry((4,))
+    _, _, usual = predict(plain, zero, batch)
+    _, nll, found = predict(residual, zero, batch)
+    close(found.latent.mean, usual.latent.mean + batch.z[:-1, :, None])
+    same = lambda p: p.replace(latent=p.latent.replace(mean=0))  # noqa: E731
+    close(same(found), same(usual))
+    close(stepwise(residual, zero, batch)[1], nll)
+
+
 def test_log_prob_equals_scipy():
     mixture, z = random_mixture(0, 3, 5, 4), draw(9, 3, 4)
     weights = scipy.special.softmax(np.asarray(mixture.logits, np.float64), axis=-2)

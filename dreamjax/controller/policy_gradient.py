@@ -30,7 +30,7 @@ from dreamjax.training.mesh import AXIS, SPLIT, WHOLE, devices_for, on_all, spli
 from dreamjax.training.settings import SettingError, require_positive, require_within
 
 SHARED = "gcd(learn.num_envs, steps of a minibatch)"
-_MAY_BE_ZERO = ("gae_lambda", "ent_coef", "averaging")
+_ANY = ("moments", "gae_lambda", "ent_coef", "averaging")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,7 @@ class LearnConfig:
     steps: int = 20_000_000  # dream steps in all
     num_envs: int = 256  # dreams side by side
     num_steps: int = 128  # steps of each between two updates
+    moments: bool | None = None  # dream anew for every update, from moments; None: as the task says
     update_epochs: int = 3  # passes over those steps
     num_minibatches: int = 8  # gradient steps of a pass
     learning_rate: float = 5e-4  # Adam's at first; it falls to a fifth of it
@@ -55,7 +56,7 @@ class LearnConfig:
     def __post_init__(self):
         require_positive(
             self,
-            *(f.name for f in dataclasses.fields(self) if f.name not in _MAY_BE_ZERO),
+            *(f.name for f in dataclasses.fields(self) if f.name not in _ANY),
         )
         require_within(
             self, gamma="(0, 1)", gae_lambda="[0, 1]", ent_coef="[0, inf)", averaging="[0, 1)"
@@ -140,6 +141,7 @@ def learn(
     config: LearnConfig,
     *,
     start: jax.Array | None = None,
+    whole: Any = None,
     log: Logbook | None = None,
     store: Store | None = None,
     meta: Mapping[str, Any] | None = None,
@@ -156,6 +158,7 @@ def learn(
       controller: C, whose head acts as the environment is to be acted on.
       config: sizes and rates.
       start: [D] weights to go on from; `controller.initial`, which plays at random, if None.
+      whole: parameters of the evaluations, where those of `env_params` are no whole episodes.
       log, store, meta: see `training.fit`; the same call resumes.
       watch: called after each evaluation with the averaged weights [D] and their return; what it
         returns is logged.
@@ -166,9 +169,10 @@ def learn(
     log = log or Logbook(quiet=True)
     mesh = devices_for(config.shared, SHARED, log)
     updates, env_params = Updates(seed, env, controller, config, mesh), on_all(env_params, mesh)
+    whole = None if whole is None else on_all(whole, mesh)
 
     def advance(state, step):
-        state, count, metrics = updates(state, step, env_params)
+        state, count, metrics = updates(state, step, env_params, whole)
         if watch is not None and "eval" in metrics:
             metrics |= watch(np.asarray(state.average), metrics["eval"])
         return state, count, metrics
@@ -231,27 +235,31 @@ class Updates:
         state = on_all(state.replace(obs=None, env_state=None), self.mesh)
         return state.replace(**split(dreams, self.mesh))
 
-    def __call__(self, state: Learning, step: int, env_params: Any):
+    def __call__(self, state: Learning, step: int, env_params: Any, whole: Any = None):
         """One update, and an evaluation where one is due; the `advance` of `training.fit`."""
         state, metrics = self.update(state, jnp.int32(step), env_params)
         metrics = {name: float(value) for name, value in metrics.items()}
         done = step + 1
         if done % self.config.eval_every == 0 or done == self.config.updates:
-            state, score = self.evaluation(state, jnp.int32(done), env_params)
+            state, score = self.evaluation(
+                state, jnp.int32(done), env_params if whole is None else whole
+            )
             metrics |= {"eval": float(score), "best_eval": float(state.best_score)}
         return state, 1, metrics
 
     def _update(self, state: Learning, number: jax.Array, env_params: Any):
         key_play, key_learn = jax.random.split(jax.random.fold_in(self.key, number))
+        if self.config.moments:
+            state = self._begun(state, jax.random.fold_in(key_play, 1), env_params)
         keys = jax.random.split(key_play, self.config.num_steps)
         play = functools.partial(self._play, state.network, env_params)
-        (obs, env_state), steps = jax.lax.scan(play, (state.obs, state.env_state), keys)
+        (obs, env_state), (steps, reward) = jax.lax.scan(play, (state.obs, state.env_state), keys)
         last_value = critic(state.network, obs)
         learnt = state.network, state.optimiser
         (network, optimiser), loss = self.improve(*learnt, key_learn, steps, last_value)
         metrics = {
             "life": steps.done.size / jnp.maximum(steps.done.sum(), 1.0),  # steps to an end
-            "reward": steps.reward.mean() / (1 - self.config.gamma),
+            "reward": reward.mean(),
             "loss": loss,
         }
         average = optax.incremental_update(
@@ -261,6 +269,12 @@ class Updates:
         network, average, optimiser = self._laid((network, average, optimiser), WHOLE)
         loop = {"obs": obs, "env_state": env_state}
         return state.replace(network=network, average=average, optimiser=optimiser, **loop), metrics
+
+    def _begun(self, state: Learning, key: jax.Array, env_params: Any) -> Learning:
+        """`state` in dreams that begin."""
+        keys = jax.random.split(key, self.config.num_envs)
+        obs, env_state = jax.vmap(self.env.reset, (0, None))(keys, env_params)
+        return state.replace(obs=obs, env_state=env_state)
 
     def _laid(self, tree: Any, spec: PartitionSpec) -> Any:
         """A pytree laid on the devices as `spec` says."""
@@ -296,14 +310,17 @@ class Updates:
         return learnt, losses.mean()
 
     def _play(self, network: Network, env_params: Any, loop, key):
-        """One step of all dreams."""
+        """One step of all dreams; where one is cut, the critic says what it would still earn."""
         obs, env_state = loop
         key_choice, key_step = jax.random.split(key)
         drawn, action = self.act(key_choice, network, obs)
         keys = jax.random.split(key_step, len(obs))
         step = jax.vmap(self.env.step, (0, 0, 0, None))
-        next_obs, env_state, reward, ended, cut, _ = step(keys, env_state, action, env_params)
-        return (next_obs, env_state), self.judged(network, obs, drawn, reward, ended | cut)
+        next_obs, env_state, reward, ended, cut, info = step(keys, env_state, action, env_params)
+        steps = self.judged(network, obs, drawn, reward, ended | cut)
+        withheld = self.config.gamma * critic(network, info["final_observation"])
+        to_come = steps.reward + jnp.where(cut & ~ended, withheld, 0.0)
+        return (next_obs, env_state), (steps.replace(reward=to_come), reward)
 
     def act(self, key: jax.Array, network: Network, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """A draw [...] for features [..., F], and the action [..., A] that it is."""

@@ -16,6 +16,7 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
+from dreamjax.dream.moments import Moments
 from dreamjax.memory.heads import total_logit
 from dreamjax.memory.model import Carry, Memory
 from dreamjax.tasks import Task
@@ -55,6 +56,7 @@ class EnvParams(environment.EnvParams):
         ends with probability sigmoid(logit - threshold), so risks that stay below the threshold
         add up as they do in the game.
       max_steps_in_episode: steps after which a dream is truncated.
+      moments: where dreams begin in place of first frames; None is at these.
     """
 
     memory: Memory
@@ -64,6 +66,7 @@ class EnvParams(environment.EnvParams):
     death_threshold: float = PAPER_THRESHOLD
     death_noise: float = PAPER_NOISE
     max_steps_in_episode: int = 1000
+    moments: Moments | None = None
 
     def death_chance(self, end: jax.Array) -> jax.Array:
         """Probability [...] that a dream ends where M's logits of ends are `end` [..., E]."""
@@ -165,6 +168,14 @@ def env_params(
     )
 
 
+def _begun(key: jax.Array, moments: Moments) -> EnvState:
+    """One of the moments."""
+    number = jax.random.randint(key, (), 0, len(moments.age), jnp.int32)
+    now = jax.tree.map(lambda x: x[number], moments)
+    time = now.age.astype(jnp.int32)
+    return EnvState(time=time, z=now.z, carry=now.carry, dead=jnp.bool_(False))
+
+
 @dataclasses.dataclass(eq=False)
 class DreamEnv(environment.Environment[EnvState, EnvParams]):
     """M's dream of a game.
@@ -206,7 +217,10 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         )
 
     def reset_env(self, key: jax.Array, params: EnvParams) -> tuple[jax.Array, EnvState]:
-        """Start from a real first frame's posterior, with an empty memory."""
+        """Start from a real first frame's posterior with an empty memory, or from a moment."""
+        if params.moments is not None:
+            state = _begun(key, params.moments)
+            return self.observe(key, state, None, params), state
         key_start, key_z = jax.random.split(key)
         start = jax.random.randint(key_start, (), 0, len(params.initial_mu), jnp.int32)
         mu, logvar = params.initial_mu[start], params.initial_logvar[start]

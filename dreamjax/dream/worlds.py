@@ -30,6 +30,7 @@ from dreamjax.dream.env import (
     EnvParams,
     env_params,
 )
+from dreamjax.dream.moments import Moments, blank_moments
 from dreamjax.memory.kinds import KINDS, kind_of, serializable
 from dreamjax.memory.model import VARIANT, Memory, cast
 from dreamjax.tasks import TASKS, Task
@@ -46,11 +47,13 @@ _FAULTS = (OSError, ValueError, KeyError, RecursionError, MemoryError, safetenso
 _LARGEST = float(np.finfo(np.float32).max)
 _FACTS = {  # what a world's facts may say: value where there is none, type, range, in words
     "starts": (None, (int,), 1, 10**9, "a whole number from 1 to 10^9"),
+    "moments": (0, (int,), 0, 10**9, "a whole number from 0 to 10^9"),
     "death_threshold": (PAPER_THRESHOLD, (int, float), -_LARGEST, _LARGEST, "a finite float32"),
     "death_noise": (PAPER_NOISE, (int, float), 0, _LARGEST, "a finite float32 of at least 0"),
     "num_events": (0, (int,), 0, 10**5, "a whole number from 0 to 10^5"),
     "clock": (False, (bool,), False, True, "true or false"),
     "keys": (False, (bool,), False, True, "true or false"),
+    "residual": (False, (bool,), False, True, "true or false"),
     "hidden_size": (None, (int, type(None)), 1, 10**5, "a whole number from 1 to 10^5"),
     "controller_hidden": (0, (int,), 0, 10**5, "a whole number from 0 to 10^5"),
     "dream": (0.0, (int, float), -_LARGEST, _LARGEST, "a finite float32"),  # what C earned in it
@@ -67,6 +70,7 @@ class World:
       memory: M, trained on V's latents.
       initial_mu, initial_logvar: [N, Z] posteriors of real first frames.
       death_threshold, death_noise: see `EnvParams`; as calibrated for this M, or the paper's.
+      moments: of real episodes, from which dreams can go on; older worlds have None.
     """
 
     task: Task
@@ -76,6 +80,7 @@ class World:
     initial_logvar: jax.Array
     death_threshold: float = PAPER_THRESHOLD
     death_noise: float = PAPER_NOISE
+    moments: Moments | None = None
 
     def env(self) -> DreamEnv:
         """The dream of this game as a gymnax environment."""
@@ -116,10 +121,24 @@ class World:
             death_noise=self.death_noise if death_noise is None else death_noise,
         )
 
+    def anywhere(self, params: EnvParams) -> EnvParams:
+        """`params` whose dreams begin at moments of real episodes in place of first frames.
+
+        Raises:
+          ValueError: a world that holds none.
+        """
+        if self.moments is None:
+            raise ValueError(
+                f"this world of {self.task.name} holds no moments of real episodes to begin at; "
+                "train its M again, or begin at first frames"
+            )
+        return params.replace(moments=self.moments)
+
     def arrays(self) -> dict[str, Any]:
         """What is stored of it."""
         names = ("vision", "memory", "initial_mu", "initial_logvar")
-        return {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in names}
+        return found if self.moments is None else {**found, "moments": self.moments}
 
     def facts(self) -> dict[str, Any]:
         """What must be known of it before its arrays can be read."""
@@ -127,6 +146,7 @@ class World:
             "task": self.task.name,
             "profile": self.task.profile,
             "starts": len(self.initial_mu),
+            "moments": 0 if self.moments is None else len(self.moments.age),
             "death_threshold": self.death_threshold,
             "death_noise": self.death_noise,
             **{name: getattr(self.memory, name) for name in VARIANT},
@@ -273,7 +293,8 @@ def _blank_world(meta: dict[str, Any], origin: Path) -> World:
     deaths = {name: facts[name] for name in ("death_threshold", "death_noise")}
     variant = {name: facts[name] for name in (*VARIANT, "hidden_size")}
     models = blank_models(task, _known_kind(meta, origin), heads=_heads(meta, task), **variant)
-    return World(task, *models, starts, starts, **deaths)
+    moments = blank_moments(models[1], facts["moments"]) if facts["moments"] else None
+    return World(task, *models, starts, starts, **deaths, moments=moments)
 
 
 def _known_kind(meta: dict[str, Any], origin: Path) -> str:

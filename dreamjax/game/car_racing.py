@@ -15,6 +15,7 @@ from dreamjax.game import policies
 
 CAR = 31.5  # column of the car in what V sees
 NEAREST, FARTHEST, APART = 50, 8, 2  # rows of what V sees, in which a driver looks for the road
+STILL = 1.5  # mean change of a pixel from one step to the next, below which a car hardly moves
 ASIDE = 14  # columns between the road's middle in a row and in the next, at most
 
 
@@ -120,40 +121,40 @@ def steady(actions: Actions, rng: np.random.Generator) -> policies.Policy:
 def drive(actions: Actions, rng: np.random.Generator) -> policies.Policy:
     """What a dream needs to know: drivers of every skill, who lose the road and find it again.
 
-    A fifth of the episodes are `varied`'s. The others are a rule's of the episode's own speed and
-    steadiness, disturbed by noise, and at times by a random action that is held.
+    A twentieth of the episodes is `varied`'s. The others are a rule's, of the episode's own speed
+    and steadiness, disturbed by noise and at times by steering that is held and that the picture
+    does not foretell: it shows M what the wheel does.
     """
-    if rng.random() < 0.2:
+    if rng.random() < 0.05:
         return policies.varied(actions, rng)
     driver = _Driver(
         ahead=int(rng.integers(6, 12)),
-        gain=rng.uniform(0.03, 0.08),
-        damping=rng.uniform(0.0, 0.08),
-        gas=rng.choice([rng.uniform(0.05, 0.3), rng.uniform(0.05, 1.0)]),
+        gain=rng.uniform(0.035, 0.07),
+        damping=rng.uniform(0.01, 0.06),
+        gas=np.exp(rng.uniform(np.log(0.07), np.log(0.8))),
     )
-    noise, slips = rng.choice([0.0, 0.2, 0.5]), rng.choice([0.0, 0.02, 0.08])
-    return _disturbed(driver, actions, rng, noise, slips)
+    return _disturbed(driver, rng, rng.choice([0.0, 0.15, 0.4]), rng.choice([0.01, 0.03, 0.1]))
 
 
 def _disturbed(
-    driver: policies.Policy,
-    actions: Actions,
-    rng: np.random.Generator,
-    noise: float,
-    slips: float,
+    driver: policies.Policy, rng: np.random.Generator, noise: float, slips: float
 ) -> policies.Policy:
-    """`driver` with noise on what it does, and random actions in its place now and then."""
-    slipped, until, drift = None, 0, np.zeros(3)
+    """`driver` with noise on what it does, and slips: another steering, held for some steps.
+
+    Half of the slips have a gas of their own too, and one in ten brakes.
+    """
+    slipped, kept, until, drift = np.zeros(3), np.zeros(3, bool), 0, np.zeros(3)
 
     def policy(step: int, frame: np.ndarray) -> np.ndarray:
-        nonlocal slipped, until, drift
-        drift = 0.7 * drift + noise * rng.normal(size=3) * (0.5, 0.25, 0.1)
-        wanted = driver(step, frame)
+        nonlocal slipped, kept, until, drift
+        drift = 0.7 * drift + noise * rng.normal(size=3) * (0.5, 0.25, 0.0)
+        wanted = driver(step, frame) + drift
         if step >= until and rng.random() < slips:
-            slipped, until = actions.draw(rng), step + int(rng.integers(1, 12))
+            slipped, until = rng.uniform((-1, 0, 0), 1), step + int(rng.integers(1, 10))
+            kept = rng.random(3) < (0.0, 0.5, 0.9)
         if step < until:
-            return slipped
-        return np.clip(wanted + drift, (-1, 0, 0), 1).astype(np.float32)
+            wanted = np.where(kept, wanted, slipped)
+        return np.clip(wanted, (-1, 0, 0), 1).astype(np.float32)
 
     return policy
 
@@ -172,14 +173,21 @@ class _Driver:
         self, ahead: int = 9, gain: float = 0.05, damping: float = 0.03, gas: float = 0.15
     ):
         self._ahead, self._gain, self._damping, self._gas = ahead, gain, damping, gas
-        self._aside = 0.0
+        self._aside, self._last = 0.0, None
 
     def __call__(self, step: int, frame: np.ndarray) -> np.ndarray:
         del step
+        action = self._steered(frame)
+        last, self._last = self._last, frame.astype(np.int16)
+        if last is not None and abs(self._last - last).mean() < STILL:
+            action[1:] = self._gas, 0.0
+        return action
+
+    def _steered(self, frame: np.ndarray) -> np.ndarray:
         middle = _middle(frame)
         if len(middle) < 3:  # no road: turn back to where it was last seen
             turn = 0.6 if self._aside >= 0 else -0.6
-            return np.array([turn, 0.05, 0.0], np.float32)
+            return np.array([turn, 0.1, 0.0], np.float32)
         near, far = (middle[min(i, len(middle) - 1)] for i in (self._ahead, self._ahead + 5))
         steer = self._gain * near + self._damping * (near - self._aside)
         self._aside = near

@@ -19,7 +19,12 @@ from dreamjax.vision import layers
 
 CLOCK = 1000  # steps that M's clock counts as one, so that it stays near 1
 
-VARIANT = ("num_events", "clock", "keys")  # what sets an M apart from the paper's, in one form
+VARIANT = (
+    "num_events",
+    "clock",
+    "keys",
+    "residual",
+)  # what sets an M apart from the paper's, in one form
 FORM = ("kind", "hidden_size", "heads")  # and in its form
 
 Carry = Any  # a pytree of what M remembers, [..., H] of each
@@ -45,6 +50,8 @@ class Memory(nnx.Module):
         is not.
       keys: whether M reads of an action the key that it presses, rather than the number; the
         paper's reads the number.
+      residual: whether its mixture is of how much z changes, which from one step to the next is
+        little; the paper's is of the next z itself.
       hidden_size: H; None is the task's.
       heads: which of "reward" and "end" it predicts; None is the task's.
     """
@@ -57,6 +64,7 @@ class Memory(nnx.Module):
         num_events: int = 0,
         clock: bool = False,
         keys: bool = False,
+        residual: bool = False,
         hidden_size: int | None = None,
         heads: tuple[str, ...] | None = None,
     ):
@@ -66,6 +74,7 @@ class Memory(nnx.Module):
         self.num_events = num_events
         self.clock = clock
         self.keys = keys
+        self.residual = residual
         self.heads = task.heads if heads is None else tuple(heads)
         self.num_ends = len(task.ends)
         self.reward_scale = task.reward_scale
@@ -127,7 +136,7 @@ class Memory(nnx.Module):
           the carry after the step, and the prediction.
         """
         carry, h = self.step(carry, self.inputs(z, action, age), age == 0)
-        return carry, self.predict(product(h, self.head_kernel[...]))
+        return carry, self.predict(product(h, self.head_kernel[...]), z)
 
     def sequence(
         self, carry: Carry, z: jax.Array, action: jax.Array, age: jax.Array
@@ -135,7 +144,7 @@ class Memory(nnx.Module):
         """Steps in a row, each on what really came: [T, B, ...] of all; with a fast gradient."""
         restart = (age == 0).astype(jnp.float32)
         carry, h = self.run(carry, self.inputs(z, action, age), restart)
-        return carry, self.predict(product_sequence(h, self.head_kernel[...]))
+        return carry, self.predict(product_sequence(h, self.head_kernel[...]), z)
 
     def inputs(self, z: jax.Array, action: jax.Array, age: jax.Array) -> jax.Array:
         """What the recurrence reads, [..., num_inputs]."""
@@ -147,10 +156,12 @@ class Memory(nnx.Module):
         flag = jnp.where(age == 0, 1.0, -age / CLOCK if self.clock else 0.0).astype(jnp.float32)
         return jnp.concatenate((z, action, flag[..., None]), axis=-1)
 
-    def predict(self, out: jax.Array) -> Prediction:
-        """The prediction, from h @ head_kernel."""
-        out = out + self.head_bias[...]
-        return outputs.prediction(outputs.named(out, self.layout), self.reward_scale)
+    def predict(self, out: jax.Array, z: jax.Array) -> Prediction:
+        """The prediction of what follows z [..., Z], from h @ head_kernel."""
+        parts = outputs.named(out + self.head_bias[...], self.layout)
+        if self.residual:
+            parts["mean"] = parts["mean"] + z[..., None, :]
+        return outputs.prediction(parts, self.reward_scale)
 
     def features(self, z: jax.Array, carry: Carry) -> jax.Array:
         """What C reads, in the dream and in the real game alike.
@@ -200,7 +211,7 @@ def with_events(memory: Memory, task: Task, num_events: int, rngs: nnx.Rngs) -> 
     if memory.num_events == num_events:
         return memory
     form = {"hidden_size": memory.hidden_size, "heads": memory.heads}
-    form |= {"clock": memory.clock, "keys": memory.keys}
+    form |= {name: getattr(memory, name) for name in ("clock", "keys", "residual")}
     grown = type(memory)(task, rngs=rngs, num_events=num_events, **form)
     state = nnx.to_pure_dict(nnx.state(memory))
     for name, array in state.items():

@@ -156,6 +156,7 @@ class MemoryConfig:
     num_events: int = 0  # Gaussians over all latents at once beside the factored mixture
     clock: bool = False  # whether M is told the age of an episode
     keys: bool = False  # whether M reads the key that an action presses, not the number
+    residual: bool = False  # whether M predicts by how much z changes, not the next z itself
     kind: str = "lstm"  # M's form; your own is module:Class, a subclass of dreamjax.Memory
     hidden_size: int | None = None  # units of M; None is the task's
     heads: tuple[Literal["reward", "end"], ...] | None = None  # what M predicts; None is all

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from dreamjax.dream.moments import moments_of
 from dreamjax.dream.worlds import (
     World,
     blank_models,
@@ -27,6 +28,7 @@ from dreamjax.training.devices import is_first
 from dreamjax.vision.model import VAE
 
 NUM_STARTS = 1000  # start states kept in a world, as the original's initial_z.json
+NUM_MOMENTS = 1000  # and moments of real episodes
 
 
 def load_vision(run: Run):
@@ -50,10 +52,12 @@ def is_bound(run: Run, vision: VAE, memory: Memory) -> bool:
 def bind(run: Run, vision: VAE, memory: Memory, latents: LatentSequences) -> None:
     """Judge and calibrate M on the held-out episodes; save V, M and starts as the run's world."""
     made = run.store("memory").meta()
-    _, held = latents.split(made["config"]["held_out"])
+    train, held = latents.split(made["config"]["held_out"])
     threshold = calibrated_threshold(memory, held)
     starts = (jax.numpy.asarray(part) for part in latents.starts(NUM_STARTS))
-    world = World(run.task, vision, memory, *starts, death_threshold=threshold, death_noise=1.0)
+    deaths = {"death_threshold": threshold, "death_noise": 1.0}
+    moments = moments_of(memory, train, NUM_MOMENTS, run.seed)
+    world = World(run.task, vision, memory, *starts, **deaths, moments=moments)
     metrics = memory_metrics(memory, held) | {"death_threshold": threshold}
     run.log.log("held-out", made["step"], metrics)
     run.log.say("M on held-out episodes: " + listed(metrics))
@@ -152,7 +156,7 @@ def _check_grows(memory: Memory, config: MemoryConfig) -> None:
         )
     for name in VARIANT:
         old, new = getattr(memory, name), getattr(config, name)
-        if old not in (0, new):
+        if old != new and (old or name == "residual"):
             flag = name.replace("_", "-")
             raise CheckpointError(
                 f"M of {config.start_from} has {name}={old}, but this run asks for {new}; "

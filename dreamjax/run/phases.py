@@ -6,6 +6,7 @@ same call resumes a run that was stopped anywhere.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -147,7 +148,11 @@ def learn_phase(run: Run) -> None:
     """Learn C inside the dream by policy gradient."""
 
     def find(env, params, controller, **kept):
-        return learn(run.seed, env, params, controller, run.config.learn, **kept)
+        config, starts = run.config.learn, params
+        if run.task.moments if config.moments is None else config.moments:
+            config = dataclasses.replace(config, moments=True)
+            starts = load_world(run.directory).anywhere(params)
+        return learn(run.seed, env, starts, controller, config, whole=params, **kept)
 
     _find_controller(run, "learn", find)
 

@@ -21,7 +21,7 @@ from dreamjax.training.logbook import Logbook
 from dreamjax.vision.model import drawn
 
 FILM_STEPS = 420  # 8 to 14 seconds of a game
-FILM_STRIDE = 3  # every third frame is shown: a game's are more a second than a GIF plays
+FILM_RATE = 12  # pictures a second, about: a GIF plays few
 SCALE = 3  # 64 pixels become 192
 CAPTION = 14  # height of the line of text, in pixels
 
@@ -112,16 +112,17 @@ def film(
     """
     frames, latents, actions = _play(world, weights, seed, controller)
     dreamt, died = _dream(world, latents[0], actions, seed)
-    shown = range(0, len(frames), FILM_STRIDE)
-    seen = drawn(world.vision, latents[::FILM_STRIDE])
-    imagined = drawn(world.vision, dreamt[::FILM_STRIDE])
+    stride = max(1, round(world.task.steps_per_second / FILM_RATE))
+    shown = range(0, len(frames), stride)
+    seen = drawn(world.vision, latents[::stride])
+    imagined = drawn(world.vision, dreamt[::stride])
     pictures = []
     for i, t in enumerate(shown):
         alive = t <= died
         dream = imagined[i] if alive else imagined[i] // 2
-        caption = "dream" if alive else f"dream: died at {died}"
+        caption = "dream" if alive else f"dream: over at {died}"
         pictures.append(_panels((frames[t], "real"), (seen[i], "reconstruction"), (dream, caption)))
-    _save_gif(pictures, target, world.task.steps_per_second)
+    _save_gif(pictures, target, world.task.steps_per_second / stride)
     return len(frames)
 
 
@@ -171,7 +172,7 @@ def _panels(*panels: tuple[np.ndarray, str]) -> Image.Image:
     return canvas
 
 
-def _save_gif(pictures: Iterable[Image.Image], target: Path, steps_per_second: float) -> None:
+def _save_gif(pictures: Iterable[Image.Image], target: Path, pictures_per_second: float) -> None:
     first, *others = (p.quantize(64) for p in pictures)
-    duration = round(1000 * FILM_STRIDE / steps_per_second)
+    duration = round(1000 / pictures_per_second)
     first.save(target, save_all=True, append_images=others, duration=duration, loop=0)

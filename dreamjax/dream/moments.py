@@ -1,0 +1,84 @@
+"""Moments of real episodes, from which dreams can go on.
+
+A dream that begins at a first frame soon leaves what M knows, and a C that learns in it learns to
+live there. Short dreams from the middle of real episodes stay near the game (Janner et al., "When
+to Trust Your Model", arXiv:1906.08253). Not in the paper.
+Legend: E episodes, F frames, H units of M, N moments, Z latent numbers.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from dreamjax.memory.latents import LatentSequences
+from dreamjax.memory.model import Carry, Memory
+
+EPISODES = 250  # which give moments, at most
+
+
+@struct.dataclass
+class Moments:
+    """What M remembers in the middle of real episodes, and what V sees.
+
+    Attributes:
+      age: float32 [N], steps since the episode began.
+      z: float32 [N, Z], the latent of that step.
+      carry: what M remembers of the steps before it, [N, H] of each part.
+    """
+
+    age: jax.Array
+    z: jax.Array
+    carry: Carry
+
+
+def blank_moments(memory: Memory, count: int) -> Moments:
+    """`count` moments of an M as shapes alone, to load into."""
+
+    def shaped(memory):
+        z = jnp.zeros((count, memory.latent_size), jnp.float32)
+        return Moments(jnp.zeros(count, jnp.float32), z, memory.initial_carry((count,)))
+
+    return jax.eval_shape(shaped, memory)
+
+
+def moments_of(memory: Memory, latents: LatentSequences, count: int, seed: int = 0) -> Moments:
+    """Moments of encoded episodes, drawn at random.
+
+    Args:
+      memory: M.
+      latents: the episodes, of the V that M knows.
+      count: N.
+      seed: of the choice, and of V's noise.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(len(latents.lengths))[: min(EPISODES, count)]
+    share = -(-count // len(chosen))
+    lengths = latents.lengths[chosen]
+    ages = (rng.random((share, len(chosen))) * lengths).astype(np.int32)
+    step = np.arange(ages.max() + 1)[:, None]
+    frames = latents.first[chosen] + np.minimum(step, lengths - 1)
+    z = latents.draw(frames, seed)
+    carry = _remembered(memory, z, latents.actions[frames], ages)
+    seen = z[ages, np.arange(len(chosen))]
+    found = Moments(jnp.asarray(ages, jnp.float32), jnp.asarray(seen), carry)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], found)
+
+
+@functools.partial(jax.jit)
+def _remembered(memory: Memory, z: jax.Array, action: jax.Array, ages: jax.Array) -> Carry:
+    """What M remembers before each of `ages` [n, E] in episodes [T, E]: [n, E, H] of each part."""
+
+    def step(loop, now):
+        carry, kept = loop
+        time, z, action = now
+        there = (ages == time)[..., None]
+        kept = jax.tree.map(lambda new, old: jnp.where(there, new, old), carry, kept)
+        age = jnp.full(ages.shape[1:], time)
+        carry, _ = memory.step(carry, memory.inputs(z, action, age), age == 0)
+        return (carry, kept), None
+
+    first = memory.initial_carry(ages.shape[1:]), memory.initial_carry(ages.shape)
+    return jax.lax.scan(step, first, (jnp.arange(len(z)), z, action))[0][1]

@@ -1,0 +1,91 @@
+"""Dreams that begin in the middle of real episodes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_memory
+from flax import nnx
+
+from dreamjax.dream.moments import moments_of
+from dreamjax.dream.worlds import World, export_world, load_world
+from dreamjax.memory.latents import LatentSequences
+from dreamjax.tasks import TAKE_COVER
+from dreamjax.vision.model import VAE
+
+LENGTHS = np.array([30, 3, 17], np.int32)
+
+
+@pytest.fixture
+def latents(small_task):
+    rng, frames = np.random.default_rng(0), LENGTHS.sum()
+    return LatentSequences(
+        mu=rng.normal(size=(frames, small_task.latent_size)).astype(np.float16),
+        logvar=np.full((frames, small_task.latent_size), -30, np.float16),
+        actions=rng.uniform(-1, 1, (frames, 1)).astype(np.float32),
+        rewards=np.ones(frames, np.float32),
+        lengths=LENGTHS,
+        terminated=np.array([True, True, False]),
+        seeds=np.arange(3),
+        vision="v",
+        profile="toy",
+    )
+
+
+def test_a_moment_is_what_an_agent_has_who_played_until_then(small_task, latents):
+    memory = random_memory(small_task)
+    found = moments_of(memory, latents, 40)
+    step = jax.jit(lambda *now: memory(*now)[0])
+    ages = found.age.astype(int)
+    assert found.z.shape == (40, 6) and len(set(ages.tolist())) > 10
+    for number, age in enumerate(ages):
+        z, frames = found.z[number], latents.mu.astype(np.float32)
+        frame = int(np.abs(frames - z).sum(1).argmin())
+        np.testing.assert_allclose(z, frames[frame], atol=1e-3)
+        first = frame - int(age)
+        assert first in latents.first
+        carry = memory.initial_carry()
+        for time in range(int(age)):
+            now = frames[first + time], latents.actions[first + time], jnp.int32(time)
+            carry = step(carry, *now)
+        for part, told in zip(carry, found.carry, strict=True):
+            np.testing.assert_allclose(told[number], part, atol=1e-4)
+
+
+def test_dreams_go_on_from_moments_until_the_cap(dream, latents):
+    env, params = dream
+    moments = moments_of(params.memory, latents, 20)
+    params = dataclasses.replace(params, moments=moments, death_threshold=np.inf)
+    obs, state = jax.vmap(env.reset, (0, None))(jax.random.split(jax.random.key(0), 50), params)
+    among = (obs[:, None, :6] == moments.z).all(-1)
+    assert among.any(1).all() and len(set(among.argmax(1).tolist())) > 10
+    np.testing.assert_array_equal(state.time, moments.age[among.argmax(1)])
+    np.testing.assert_array_equal(state.carry[0], moments.carry[0][among.argmax(1)])
+    np.testing.assert_array_equal(obs[:, 6:18], state.carry[0])
+    one = jax.tree.map(lambda x: x[0], state)
+    params = params.replace(max_steps_in_episode=int(one.time) + 2)
+    cut = []
+    for _ in range(2):
+        _, one, _, _, truncated, _ = env.step(jax.random.key(1), one, jnp.zeros(1), params)
+        cut.append(bool(truncated))
+    assert cut == [False, True]
+
+
+def test_a_world_keeps_its_moments_and_one_without_any_says_so(latents, tmp_path):
+    wide = dataclasses.replace(latents, mu=np.tile(latents.mu, 11)[:, :64])
+    wide = dataclasses.replace(wide, logvar=np.full(wide.mu.shape, -30, np.float16))
+    memory, mu = random_memory(TAKE_COVER), jnp.zeros((2, 64))
+    moments = moments_of(memory, wide, 9)
+    bare = World(TAKE_COVER, VAE(64, rngs=nnx.Rngs(0)), memory, mu, mu)
+    world = dataclasses.replace(bare, moments=moments)
+    assert world.digest() != bare.digest()
+    export_world(tmp_path, world, None, {})
+    loaded = load_world(tmp_path)
+    near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)  # noqa: E731
+    jax.tree.map(near, loaded.moments, moments)
+    assert loaded.anywhere(loaded.params()).moments is loaded.moments
+    assert loaded.params().moments is None
+    with pytest.raises(ValueError, match="world of take-cover holds no moments of real episodes"):
+        bare.anywhere(bare.params())
