@@ -62,7 +62,7 @@ def test_a_policy_of_ones_own_is_recorded_as_written(tmp_path):
     np.testing.assert_array_equal(np.unique(read(shard).actions, axis=0), np.float32([[0, 0.2, 0]]))
 
 
-@pytest.mark.parametrize("name", ["take-cover"])
+@pytest.mark.parametrize("name", ["take-cover", "car-racing"])
 def test_shipped_worlds_are_whole_small_and_described(name):
     assert name in shipped_worlds()
     world, weights, meta = _load_exported(SHIPPED / name)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import short_cover  # noqa: F401, makes its game known
 from PIL import Image
 
 from benchmarks import (
@@ -37,7 +38,7 @@ from dreamjax.run import cli
 from dreamjax.run.phases import phases_of
 from dreamjax.run.presets import PRESETS
 from dreamjax.tasks import TAKE_COVER
-from experiments import ensemble, gradient, mosaic, ppo, strategies
+from experiments import ensemble, gradient, mosaic, open_loop, ppo, strategies
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +323,28 @@ def test_straight_through_draws_as_the_dream_does():
     slope = jax.grad(lambda m: gradient.straight_through(m, *noise).sum())(mixture)
     np.testing.assert_allclose(slope.mean.sum(0), 1, rtol=1e-5)
     assert (jnp.abs(slope.logits).max(0) > 0).all()
+
+
+def test_what_m_makes_of_actions_is_told(smoke, capsys):
+    config = open_loop.Config(run=smoke[0], actions=("1", "-1"), steps=8, moments=30)
+    found = open_loop.main(config)
+    assert list(found) == ["own actions", "another's", "1", "-1"]
+    assert np.isfinite(found["own actions"]).all() and len(found["own actions"]) == 4
+    assert found["own actions"] != found["another's"]
+    assert found["1"] == [1.0, 1.0], "each step of this game earns 1"
+    assert (
+        "share of the latents' change foreseen after [1, 2, 4, 8] steps" in capsys.readouterr().out
+    )
+    with pytest.raises(ValueError, match="no held-out episode is longer than 9999"):
+        open_loop.main(dataclasses.replace(config, steps=9999))
+
+
+def test_what_is_foreseen_is_a_share_of_the_change():
+    was, came = np.zeros((50, 3)), np.random.default_rng(0).normal(size=(50, 3))
+    says = np.array([True, False, True])
+    wrong = came + [0, 9, 0]
+    assert open_loop._foreseen(wrong, came, was, says) == 1.0
+    assert open_loop._foreseen(was, came, was, says) == 0.0
 
 
 def test_ppo_learns_to_turn_the_right_way():

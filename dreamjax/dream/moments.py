@@ -6,8 +6,6 @@ to Trust Your Model", arXiv:1906.08253). Not in the paper.
 Legend: E episodes, F frames, H units of M, N moments, Z latent numbers.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,20 +52,29 @@ def moments_of(memory: Memory, latents: LatentSequences, count: int, seed: int =
       seed: of the choice, and of V's noise.
     """
     rng = np.random.default_rng(seed)
-    chosen = rng.permutation(len(latents.lengths))[: min(EPISODES, count)]
-    share = -(-count // len(chosen))
-    lengths = latents.lengths[chosen]
-    ages = (rng.random((share, len(chosen))) * lengths).astype(np.int32)
+    episodes = rng.permutation(len(latents.lengths))[: min(EPISODES, count)]
+    share = -(-count // len(episodes))
+    ages = (rng.random((share, len(episodes))) * latents.lengths[episodes]).astype(np.int32)
+    return jax.tree.map(lambda x: x[:count], moments_at(memory, latents, episodes, ages, seed))
+
+
+def moments_at(
+    memory: Memory, latents: LatentSequences, episodes: np.ndarray, ages: np.ndarray, seed: int = 0
+) -> Moments:
+    """The moments at `ages` [n, E] of `episodes` [E], n * E in that order.
+
+    Other arguments: as for `moments_of`.
+    """
     step = np.arange(ages.max() + 1)[:, None]
-    frames = latents.first[chosen] + np.minimum(step, lengths - 1)
+    frames = latents.first[episodes] + np.minimum(step, latents.lengths[episodes] - 1)
     z = latents.draw(frames, seed)
     carry = _remembered(memory, z, latents.actions[frames], ages)
-    seen = z[ages, np.arange(len(chosen))]
+    seen = z[ages, np.arange(len(episodes))]
     found = Moments(jnp.asarray(ages, jnp.float32), jnp.asarray(seen), carry)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], found)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _remembered(memory: Memory, z: jax.Array, action: jax.Array, ages: jax.Array) -> Carry:
     """What M remembers before each of `ages` [n, E] in episodes [T, E]: [n, E, H] of each part."""
 
