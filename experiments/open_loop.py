@@ -12,12 +12,11 @@ import functools
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from dreamjax.dream.env import DreamEnv, EnvParams, EnvState
-from dreamjax.dream.moments import moments_at
+from dreamjax.dream.env import DreamEnv, EnvParams, state_at
+from dreamjax.dream.moments import Moments, moments_at
 from dreamjax.dream.worlds import load_world
 from dreamjax.memory.latents import LatentSequences, read_latents
 from dreamjax.training.settings import require_positive
@@ -81,7 +80,7 @@ def _chosen(held: LatentSequences, config: Config) -> tuple[np.ndarray, np.ndarr
 
 
 def dreamt(
-    env: DreamEnv, params: EnvParams, starts, actions: np.ndarray, seed: int
+    env: DreamEnv, params: EnvParams, starts: Moments, actions: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Latents [N, T, Z] after, and rewards [N, T] of, actions [N, T, A] from N moments."""
 
@@ -91,9 +90,9 @@ def dreamt(
             _, state, reward, _, _ = env.transition(noise, state, now[0], params)
             return state, (state.z, reward)
 
-        time = start.age.astype(jnp.int32)
-        state = EnvState(time=time, z=start.z, carry=start.carry, dead=jnp.bool_(False))
-        return jax.lax.scan(step, state, (actions, jax.random.split(key, len(actions))))[1]
+        return jax.lax.scan(step, state_at(start), (actions, jax.random.split(key, len(actions))))[
+            1
+        ]
 
     keys = jax.random.split(jax.random.key(seed), len(actions))
     return tuple(map(np.asarray, jax.jit(jax.vmap(one))(starts, actions, keys)))

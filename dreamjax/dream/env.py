@@ -168,10 +168,8 @@ def env_params(
     )
 
 
-def _begun(key: jax.Array, moments: Moments) -> EnvState:
-    """One of the moments."""
-    number = jax.random.randint(key, (), 0, len(moments.age), jnp.int32)
-    now = jax.tree.map(lambda x: x[number], moments)
+def state_at(now: Moments) -> EnvState:
+    """Where a dream is that goes on from one moment, which has no axis N."""
     time = now.age.astype(jnp.int32)
     return EnvState(time=time, z=now.z, carry=now.carry, dead=jnp.bool_(False))
 
@@ -219,7 +217,8 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
     def reset_env(self, key: jax.Array, params: EnvParams) -> tuple[jax.Array, EnvState]:
         """Start from a real first frame's posterior with an empty memory, or from a moment."""
         if params.moments is not None:
-            state = _begun(key, params.moments)
+            number = jax.random.randint(key, (), 0, len(params.moments.age), jnp.int32)
+            state = state_at(jax.tree.map(lambda x: x[number], params.moments))
             return self.observe(key, state, None, params), state
         key_start, key_z = jax.random.split(key)
         start = jax.random.randint(key_start, (), 0, len(params.initial_mu), jnp.int32)
