@@ -35,6 +35,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "controller.evolution": ["EvolveConfig", "evolve"],
         "controller.policy_gradient": ["LearnConfig", "learn"],
         "dream.env": ["DreamEnv", "EnvParams", "EnvState"],
+        "dream.prefix": ["dream_from"],
         "dream.worlds": ["World", "export_world", "load_controller", "load_world"],
         "dream.gymnax_env": ["legacy", "make"],
         "dream.evosax_problem": ["DreamProblem"],

@@ -5,6 +5,7 @@ Legend: A action numbers, D weights of C, F features, G games played at once, H 
 that are looked at together.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -231,6 +232,27 @@ def record(
         play_all(agent, game, seeds, bar, tape)
 
 
+def watch(
+    world: World, weights: Any, seed: int, steps: int, policy: Policy | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Play an evaluation's first episode, at most `steps` of it.
+
+    Other arguments and errors: as for `evaluate`.
+
+    Returns:
+      frames uint8 [T, 64, 64, 3], the latents [T, Z] that V saw in them, and the actions [T, A].
+    """
+    task = dataclasses.replace(world.task, max_steps=min(world.task.max_steps, steps))
+    agent, reel = Agent(world, weights, 1, jax.random.key(seed), policy), _Reel()
+    with (
+        VectorGame(task, 1) as game,
+        Logbook(quiet=True).progress("watch", 1, "episodes") as bar,
+    ):
+        play_all(agent, game, evaluation_seeds(seed, 1), bar, reel)
+    frames, latents, actions = map(np.stack, zip(*reel.steps, strict=True))
+    return frames, latents, actions
+
+
 class Tape:
     """Hears of every step of every episode; keeps nothing."""
 
@@ -239,6 +261,17 @@ class Tape:
 
     def end(self, episode: int) -> None:
         """An episode is over."""
+
+
+class _Reel(Tape):
+    """Keeps what was seen and done in the one episode it hears of."""
+
+    def __init__(self):
+        self.steps = []
+
+    def add(self, episodes, frames, latents, actions, rewards, ends) -> None:
+        """As `Tape`."""
+        self.steps.append((frames[0], latents[0], actions[0]))
 
 
 class ShardTape(Tape):

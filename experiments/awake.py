@@ -1,7 +1,7 @@
 """What C could do with what it reads: it learns, by the same PPO, in the real game itself.
 
     python experiments/awake.py
-    python experiments/awake.py --world runs/car --start None --steps 400000
+    python experiments/awake.py --world car-racing --start None --steps 400000 --run-dir runs/awake
 
 Nothing shipped learns so. What C gains here over what it learnt in the dream, the dream withheld;
 what it does not gain is beyond the features, the linear controller or the learning.
@@ -9,13 +9,15 @@ what it does not gain is beyond the features, the linear controller or the learn
 
 import dataclasses
 import functools
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from flax import nnx
 
 from dreamjax.agent import evaluate, step_awake
 from dreamjax.controller.model import Controller
@@ -27,10 +29,18 @@ from dreamjax.controller.policy_gradient import (
     critic,
     initial_network,
 )
-from dreamjax.dream.worlds import World, load_controller, load_world
+from dreamjax.controller.population import rollout
+from dreamjax.dream.worlds import (
+    World,
+    load_controller,
+    load_world,
+    save_controller,
+    save_world,
+)
 from dreamjax.game.workers import VectorGame
+from dreamjax.memory.model import VARIANT
 from dreamjax.run.scores import score
-from dreamjax.training.settings import require_positive
+from dreamjax.training.settings import SettingError, require_positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +49,8 @@ class Config:
 
     world: str = "take-cover"
     start: str | None = "take-cover"  # a world or run directory whose C learns on; None: chance
+    memory: Literal["trained", "untrained", "none"] = "trained"  # the M whose state C reads
+    run_dir: Path | None = None  # where world and C are kept, for `dreamjax evaluate`
     steps: int = 1_600_000  # real ones
     seed: int = 0
     num_envs: int = 32  # games side by side
@@ -56,6 +68,8 @@ class Config:
 
     def __post_init__(self):
         require_positive(self, "episodes", "num_envs")
+        if self.memory == "none" and self.run_dir:
+            raise SettingError("run_dir keeps a C that reads M; leave it out with --memory none")
 
     def learning(self) -> LearnConfig:
         """As the dream's learning takes it."""
@@ -66,7 +80,7 @@ class Config:
 
 def main(config: Config) -> dict[str, dict[str, Any]]:
     """Judge C, let it learn, judge it in the same games; the scores before and after."""
-    learning, world = config.learning(), load_world(config.world)
+    learning, world = config.learning(), with_memory(load_world(config.world), config)
     if config.start is None:
         controller = world.controller()
         start = controller.initial(jax.random.key(config.seed))
@@ -74,7 +88,30 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
         controller, start = load_controller(config.start, world)
     found = {"before": judged("before", world, controller, start, config)}
     after = learnt(world, controller, start, config, learning)
+    if config.run_dir is not None:
+        keep(config.run_dir, world, controller, after)
     return found | {"after": judged("after", world, controller, after, config)}
+
+
+def with_memory(world: World, config: Config) -> World:
+    """`world` with its own M, with one that never learnt, or with one of which C reads nothing."""
+    memory = world.memory
+    if config.memory == "untrained":
+        form = {name: getattr(memory, name) for name in (*VARIANT, "hidden_size", "heads")}
+        memory = type(memory)(world.task, rngs=nnx.Rngs(config.seed), **form)
+    elif config.memory == "none":
+        memory = nnx.clone(memory)
+        memory.controller_reads = ()
+    return dataclasses.replace(world, memory=memory)
+
+
+def keep(directory: Path, world: World, controller: Controller, weights: jax.Array) -> None:
+    """Store world and C, and what C earns in the dream that it never saw."""
+    dream = functools.partial(rollout, jax.random.key(0), world.env())
+    played = jax.jit(lambda params: dream(params, controller, weights[None], 256))(world.params())
+    found = played.score.mean()
+    save_world(directory, world, {})
+    save_controller(directory, world, weights, {"dream": float(found)}, controller)
 
 
 def judged(
@@ -148,11 +185,21 @@ class Player:
             self._age = self._age + 1
             self._return = self._return + reward
             over = (ends >= 0) | cut
+            withheld = self._withheld(network, cut & (ends < 0))
             self._returns += self._return[over].tolist()
             self._restart(np.flatnonzero(over))
-            rows.append((obs, drawn, reward, over))
-        steps = self._judged(network, *map(jnp.stack, zip(*rows, strict=True)))
+            rows.append((obs, drawn, reward, over, withheld))
+        *seen, withheld = map(jnp.stack, zip(*rows, strict=True))
+        steps = self._judged(network, *seen)
+        steps = steps.replace(reward=steps.reward + withheld)
         return steps, critic(network, self._look(network)[2])
+
+    def _withheld(self, network: Network, cut: np.ndarray) -> np.ndarray:
+        """What the critic says that the games cut short would still have earned, else 0."""
+        if not cut.any():
+            return np.zeros(len(cut), np.float32)
+        to_come = critic(network, self._look(network)[2])
+        return np.where(cut, self._updates.config.gamma * to_come, 0.0)
 
     def _restart(self, slots: np.ndarray) -> None:
         if len(slots):

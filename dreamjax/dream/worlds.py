@@ -467,6 +467,15 @@ def save_controller(
     store.save(max(store.steps(), default=-1) + 1, {"weights": weights}, meta)
 
 
+def has_controller(source: Path | str) -> bool:
+    """Whether a C goes with a world; `source` as for `load_world`."""
+    folder = _folder(source)
+    if (folder / "world.json").exists():
+        with _refusing(folder, "fetch or export it again"):
+            return CONTROLLER in safetensors.numpy.load(_documented(folder)[1])
+    return bool(Store(folder / "controller").steps())
+
+
 def load_controller(source: Path | str, world: World) -> tuple[Controller, jax.Array]:
     """C's form and its weights [D], if they were evolved in `world`.
 

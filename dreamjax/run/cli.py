@@ -109,7 +109,7 @@ def _parse(argv: list[str]) -> Any:
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
     commands = [_phase_command(name, PRESETS[preset], preset) for name in ABOUT]
-    union = Info | Bench | Export | Doctor
+    union = Info | Bench | Export | Doctor | Play
     for command in commands:
         union = union | command
     said = io.StringIO()
@@ -241,6 +241,31 @@ class Doctor:
         damaged = sum(len(finding.damaged) for finding in found)
         if damaged:
             raise ValueError(f"{self.run_dir} has {damaged} damaged parts; see above")
+
+
+@dataclasses.dataclass
+class Play:
+    """Play a dream in the browser: show its page on this machine, or write it as a folder."""
+
+    world: Annotated[str, tyro.conf.Positional]  # a shipped world, a run or an exported folder
+    out: Path | None = None  # write the page here, for any static host, and end
+    port: int = 8000  # of this machine's loopback address; 0 is any that is free
+    seed: int = 0  # of the real game that C plays for the page
+    task: str | None = None  # the game, if it is your own: module:TASK
+    kind: str | None = None  # the form of M, if it is your own: module:Class
+
+    def __call__(self) -> None:
+        check_seed(self.seed)
+        _know(self.task, self.kind)
+        from dreamjax.play import command
+
+        if self.out is not None:
+            page = command.write(self.world, self.out, self.seed, recorded=True)
+            print(f"{page} is the page; any static host can show it")
+            return
+        own = {"--task": self.task, "--kind": self.kind}
+        words = [word for pair in own.items() if pair[1] is not None for word in pair]
+        command.show(self.world, self.port, self.seed, words)
 
 
 def _know(task: str | None, kind: str | None) -> None:

@@ -1,6 +1,5 @@
 """Pictures of a run: training curves, and a film of real | reconstruction | dream."""
 
-import dataclasses
 import functools
 import json
 from collections.abc import Iterable
@@ -11,13 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dreamjax.agent import Agent, Tape, evaluation_seeds, play_all
+from dreamjax.agent import watch
 from dreamjax.controller.model import Controller
 from dreamjax.dream.env import EnvState
 from dreamjax.dream.unroll import follow, unroll
 from dreamjax.dream.worlds import World
-from dreamjax.game.workers import VectorGame
-from dreamjax.training.logbook import Logbook
 from dreamjax.vision.model import drawn
 
 FILM_STEPS = 420  # 8 to 14 seconds of a game
@@ -110,7 +107,7 @@ def film(
     Raises:
       WorkerError: the game could not be kept running.
     """
-    frames, latents, actions = _play(world, weights, seed, controller)
+    frames, latents, actions = watch(world, weights, seed, FILM_STEPS, controller)
     dreamt, died = _dream(world, latents[0], actions, seed)
     stride = max(1, round(world.task.steps_per_second / FILM_RATE))
     shown = range(0, len(frames), stride)
@@ -124,29 +121,6 @@ def film(
         pictures.append(_panels((frames[t], "real"), (seen[i], "reconstruction"), (dream, caption)))
     _save_gif(pictures, target, world.task.steps_per_second / stride)
     return len(frames)
-
-
-def _play(world: World, weights: jax.Array, seed: int, controller: Controller | None):
-    """An evaluation's first episode: frames [T, 64, 64, 3], latents [T, Z], actions [T, A]."""
-    steps = min(world.task.max_steps, FILM_STEPS)
-    agent, reel = Agent(world, weights, 1, jax.random.key(seed), controller), _Reel()
-    with (
-        VectorGame(dataclasses.replace(world.task, max_steps=steps), 1) as game,
-        Logbook(quiet=True).progress("film", 1, "episodes") as bar,
-    ):
-        play_all(agent, game, evaluation_seeds(seed, 1), bar, reel)
-    return map(np.stack, zip(*reel.steps, strict=True))
-
-
-class _Reel(Tape):
-    """Keeps what was seen and done in the one episode it hears of."""
-
-    def __init__(self):
-        self.steps = []
-
-    def add(self, episodes, frames, latents, actions, rewards, ends) -> None:
-        """As `Tape`."""
-        self.steps.append((frames[0], latents[0], actions[0]))
 
 
 def _dream(world: World, z: np.ndarray, actions: np.ndarray, seed: int) -> tuple[np.ndarray, int]:

@@ -1,0 +1,77 @@
+"""`dreamjax play`: write the page of a world, and show it."""
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from dreamjax.dream.worlds import has_controller, load_controller, load_world
+from dreamjax.game.workers import WorkerError
+from dreamjax.play import folder, server
+
+UNTOLD = "No game was recorded: dreamjax play WORLD --out DIR tells why."
+
+
+def write(source: str, out: Path | str, seed: int, *, recorded: bool) -> Path:
+    """Write the page of a world to a folder, and return that.
+
+    Args:
+      source: a shipped world's name, a run directory or an exported folder.
+      out: the folder.
+      seed: of the real game that C plays for the page.
+      recorded: whether that game is to be played now.
+    """
+    world = load_world(source)
+    player = load_controller(source, world) if has_controller(source) else (None, None)
+    page = folder.write(out, world, *player)
+    if recorded and player[0] is not None:
+        try:
+            folder.record(page, world, *player, seed)
+        except (ImportError, WorkerError) as error:
+            folder.tell(page, f"No game was recorded: {error}")
+    return page
+
+
+def show(source: str, port: int, seed: int, words: list[str]) -> None:
+    """Show the page of a world until the process is interrupted.
+
+    Args:
+      source, seed: as for `write`.
+      port: of the loopback address; 0 is any that is free.
+      words: further words of the command, for the process that records.
+    """
+    with tempfile.TemporaryDirectory(prefix="dreamjax-page-") as page:
+        write(source, page, seed, recorded=False)
+        again = ["play", source, "--out", page, "--seed", str(seed), *words]
+        with server.serving(page, port) as serving, _recording(page, again):
+            print(f"http://{server.HOST}:{serving.server_port}/  (Ctrl-C ends it)", flush=True)
+            with contextlib.suppress(KeyboardInterrupt):
+                serving.serve_forever()
+            print()
+
+
+@contextlib.contextmanager
+def _recording(page: str, words: list[str]) -> Iterator[None]:
+    """A process that records a game for the page, while the dream is played already."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dreamjax", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # no Ctrl-C of the terminal's
+    )
+
+    def told():
+        if process.wait() > 0:
+            folder.tell(page, UNTOLD)
+
+    waiting = threading.Thread(target=told)
+    waiting.start()
+    try:
+        yield
+    finally:
+        process.terminate()
+        waiting.join()

@@ -1,0 +1,68 @@
+// What M foretells, step by step, as a line that moves.
+
+const SHOWN = 240; // steps
+const DECADES = 4; // of chances: from one in 10,000 to 1
+
+/** A chart of the chance of death, on a logarithmic scale, or of the reward. */
+export class Trace {
+  constructor(canvas, label, facts) {
+    this.canvas = canvas;
+    this.label = label;
+    this.chances = facts.step_reward !== null;
+    this.rate = facts.steps_per_second;
+    this.scale = facts.memory.reward_scale;
+    this.values = [];
+  }
+
+  clear() {
+    this.values = [];
+  }
+
+  /** Take a state of the dream. */
+  add({ chance, reward }) {
+    this.values.push(this.chances ? chance : reward);
+    if (this.values.length > SHOWN) this.values.shift();
+  }
+
+  draw() {
+    const { canvas, values } = this;
+    const ratio = devicePixelRatio || 1;
+    const width = (canvas.width = canvas.clientWidth * ratio);
+    const height = (canvas.height = canvas.clientHeight * ratio);
+    const context = canvas.getContext("2d");
+    const style = getComputedStyle(canvas);
+    context.strokeStyle = style.getPropertyValue("--line");
+    context.lineWidth = ratio;
+    for (const mark of this.marks()) this.stroke(context, [[0, mark], [1, mark]], width, height);
+    context.strokeStyle = style.getPropertyValue("--accent");
+    context.lineWidth = 2 * ratio;
+    const points = values.map((value, i) => [i / (SHOWN - 1), this.level(value)]);
+    this.stroke(context, points, width, height);
+    this.label.textContent = this.words();
+  }
+
+  stroke(context, points, width, height) {
+    context.beginPath();
+    for (const [x, y] of points) context.lineTo(x * width, (1 - 0.06 - 0.88 * y) * height);
+    context.stroke();
+  }
+
+  /** Heights in [0, 1] of the faint lines: decades of chance, or a reward of zero. */
+  marks() {
+    return this.chances ? [0, 0.25, 0.5, 0.75, 1] : [this.level(0)];
+  }
+
+  level(value) {
+    const height = this.chances
+      ? 1 + Math.log10(value + 1e-12) / DECADES
+      : (value / this.scale + 1) / 3;
+    return Math.min(Math.max(height, 0), 1);
+  }
+
+  words() {
+    const now = this.values.at(-1) ?? 0;
+    if (!this.chances) return `reward that M expects: ${now.toFixed(2)}`;
+    const percent = 100 * now;
+    return `chance that M ends it in this step: ${percent.toFixed(percent < 1 ? 2 : 0)} %`;
+  }
+}

@@ -1,0 +1,467 @@
+"""The page dreams what JAX dreams, and a reader can play it in a real browser."""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from command import finish, refused, start
+from flax import nnx
+from gru import GRU
+from scipy import stats
+
+from dreamjax.actions import Box, Choice
+from dreamjax.agent import watch
+from dreamjax.controller.model import LinearController
+from dreamjax.dream.env import EnvState, Noise
+from dreamjax.dream.prefix import dream_from
+from dreamjax.dream.worlds import World, export_world, load_controller, load_world
+from dreamjax.memory.lstm import MDNRNN
+from dreamjax.play import folder, server
+from dreamjax.tasks import CAR_RACING, TAKE_COVER, TASKS
+from dreamjax.vision.model import VAE
+
+STEPS = 200
+HERE = Path(__file__).parent
+
+
+def node():
+    """A JavaScript engine: Node's, or the one that Playwright brings along."""
+    found = shutil.which("node")
+    if found is None:
+        driver = pytest.importorskip("playwright._impl._driver", reason="no node, no playwright")
+        found = driver.compute_driver_executable()[0]
+    return found
+
+
+def ran(page, fed):
+    """What the page's modules make of `fed`."""
+    path = page.parent / "fed.json"
+    path.write_text(json.dumps(fed))
+    done = subprocess.run(
+        [node(), str(HERE / "play.mjs"), str(page), str(path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def page_of(world, controller, weights, target):
+    """The page's folder, and the world as it is in it: in half precision."""
+    export_world(target / "world", world, weights, {}, controller)
+    world = load_world(target / "world")
+    return folder.write(target / "page", world, controller, weights), world
+
+
+def clear_of_boundaries(uniform, shares):
+    """`uniform` [Z], moved where rounding could decide between two components [K, Z]."""
+    levels = np.cumsum(shares, axis=0) / shares.sum(axis=0)
+    for _ in range(20):
+        near = np.abs(uniform - levels).min(axis=0) < 1e-4
+        if not near.any():
+            return uniform
+        uniform = np.where(near, (uniform + 3e-4) % 1, uniform)
+    raise AssertionError("always near a boundary")
+
+
+def drawn_noise(seed, found, tau):
+    """The noise of a step, in which no number lies where two components meet."""
+    rng, latent = np.random.default_rng(seed), found.latent
+    Z = latent.mean.shape[-1]
+    shares = np.exp((np.asarray(latent.logits) - np.asarray(latent.logits).max(0)) / tau)
+    event = rng.random(1)
+    if hasattr(latent, "weights"):
+        weights = np.asarray(latent.weights)
+        event = clear_of_boundaries(event, np.exp((weights - weights.max()) / tau)[:, None])
+    return Noise(
+        uniform=clear_of_boundaries(rng.random(Z).astype(np.float32), shares),
+        normal=rng.normal(size=Z).astype(np.float32),
+        logistic=float(rng.logistic()),
+        event=float(event[0]),
+    )
+
+
+def recorded(world, tau, act):
+    """A dream by JAX, step by step: what was fed, and what came."""
+    env, params = world.env(), world.params(tau, dtype=jnp.float32)
+    predict, step = jax.jit(params.memory.__call__), jax.jit(env.transition)
+    z = params.initial_mu[0]
+    carry, fed, came = world.memory.initial_carry(), [], []
+    for time_ in range(STEPS):
+        obs = world.memory.features(z, carry)
+        action = act(obs, time_)
+        state = EnvState(time=jnp.int32(time_), z=z, carry=carry)
+        _, found = predict(carry, z, env.clipped(action), state.time)
+        noise = drawn_noise(time_, found, tau)
+        _, state, reward, dead, _ = step(noise, state, action, params)
+        chance = params.death_chance(found.end) if found.end is not None else 0
+        noise = {name: np.asarray(x).tolist() for name, x in vars(noise).items()}
+        fed.append({"z": z.tolist(), "action": np.asarray(action).tolist(), "noise": noise})
+        carry = state.carry
+        came.append((obs, state.z, carry, float(reward), float(chance), bool(dead)))
+        z = state.z
+    return fed, came
+
+
+def check_dream(world, page, tau, controller, weights):
+    """The page's modules dream, play and draw as JAX does, to 1e-3."""
+    act = jax.jit(controller)
+
+    def varied(obs, time_):  # as C plays, but for moments of random play
+        if time_ % 10 < 7:
+            return act(weights, obs)
+        return jnp.asarray(world.task.actions.draw(np.random.default_rng(time_)))
+
+    fed, came = recorded(world, tau, varied)
+    pictures = [step["z"] for step in fed[::40]]
+    told = ran(page, {"steps": fed, "tau": tau, "pictures": pictures, "draws": 0})
+    for step, (obs, z, carry, reward, chance, dead) in zip(told["steps"], came, strict=True):
+        np.testing.assert_allclose(step["z"], z, atol=1e-3)
+        np.testing.assert_allclose(step["carry"], np.concatenate(carry), atol=1e-3)
+        np.testing.assert_allclose(step["action"], act(weights, obs), atol=1e-3)
+        assert step["reward"] == pytest.approx(reward, abs=1e-3)
+        assert step["chance"] == pytest.approx(chance, abs=1e-3)
+        assert (step["ended"] == "dead") == dead
+    images = world.vision.decode(jnp.asarray(pictures)).reshape(len(pictures), -1)
+    np.testing.assert_allclose(told["pictures"], images, atol=1e-3)
+    return came
+
+
+@pytest.mark.parametrize("tau", [0.1, 1.0, 1.5])
+@pytest.mark.parametrize("name", ["take-cover", "car-racing"])
+def test_a_shipped_world_dreams_in_the_page_as_in_jax(name, tau, tmp_path):
+    """Events, clock, rewards, several ends; `tau` as the page's slider sets it."""
+    world = load_world(name)
+    controller, weights = load_controller(name, world)
+    page = folder.write(tmp_path / "page", world, controller, weights)
+    check_dream(world, page, tau, controller, weights)
+
+
+def own_task(actions, **changes):
+    return dataclasses.replace(
+        TAKE_COVER, name="own", actions=actions, latent_size=6, hidden_size=12, **changes
+    )
+
+
+FORMS = {
+    "choice": (own_task(Choice(3), step_reward=None, reward_scale=2.0), {}, 0),
+    "box, hidden": (own_task(Box((-2, 0), (1, 3), (1,)), reads_restart=False), {}, 5),
+    "keys read": (own_task(TAKE_COVER.actions, ends=(), step_reward=None), {"keys": True}, 0),
+    "two ends, residual": (own_task(Box(), ends=("a", "b")), {"residual": True, "clock": True}, 4),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_forms_of_a_world_dream_in_the_page_as_in_jax(form, tmp_path, monkeypatch):
+    """Of actions, of M and of C."""
+    task, variant, hidden = FORMS[form]
+    monkeypatch.setitem(TASKS, "own", task)
+    key = jax.random.key(3)
+    memory = MDNRNN(task, rngs=nnx.Rngs(4), **variant)
+    memory.head_kernel[...] = memory.head_kernel[...] * 3
+    mu = jax.random.normal(key, (5, 6))
+    world = World(task, VAE(6, rngs=nnx.Rngs(1)), memory, mu, mu - 2, 1.5, 1.0)
+    controller = world.controller(hidden)
+    weights = jax.random.normal(key, (controller.num_params,))
+    page, world = page_of(world, controller, weights, tmp_path)
+    came = check_dream(world, page, 0.7, controller, weights)
+    if task.step_reward is None:
+        assert np.std([reward for *_, reward, _, _ in came]) > 0.01, "rewards are to vary"
+
+
+def test_the_pages_noise_is_what_it_claims(world, tmp_path):
+    loaded = load_world(world)
+    page = folder.write(tmp_path / "page", loaded, None, None)
+    z = loaded.initial_mu[0].tolist()
+    noise = {"uniform": [0.5] * 64, "normal": [0.0] * 64, "logistic": -9.0, "event": 0.5}
+    steps = [{"z": z, "action": [0.0], "noise": noise}]
+    told = ran(page, {"steps": steps, "tau": 1, "pictures": [], "draws": 200})["noises"]
+    uniform, normal = (np.concatenate([n[name] for n in told]) for name in ("uniform", "normal"))
+    # p of a right generator is below 1e-4 once in 10,000 seeds; the seed is fixed, so never here.
+    assert stats.kstest(uniform, "uniform").pvalue > 1e-4
+    assert stats.kstest(normal, "norm").pvalue > 1e-4
+    assert stats.kstest([n["logistic"] for n in told], "logistic").pvalue > 1e-4
+    assert stats.kstest([n["event"] for n in told], "uniform").pvalue > 1e-4
+    assert abs(np.corrcoef(uniform[:-1], uniform[1:])[0, 1]) < 0.05  # 5 standard errors
+
+
+@contextlib.contextmanager
+def shown(*words):
+    """The address at which `dreamjax play` shows a page, until it is interrupted."""
+    process = start("play", *words, "--port", "0")
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("http://127.0.0.1:"), finish(process)
+        yield line.split()[0], process
+    finally:
+        process.send_signal(signal.SIGINT)
+        status, out, err = finish(process, 60)
+    assert (status, out.strip(), err) == (0, "", "")
+
+
+FLAGS = (
+    "--no-sandbox",  # as root
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    names = "chromium", "chromium-browser", "google-chrome"
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextlib.contextmanager
+def opened(browser, address, **kwargs):
+    """A page in the browser, which must say nothing to its console and ask nobody else."""
+    context = browser.new_context(**kwargs)
+    page, said, asked = context.new_page(), [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    context.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    yield page
+    root = "/".join(address.split("/")[:3])
+    context.close()
+    assert said == []
+    assert {url for url in asked if not url.startswith((root, "data:", "blob:"))} == set()
+
+
+def wait(page, condition, seconds=120):
+    """Until a JavaScript condition holds; the page lets nobody evaluate strings by itself."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(f"Boolean({condition})"):
+        assert time.monotonic() < end, (condition, page.inner_text("body"))
+        time.sleep(0.05)
+
+
+def test_a_reader_plays_in_a_browser(browser):
+    """C plays, the reader takes over by key and lets go, tau acts at once, the game is shown."""
+    with (
+        shown("take-cover") as (address, _),
+        opened(browser, f"{address}#seed=5&tau=0.8") as page,
+    ):
+        wait(page, "globalThis.dreamPage?.screen.drawn > 0")
+        assert page.evaluate("[dreamPage.seed, dreamPage.dream.tau]") == [5, 0.8]
+        assert page.inner_text("#badge") == "C plays"
+        page.keyboard.down("ArrowLeft")
+        wait(page, "document.querySelector('#badge').textContent === 'You play'")
+        assert page.evaluate("[...dreamPage.hands.action()]") == [-1]
+        page.keyboard.up("ArrowLeft")
+        wait(page, "document.querySelector('#badge').textContent === 'C plays'")
+        page.focus("#tau")
+        page.keyboard.press("End")
+        assert page.evaluate("dreamPage.dream.tau") == 2
+        assert "tau=2" in page.evaluate("location.hash")
+        page.focus("#speed")
+        page.keyboard.press("End")
+        wait(page, "dreamPage.steps >= 300")
+        page.keyboard.press("n")
+        page.keyboard.press("p")
+        time_, seed = page.evaluate("[dreamPage.dream.state.time, dreamPage.seed]")
+        page.keyboard.press(".")
+        assert page.evaluate("dreamPage.dream.state.time") == time_ + 1
+        page.keyboard.press("r")
+        assert page.evaluate("[dreamPage.dream.state.time, dreamPage.seed]") == [0, seed]
+        first = page.evaluate("[...dreamPage.dream.state.z]")
+        page.fill("#seed", str(seed + 1))
+        page.press("#seed", "Enter")
+        assert page.evaluate("[...dreamPage.dream.state.z]") != first
+        page.evaluate(f"location.hash = '#seed={seed}'")
+        wait(page, f"dreamPage.seed === {seed}")
+        assert page.evaluate("[...dreamPage.dream.state.z]") == first
+        check_latents(page)
+        check_recording(page)
+
+
+def check_latents(page):
+    """Fifteen sliders; one that is moved stops the dream, and is its latent from then on."""
+    page.click("#latents-panel summary")
+    wait(page, "document.querySelectorAll('#latents input').length === 15")
+    page.focus("#latents input")
+    page.keyboard.press("End")
+    number = int(page.get_attribute("#latents input", "aria-label").split()[1])
+    assert page.evaluate(f"[dreamPage.dream.state.z[{number}], dreamPage.paused]") == [3, True]
+
+
+def check_recording(page):
+    """A real game was recorded meanwhile; the dream goes on from one of its moments."""
+    page.click("#recording-panel summary")
+    wait(page, "dreamPage.recording")
+    length = page.evaluate("dreamPage.recording.length")
+    page.fill("#moment", str(length // 2))
+    page.click("#dream-on")
+    wait(page, f"dreamPage.dream.state.time > {length // 2} + 5")
+    assert page.inner_text("#badge") in ("As recorded", "C plays")
+    said = page.evaluate("fetch('recording.json').then((answer) => answer.json())")
+    kept = page.evaluate("[...dreamPage.recording.moment(20).carry.h]")
+    world = load_world("take-cover")
+    z, action = (jnp.asarray(said[name][:20]) for name in ("latents", "actions"))
+    inputs = world.memory.inputs(z, action, jnp.arange(20))
+    carry, _ = world.memory.run(world.memory.initial_carry(), inputs, jnp.arange(20) == 0)
+    np.testing.assert_allclose(kept, carry[1], atol=1e-3)
+
+
+def test_both_decoders_draw_what_v_draws(browser, tmp_path):
+    """In the browser; a folder from `--out`, on any static host."""
+    world = load_world("car-racing")
+    controller, weights = load_controller("car-racing", world)
+    page = folder.write(tmp_path / "page", world, controller, weights)
+    z = np.asarray(world.initial_mu[0])
+    wanted = np.asarray(world.vision.decode(z[None])).ravel()
+    with server.serving(page, 0) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        for decoder in ("webgl2", "arrays"):
+            address = f"http://127.0.0.1:{serving.server_port}/?decoder={decoder}"
+            with opened(browser, address) as shown_page:
+                wait(shown_page, "globalThis.dreamPage?.screen.drawn > 0")
+                told = shown_page.evaluate("dreamPage.decoder")
+                assert ("WebGL2" if decoder == "webgl2" else "typed arrays") in told
+                found = shown_page.evaluate(
+                    "(z) => dreamPage.pictures.floats(Float32Array.from(z)).then((x) => [...x])",
+                    z.tolist(),
+                )
+                np.testing.assert_allclose(found, wanted, atol=1e-3)
+                drawn = shown_page.evaluate(PIXELS, z.tolist())
+                np.testing.assert_allclose(drawn, np.round(wanted * 255), atol=1)
+        (page / folder.WEIGHTS).write_bytes(b"\0" + (page / folder.WEIGHTS).read_bytes()[1:])
+        context = browser.new_context()
+        broken = context.new_page()
+        broken.goto(f"http://127.0.0.1:{serving.server_port}/")
+        broken.wait_for_selector("#message:visible")
+        assert "weights file is not the one that was written" in broken.inner_text("#message")
+        context.close()
+        serving.shutdown()
+
+
+PIXELS = """async (z) => {
+  const { paint } = await import("./picture.js");
+  const canvas = new OffscreenCanvas(64, 64), context = canvas.getContext("2d");
+  paint(context, await dreamPage.pictures.of(Float32Array.from(z)));
+  return [...context.getImageData(0, 0, 64, 64).data].filter((_, i) => i % 4 < 3);
+}"""
+
+
+def test_a_page_is_written_for_any_host(world, tmp_path):
+    """An exported world without C; again in its place, never in that of something else."""
+    out = tmp_path / "page"
+    for _ in range(2):
+        status, said, err = finish(start("play", world, "--out", out))
+        assert (status, err) == (0, "") and str(out) in said
+    facts = json.loads((out / folder.FACTS).read_text())
+    assert facts["recording"] == folder.NO_PLAYER and "controller" not in facts
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "kept.txt").write_text("kept")
+    said = refused("play", world, "--out", tmp_path / "other")
+    assert "choose another folder" in said
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["kept.txt"]
+
+
+def test_bad_input_is_refused_in_one_line(world, tmp_path):
+    assert "no world in" in refused("play", tmp_path / "none")
+    with socket.socket() as taken:
+        taken.bind((server.HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"port {port} is not to be had (in use)" in refused("play", world, "--port", port)
+    assert "from 0 to 65535" in refused("play", world, "--port", 70000)
+
+
+def test_only_the_page_is_shown(world, tmp_path):
+    """On the loopback address; no lists of files, nothing outside the folder."""
+    (tmp_path / "secret").write_text("secret")
+    page = folder.write(tmp_path / "page", load_world(world), None, None)
+    (page / "inner").mkdir()
+    with server.serving(page, 0) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        assert serving.server_address[0] == "127.0.0.1"
+        root = f"http://127.0.0.1:{serving.server_port}"
+        with urllib.request.urlopen(f"{root}/page.js") as answer:
+            assert answer.headers["Content-Type"] == "text/javascript"
+        for path in ("/inner/", "/../secret", "/%2e%2e/secret", "/none"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(root + path)
+        serving.shutdown()
+
+
+def test_what_the_page_cannot_hold_is_refused(world, tmp_path):
+    """Another kind of M, and numbers beyond half precision."""
+    loaded = load_world(world)
+    other = GRU(dataclasses.replace(TAKE_COVER, hidden_size=8), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="dreams M of the kind lstm"):
+        folder.write(tmp_path, dataclasses.replace(loaded, memory=other), None, None)
+    loaded.memory.lstm_bias[...] = loaded.memory.lstm_bias[...].at[0].set(1e9)
+    with pytest.raises(ValueError, match="memory.lstm_bias has a number beyond half precision"):
+        folder.write(tmp_path, loaded, None, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dream_goes_on_from_a_real_game():
+    """What V saw and M remembers of it is what the agent had there when it played."""
+    world = load_world("take-cover")
+    controller, weights = load_controller("take-cover", world)
+    frames, latents, actions = watch(world, weights, 3, 30, controller)
+    state = dream_from(world, frames[:21], actions[:20])
+    mu, logvar = world.vision.encode(frames[:21])
+    assert int(state.time) == 20
+    np.testing.assert_allclose(state.z, mu[20], atol=1e-4)
+    assert np.abs((latents[:21] - mu) / jnp.exp(logvar / 2)).mean() < 1.2  # they were drawn so
+    carry = world.memory.initial_carry()
+    for t in range(20):
+        carry, _ = world.memory(carry, mu[t], actions[t], jnp.int32(t))
+    np.testing.assert_allclose(state.carry[1], carry[1], atol=1e-4)
+    again = dream_from(world, frames[:21], actions[:20], jax.random.key(1))
+    assert not np.allclose(again.z, mu[20], atol=1e-3)
+    env, params = world.env(), world.params()
+    _, after, *_ = env.step_env(jax.random.key(0), state, actions[20], params)
+    assert int(after.time) == 21 and isinstance(after, EnvState)
+    first = dream_from(world, frames[:1], actions[:0])
+    np.testing.assert_array_equal(first.carry[1], 0)
+
+
+@pytest.mark.parametrize(
+    ("frames", "actions", "words"),
+    [
+        ((3, 64, 64, 3), (3, 3), "actions must be"),
+        ((64, 64, 3), (0, 3), "frames must be"),
+        ((0, 64, 64, 3), (0, 3), "frames must be"),
+        ((252, 64, 64, 3), (251, 3), "ends after 250 steps"),
+    ],
+)
+def test_what_is_no_episode_is_refused(frames, actions, words):
+    with pytest.raises(ValueError, match=words):
+        dream_from(load_world("car-racing"), np.zeros(frames, np.uint8), np.zeros(actions))
+    with pytest.raises(ValueError, match="NaN"):
+        dream_from(
+            load_world("car-racing"), np.zeros((2, 64, 64, 3), np.uint8), np.full((1, 3), np.nan)
+        )
+
+
+def test_the_forms_of_actions_are_those_of_the_page():
+    assert folder._actions(CAR_RACING.actions)["form"] == "box"
+    assert folder._actions(TAKE_COVER.actions)["form"] == "keys"
+    assert folder._actions(Choice(4))["form"] == "choice"
+    assert isinstance(load_world("take-cover").controller(), LinearController)
