@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 FRAME_SHAPE = (64, 64, 3)  # what V sees of any game, uint8
+GAMMA = 0.995  # the discount of C's learning where a task has no other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Task:
       temperature: tau of the dream that C learns in.
       moments: whether C learns in short dreams that begin at moments of real episodes, rather than
         in whole ones: where M knows the next seconds better than the next minutes.
+      gamma: the discount that C learns with: how much a reward counts a step later.
       frames_per_second: the game's, for whoever watches.
       blind: the best known policy that never looks, the baseline that C has to beat: a name in
         `game.policies.POLICIES` or "module:function".
@@ -114,6 +116,7 @@ class Task:
     max_steps: int = 1000
     temperature: float = 1.0
     moments: bool = False
+    gamma: float = GAMMA
     frames_per_second: int = 30
     blind: str = "held"
     ages: tuple[int, ...] = ()
@@ -237,6 +240,7 @@ CAR_RACING = Task(
     max_steps=250,
     temperature=0.1,  # carracing/dream_env.py: 0.7, at which M loses the road sooner than the game
     moments=True,
+    gamma=0.99,
     frames_per_second=50,
     blind="dreamjax.game.car_racing:leftwards",
     package="gymnasium",

@@ -16,11 +16,11 @@ from dreamjax import agent
 from dreamjax.agent import Agent, evaluate, evaluation_seeds, record
 from dreamjax.controller.policy_gradient import LearnConfig, Updates, initial_network
 from dreamjax.dream.env import EnvState
-from dreamjax.dream.worlds import World
+from dreamjax.dream.worlds import World, load_controller, load_world
 from dreamjax.game import env as real
 from dreamjax.game import rollouts
 from dreamjax.game.workers import VectorGame
-from dreamjax.tasks import TAKE_COVER
+from dreamjax.tasks import TAKE_COVER, TASKS
 from dreamjax.vision.model import VAE
 from experiments import awake
 
@@ -197,6 +197,42 @@ def test_steps_played_while_learning_end_where_the_games_do(world):
     np.testing.assert_array_equal(remembers, done[:-1] == 0)
     assert set(np.unique(steps.drawn)) == {0, 1, 2} and last_value.shape == (4,)
     assert (jnp.diff(steps.reward.ravel()) == 0).all() and steps.reward[0, 0] > 0
+
+
+def test_games_cut_short_would_have_earned_what_the_critic_says(world):
+    config = LearnConfig(num_envs=2, num_steps=5, num_minibatches=2, gamma=0.9)
+    updates = Updates(0, world.env(), world.controller(), config)
+    network = initial_network(jax.random.key(0), world.controller(), weights(world), config.critic)
+    network = network.replace(body_bias=jnp.full(64, 99.0), value=jnp.full(64, 0.5 / 64))
+    with VectorGame(dataclasses.replace(world.task, max_steps=2), 2) as game:
+        steps, _ = awake.Player(world, updates, game, seed=0).play(network, 5)
+    np.testing.assert_array_equal(steps.done[:, 0], [0, 1, 0, 1, 0])
+    usual = steps.reward[0, 0]
+    np.testing.assert_allclose(
+        steps.reward[:, 0], usual + 0.45 * steps.done[:, 0], rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("memory", ["untrained", "none"])
+def test_learning_awake_may_read_another_m_or_none(world, memory, tmp_path):
+    other = awake.with_memory(world, awake.Config(memory=memory))
+    if memory == "none":
+        assert other.controller().num_features == world.task.latent_size
+        with pytest.raises(ValueError, match="leave it out with --memory none"):
+            awake.Config(memory=memory, run_dir=tmp_path)
+    else:
+        assert other.controller() == world.controller()
+        assert other.digest() != world.digest()
+    assert awake.with_memory(world, awake.Config()).digest() == world.digest()
+
+
+def test_what_was_learnt_awake_is_kept_for_evaluate(world, tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, world.task.name, world.task)
+    controller = world.controller()
+    awake.keep(tmp_path, world, controller, weights(world))
+    form, found = load_controller(tmp_path, load_world(tmp_path))
+    assert form == controller
+    np.testing.assert_array_equal(found, weights(world))
 
 
 def test_learning_awake_starts_with_the_critic(world, capsys):

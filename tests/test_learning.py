@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from probes import CONTROLLER, Balance, ProbeParams
 
+from dreamjax.controller.model import controller_for
 from dreamjax.controller.policy_gradient import (
     LearnConfig,
     Steps,
@@ -15,7 +16,9 @@ from dreamjax.controller.policy_gradient import (
     advantages,
     learn,
 )
-from dreamjax.tasks import TAKE_COVER
+from dreamjax.dream.env import DreamEnv
+from dreamjax.run.settings import Run, RunConfig
+from dreamjax.tasks import CAR_RACING, TAKE_COVER
 from dreamjax.training.checkpoint import Store
 
 KEYS = TAKE_COVER.actions
@@ -184,6 +187,18 @@ def test_the_average_follows_the_weights():
     assert np.abs(average).max() > 0.05  # 18 steps of Adam at 0.1 do not end where they began
 
 
+def test_the_discount_is_the_tasks_unless_it_is_set(tmp_path):
+    """Of a dream, of a run and of what it compares itself with; of other games the usual one."""
+    for task in (TAKE_COVER, CAR_RACING):
+        for gamma in (None, 0.5):
+            config = dataclasses.replace(SMALL, gamma=gamma)
+            dream = Updates(0, DreamEnv(task), controller_for(task), config)
+            run = Run(tmp_path, task, 0, RunConfig(learn=config), None)
+            assert dream.config.gamma == (gamma or task.gamma)
+            assert run.meta("learn")["config"]["gamma"] == (gamma or task.gamma)
+    assert updates(SMALL).config.gamma == 0.995 != CAR_RACING.gamma
+
+
 def test_what_is_cut_would_have_earned_what_the_critic_says():
     run = updates(dataclasses.replace(SMALL, gamma=0.9))
     cap = PARAMS.replace(max_steps_in_episode=jnp.int32(1))
@@ -216,7 +231,7 @@ def test_dreams_of_moments_begin_anew_for_every_update():
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"num_minibatches": 7}, "=7 does not divide num_envs x num_steps = 512 steps"),
-        ({"gamma": 0.0}, "gamma must be more than 0"),
+        ({"gamma": 0.0}, r"gamma must be in \(0, 1\), got 0.0"),
         ({"averaging": 1.0}, r"averaging must be in \[0, 1\), got 1.0"),
     ],
 )

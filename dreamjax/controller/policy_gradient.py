@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dreamjax.controller.model import Controller, start_weights
 from dreamjax.controller.population import evaluation_key, keep_best, rollout
+from dreamjax.tasks import GAMMA, Task
 from dreamjax.training.checkpoint import Store
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
@@ -30,7 +31,7 @@ from dreamjax.training.mesh import AXIS, SPLIT, WHOLE, devices_for, on_all, spli
 from dreamjax.training.settings import SettingError, require_positive, require_within
 
 SHARED = "gcd(learn.num_envs, steps of a minibatch)"
-_ANY = ("moments", "gae_lambda", "ent_coef", "averaging")
+_ANY = ("moments", "gamma", "gae_lambda", "ent_coef", "averaging")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class LearnConfig:
     update_epochs: int = 3  # passes over those steps
     num_minibatches: int = 8  # gradient steps of a pass
     learning_rate: float = 5e-4  # Adam's at first; it falls to a fifth of it
-    gamma: float = 0.995  # discount: a reward counts this many times as much a step later
+    gamma: float | None = None  # a reward counts so much a step later; None: as the task says
     gae_lambda: float = 0.95  # of the advantage estimate
     clip_eps: float = 0.2  # how far an action's probability may move in one update
     ent_coef: float = 0.01  # weight of the actions' entropy
@@ -58,9 +59,9 @@ class LearnConfig:
             self,
             *(f.name for f in dataclasses.fields(self) if f.name not in _ANY),
         )
-        require_within(
-            self, gamma="(0, 1)", gae_lambda="[0, 1]", ent_coef="[0, inf)", averaging="[0, 1)"
-        )
+        require_within(self, gae_lambda="[0, 1]", ent_coef="[0, inf)", averaging="[0, 1)")
+        if self.gamma is not None:
+            require_within(self, gamma="(0, 1)")
         if self.num_envs * self.num_steps % self.num_minibatches:
             raise SettingError(
                 f"learn.num_minibatches={self.num_minibatches} does not divide num_envs x "
@@ -68,6 +69,11 @@ class LearnConfig:
             )
 
     grows = ()  # no later call may raise a setting: the learning rate falls over all steps
+
+    def of(self, task: Task | None) -> "LearnConfig":
+        """These settings, with the task's discount (or the usual one) where none is set."""
+        usual = GAMMA if task is None else task.gamma
+        return self if self.gamma is not None else dataclasses.replace(self, gamma=usual)
 
     @property
     def updates(self) -> int:
@@ -202,6 +208,7 @@ class Updates:
         config: LearnConfig,
         mesh: Mesh | None = None,
     ):
+        config = config.of(getattr(env, "task", None))
         self.key, self.config = jax.random.key(seed), config
         self.env, self.controller, self.mesh = env, controller, mesh
         falls = optax.linear_schedule(

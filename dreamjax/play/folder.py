@@ -119,7 +119,8 @@ def facts_of(world: World, controller: Controller | None) -> dict[str, Any]:
     """What a page must know of a world and of C's form, beside their arrays."""
     task, memory = world.task, world.memory
     found = {name: getattr(task, name) for name in ("step_reward", "max_steps", "frame_skip")}
-    found |= {"task": task.name, "steps_per_second": task.steps_per_second}
+    found |= {"title": task.name.replace("-", " ").title()}
+    found |= {"steps_per_second": task.steps_per_second}
     found |= {name: getattr(world, name) for name in ("death_threshold", "death_noise")}
     if not math.isfinite(world.death_threshold):  # JSON knows no infinity
         found["death_threshold"] = math.copysign(1e30, world.death_threshold)

@@ -132,8 +132,12 @@ class Run:
     directory: Path
     task: Task
     seed: int
-    config: RunConfig
+    config: RunConfig  # what it leaves to the task is filled in
     log: Logbook
+
+    def __post_init__(self):
+        learn = self.config.learn.of(self.task)
+        object.__setattr__(self, "config", dataclasses.replace(self.config, learn=learn))
 
     @property
     def rollouts(self) -> Path:

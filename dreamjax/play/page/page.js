@@ -342,7 +342,7 @@ function address(page) {
 
 async function load() {
   const facts = await (await fetch("page.json")).json();
-  document.title = `A dream of ${facts.task}`;
+  document.title = `A dream of ${facts.title}`;
   $("title").textContent = document.title;
   const answer = await fetch(facts.weights);
   if (!answer.ok) throw new DamagedError("The weights file is missing.");

@@ -44,11 +44,13 @@ export class Screen {
     this.pictures = pictures;
     this.drawn = 0;
     this.next = null;
+    this.newest = null;
     this.waits = false;
   }
 
   async show(z) {
-    this.next = z;
+    if (z === this.newest) return;
+    this.next = this.newest = z;
     if (this.waits) return;
     this.waits = true;
     while (this.next) {

@@ -33,7 +33,12 @@ export class Trace {
     const style = getComputedStyle(canvas);
     context.strokeStyle = style.getPropertyValue("--line");
     context.lineWidth = ratio;
-    for (const mark of this.marks()) this.stroke(context, [[0, mark], [1, mark]], width, height);
+    context.fillStyle = style.getPropertyValue("--faint");
+    context.font = `${11 * ratio}px system-ui, sans-serif`;
+    for (const [mark, name] of this.marks()) {
+      this.stroke(context, [[0, mark], [1, mark]], width, height);
+      context.fillText(name, 4 * ratio, this.y(mark, height) - 3 * ratio);
+    }
     context.strokeStyle = style.getPropertyValue("--accent");
     context.lineWidth = 2 * ratio;
     const points = values.map((value, i) => [i / (SHOWN - 1), this.level(value)]);
@@ -43,13 +48,19 @@ export class Trace {
 
   stroke(context, points, width, height) {
     context.beginPath();
-    for (const [x, y] of points) context.lineTo(x * width, (1 - 0.06 - 0.88 * y) * height);
+    for (const [x, y] of points) context.lineTo(x * width, this.y(y, height));
     context.stroke();
   }
 
-  /** Heights in [0, 1] of the faint lines: decades of chance, or a reward of zero. */
+  y(level, height) {
+    return (1 - 0.04 - 0.8 * level) * height;
+  }
+
+  /** Heights in [0, 1] of the faint lines, and their names: chances, or rewards. */
   marks() {
-    return this.chances ? [0, 0.25, 0.5, 0.75, 1] : [this.level(0)];
+    if (!this.chances) return [0, this.scale].map((reward) => [this.level(reward), `${reward}`]);
+    const names = { 0: "0.01 %", 0.5: "1 %", 1: "100 %" };
+    return [0, 0.25, 0.5, 0.75, 1].map((level) => [level, names[level] ?? ""]);
   }
 
   level(value) {
