@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import shutil
 import signal
@@ -17,9 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from command import finish, refused, start
 from flax import nnx
 from gru import GRU
+from PIL import Image
 from scipy import stats
 
 from dreamjax.actions import Box, Choice
@@ -221,15 +224,17 @@ FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium."""
+def browser(request):
+    """Headless Chromium, with the flags that a test names."""
     playwright = pytest.importorskip("playwright.sync_api")
     names = "chromium", "chromium-browser", "google-chrome"
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
         pytest.skip("no Chromium here: apt-get install chromium")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=FLAGS)
+        browser = driver.chromium.launch(
+            executable_path=found, args=[*FLAGS, *getattr(request, "param", [])]
+        )
         yield browser
         browser.close()
 
@@ -325,36 +330,143 @@ def check_recording(page):
     np.testing.assert_allclose(kept, carry[1], atol=1e-3)
 
 
-def test_both_decoders_draw_what_v_draws(browser, tmp_path):
-    """In the browser; a folder from `--out`, on any static host."""
-    world = load_world("car-racing")
-    controller, weights = load_controller("car-racing", world)
-    page = folder.write(tmp_path / "page", world, controller, weights)
-    z = np.asarray(world.initial_mu[0])
-    wanted = np.asarray(world.vision.decode(z[None])).ravel()
+@contextlib.contextmanager
+def served(page):
+    """The address of a folder."""
     with server.serving(page, 0) as serving:
         threading.Thread(target=serving.serve_forever, daemon=True).start()
-        for decoder in ("webgl2", "arrays"):
-            address = f"http://127.0.0.1:{serving.server_port}/?decoder={decoder}"
-            with opened(browser, address) as shown_page:
-                wait(shown_page, "globalThis.dreamPage?.screen.drawn > 0")
-                told = shown_page.evaluate("dreamPage.decoder")
-                assert ("WebGL2" if decoder == "webgl2" else "typed arrays") in told
-                found = shown_page.evaluate(
-                    "(z) => dreamPage.pictures.floats(Float32Array.from(z)).then((x) => [...x])",
-                    z.tolist(),
-                )
-                np.testing.assert_allclose(found, wanted, atol=1e-3)
-                drawn = shown_page.evaluate(PIXELS, z.tolist())
-                np.testing.assert_allclose(drawn, np.round(wanted * 255), atol=1)
-        (page / folder.WEIGHTS).write_bytes(b"\0" + (page / folder.WEIGHTS).read_bytes()[1:])
-        context = browser.new_context()
-        broken = context.new_page()
-        broken.goto(f"http://127.0.0.1:{serving.server_port}/")
-        broken.wait_for_selector("#message:visible")
-        assert "weights file is not the one that was written" in broken.inner_text("#message")
-        context.close()
+        yield f"http://127.0.0.1:{serving.server_port}/"
         serving.shutdown()
+
+
+@pytest.fixture(scope="module")
+def racing(tmp_path_factory):
+    """The folder of Car Racing's page, as `--out` writes it, but without a recording."""
+    world = load_world("car-racing")
+    target = tmp_path_factory.mktemp("racing")
+    page = folder.write(target, world, *load_controller("car-racing", world))
+    folder.tell(page, "none")
+    return page
+
+
+@pytest.mark.parametrize("decoder", ["webgl2", "arrays"])
+def test_the_browser_draws_what_v_draws(browser, racing, decoder):
+    """By either decoder: numbers to 1e-3, and the pixels that are seen."""
+    world = load_world("car-racing")
+    z = np.asarray(world.initial_mu[0])
+    wanted = np.asarray(world.vision.decode(z[None])).ravel()
+    with served(racing) as root, opened(browser, f"{root}?decoder={decoder}") as page:
+        wait(page, "globalThis.dreamPage?.screen.drawn > 0")
+        name = "WebGL2" if decoder == "webgl2" else "typed arrays"
+        assert f"drawn by {name}" in page.evaluate("dreamPage.decoder")
+        floats = "(z) => dreamPage.pictures.floats(Float32Array.from(z)).then((x) => [...x])"
+        np.testing.assert_allclose(page.evaluate(floats, z.tolist()), wanted, atol=1e-3)
+        np.testing.assert_allclose(
+            page.evaluate(PIXELS, z.tolist()), np.round(wanted * 255), atol=1
+        )
+
+
+@pytest.mark.parametrize(
+    "browser", [["--disable-gpu", "--disable-software-rasterizer"]], indirect=True
+)
+def test_a_browser_without_webgl2_draws_all_the_same(browser, racing):
+    with served(racing) as root, opened(browser, root) as page:
+        wait(page, "globalThis.dreamPage?.screen.drawn > 5")
+        assert "typed arrays (this browser has no WebGL2)" in page.evaluate("dreamPage.decoder")
+
+
+def hands(page):
+    return page.evaluate("dreamPage.hands.action() && [...dreamPage.hands.action()]")
+
+
+def test_keys_mouse_touch_and_gamepad_steer(browser, racing):
+    """A box of three: steer, gas, brake."""
+    with served(racing) as root, opened(browser, root, has_touch=True) as page:
+        wait(page, "globalThis.dreamPage?.screen.drawn > 0")
+        assert hands(page) is None
+        for keys, wanted in {("d", "ArrowUp"): [1, 1, 0], ("ArrowLeft", "s"): [-1, 0, 1]}.items():
+            for key in keys:
+                page.keyboard.down(key)
+            assert hands(page) == wanted
+            for key in keys:
+                page.keyboard.up(key)
+        let_go = "dispatchEvent(new KeyboardEvent('keyup', {key: 's'})), dreamPage.hands.action()"
+        assert page.evaluate(f"[...({let_go})]") == [0, 0, 0]  # hands stay on for a moment
+        box = page.locator("#dream").bounding_box()
+        page.mouse.move(box["x"] + 1, box["y"] + box["height"] / 2)
+        page.mouse.down()
+        assert hands(page) == pytest.approx([-1, 0, 0], abs=0.02)
+        page.mouse.up()
+        page.evaluate(
+            "document.querySelector('#dream').dispatchEvent(new PointerEvent("
+            "'pointerdown', {clientX: 1e4, clientY: -1e4, pointerId: 1}))"
+        )
+        assert hands(page) == [1, 1, 0]
+        page.evaluate(
+            "document.querySelector('#dream').dispatchEvent(new PointerEvent("
+            "'pointercancel', {pointerId: 1}))"
+        )
+        buttons = "[...Array(16)].map((_, i) => ({value: i === 6 ? 0.5 : 0}))"
+        pad = f"{{axes: [0.75], buttons: {buttons}}}"
+        page.evaluate(f"navigator.getGamepads = () => [null, {pad}]")
+        assert hands(page) == [0.75, 0, 0.5]
+        page.evaluate("navigator.getGamepads = () => []")
+        wait(page, "dreamPage.hands.action() === null")
+
+
+def test_choices_are_made_by_digits_and_buttons(browser, tmp_path, monkeypatch):
+    """A game of ones own, with three actions and no C."""
+    task, variant, _ = FORMS["choice"]
+    monkeypatch.setitem(TASKS, "own", task)
+    mu = jax.random.normal(jax.random.key(3), (5, 6))
+    world = World(task, VAE(6, rngs=nnx.Rngs(1)), MDNRNN(task, rngs=nnx.Rngs(4)), mu, mu - 2, 9.0)
+    page, _ = page_of(world, None, None, tmp_path)
+    with served(page) as root, opened(browser, root) as page:
+        wait(page, "globalThis.dreamPage?.screen.drawn > 0")
+        assert page.inner_text("#badge") == "Nobody plays"
+        for key, wanted in {
+            "2": [0, 1, 0],
+            "ArrowRight": [0, 0, 1],
+            "ArrowLeft": [1, 0, 0],
+        }.items():
+            page.keyboard.down(key)
+            assert hands(page) == wanted
+            page.keyboard.up(key)
+        page.hover("#choices button:last-child")
+        page.mouse.down()
+        assert hands(page) == [0, 0, 1]
+        page.mouse.up()
+        page.click("#recording-panel summary")
+        assert page.inner_text("#recording-state") == folder.NO_PLAYER
+
+
+@pytest.mark.parametrize("damage", ["bits", "short", "gone", "no V"])
+def test_a_page_says_what_is_wrong_with_its_weights(browser, racing, damage, tmp_path):
+    shutil.copytree(racing, tmp_path, dirs_exist_ok=True)
+    path, facts = tmp_path / folder.WEIGHTS, tmp_path / folder.FACTS
+    blob, words = path.read_bytes(), None
+    if damage == "bits":
+        path.write_bytes(blob[:-1] + bytes([blob[-1] ^ 1]))
+        words = "The weights file is not the one that was written."
+    elif damage == "short":
+        path.write_bytes(blob[:1000])
+        words = f"The weights file has 1000 bytes in place of {len(blob)}."
+    elif damage == "gone":
+        path.unlink()
+        words = "The weights file is missing."
+    else:
+        arrays = safetensors.numpy.load(blob)
+        blob = safetensors.numpy.save({k: x for k, x in arrays.items() if "vision" not in k})
+        path.write_bytes(blob)
+        told = {"size": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+        facts.write_text(json.dumps(json.loads(facts.read_text()) | told))
+        words = "The weights file holds no V."
+    with served(tmp_path) as root:
+        page = browser.new_page()
+        page.goto(root)
+        page.wait_for_selector("#message:visible")
+        assert f"{words} Write the folder again" in page.inner_text("#message")
+        page.close()
 
 
 PIXELS = """async (z) => {
@@ -365,17 +477,22 @@ PIXELS = """async (z) => {
 }"""
 
 
-def test_a_page_is_written_for_any_host(world, tmp_path):
-    """An exported world without C; again in its place, never in that of something else."""
-    out = tmp_path / "page"
+def test_a_page_is_written_for_any_host(smoke, tmp_path):
+    """A run in a game of ones own; again in its place, never in that of something else."""
+    run, out = smoke[0], tmp_path / "page"
     for _ in range(2):
-        status, said, err = finish(start("play", world, "--out", out))
+        words = ("play", run, "--task", "short_cover:SHORT", "--out", out)
+        status, said, err = finish(start(*words))
         assert (status, err) == (0, "") and str(out) in said
     facts = json.loads((out / folder.FACTS).read_text())
-    assert facts["recording"] == folder.NO_PLAYER and "controller" not in facts
+    said = json.loads((out / facts["recording"]).read_text())
+    assert len(said["latents"]) == len(said["actions"]) > 10 and facts["controller"]["outputs"] == 1
+    with Image.open(out / said["frames"]) as frames:
+        assert frames.width == 64 * said["columns"]
+        assert frames.height >= 64 * len(said["latents"]) / said["columns"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "kept.txt").write_text("kept")
-    said = refused("play", world, "--out", tmp_path / "other")
+    said = refused("play", "take-cover", "--out", tmp_path / "other")
     assert "choose another folder" in said
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["kept.txt"]
 
@@ -395,16 +512,12 @@ def test_only_the_page_is_shown(world, tmp_path):
     (tmp_path / "secret").write_text("secret")
     page = folder.write(tmp_path / "page", load_world(world), None, None)
     (page / "inner").mkdir()
-    with server.serving(page, 0) as serving:
-        threading.Thread(target=serving.serve_forever, daemon=True).start()
-        assert serving.server_address[0] == "127.0.0.1"
-        root = f"http://127.0.0.1:{serving.server_port}"
-        with urllib.request.urlopen(f"{root}/page.js") as answer:
+    with served(page) as root:
+        with urllib.request.urlopen(f"{root}page.js") as answer:
             assert answer.headers["Content-Type"] == "text/javascript"
-        for path in ("/inner/", "/../secret", "/%2e%2e/secret", "/none"):
+        for path in ("inner/", "../secret", "%2e%2e/secret", "none"):
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 urllib.request.urlopen(root + path)
-        serving.shutdown()
 
 
 def test_what_the_page_cannot_hold_is_refused(world, tmp_path):

@@ -284,9 +284,9 @@ function choiceButtons(page) {
   if (page.facts.actions.form !== "choice") return;
   page.facts.actions.low.forEach((_, i) => {
     const button = Object.assign(document.createElement("button"), { textContent: i + 1 });
-    const press = (down) => () => page.hands.key(new KeyboardEvent("keydown", { key: `${i + 1}` }), down);
-    button.addEventListener("pointerdown", press(true));
-    for (const name of ["pointerup", "pointerleave"]) button.addEventListener(name, press(false));
+    const hold = (down) => () => page.hands.press(`${i + 1}`, down);
+    button.addEventListener("pointerdown", hold(true));
+    for (const name of ["pointerup", "pointerleave"]) button.addEventListener(name, hold(false));
     $("choices").append(button);
   });
 }
@@ -348,7 +348,11 @@ async function load() {
   if (!answer.ok) throw new DamagedError("The weights file is missing.");
   const buffer = await answer.arrayBuffer();
   await checkArrays(buffer, facts);
-  return new Page({ ...facts, only: new URLSearchParams(location.search).get("decoder") }, parseArrays(buffer));
+  const arrays = parseArrays(buffer);
+  for (const [part, name] of [["V", "vision.dense.kernel"], ["M", "memory.lstm_kernel"]]) {
+    if (!arrays.has(name)) throw new DamagedError(`The weights file holds no ${part}.`);
+  }
+  return new Page({ ...facts, only: new URLSearchParams(location.search).get("decoder") }, arrays);
 }
 
 async function main() {

@@ -36,6 +36,11 @@ export class Hands {
     const side = KEYS[key] ?? (this.choice !== null && /^[1-9]$/.test(key) ? key : null);
     if (!side) return;
     event.preventDefault();
+    this.press(side, down);
+  }
+
+  /** Hold a side, or the digit of a choice, or let go of it. */
+  press(side, down) {
     if (down) this.held.add(side);
     else this.held.delete(side);
     this.last = performance.now();
