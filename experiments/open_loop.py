@@ -9,6 +9,7 @@ has learnt anything in it.
 
 import dataclasses
 import functools
+import sys
 from pathlib import Path
 
 import jax
@@ -19,6 +20,7 @@ from dreamjax.dream.env import DreamEnv, EnvParams, state_at
 from dreamjax.dream.moments import Moments, moments_at
 from dreamjax.dream.worlds import load_world
 from dreamjax.memory.latents import LatentSequences, read_latents
+from dreamjax.tasks import Task
 from dreamjax.training.settings import require_positive
 
 SAYS = 0.5  # posterior variance of a latent up to which V says something in it
@@ -43,6 +45,8 @@ class Config:
 def main(config: Config) -> dict[str, list[float]]:
     """Print, and return, what is foreseen of latents and expected of rewards."""
     world = load_world(config.run)
+    for name in config.actions:
+        _action(name, world.task)
     _, held = read_latents(config.run / "latents").split(config.held_out)
     episodes, ages = _chosen(held, config)
     starts = moments_at(world.memory, held, episodes, ages, config.seed)
@@ -62,11 +66,24 @@ def main(config: Config) -> dict[str, list[float]]:
     last = config.steps // 5
     print(f"reward a step expected, first and last {last} of {config.steps} steps")
     for name in config.actions:
-        held_all_along = np.broadcast_to(np.float32(name.split(",")), actions.shape)
+        held_all_along = np.broadcast_to(_action(name, world.task), actions.shape)
         reward = dream(held_all_along, config.seed)[1]
         found[name] = [float(part.mean()) for part in (reward[:, :last], reward[:, -last:])]
         print(f"  {name:<14}", *(f"{mean:6.2f}" for mean in found[name]))
     return found
+
+
+def _action(name: str, task: Task) -> np.ndarray:
+    """The action [A] of numbers between commas."""
+    try:
+        action = np.float32(name.split(","))
+    except ValueError:
+        action = np.full(1, np.nan, np.float32)
+    if action.shape != (task.action_size,) or not np.isfinite(action).all():
+        sys.exit(
+            f"an action of {task.name} is {task.action_size} numbers between commas, got {name!r}"
+        )
+    return action
 
 
 def _chosen(held: LatentSequences, config: Config) -> tuple[np.ndarray, np.ndarray]:

@@ -166,6 +166,8 @@ def test_open_loop_begins_as_one_teacher_forced_step(world):
         nll.append(-told.latent.log_prob(jnp.float32(latents.mu[start + 5])).mean())
     np.testing.assert_allclose(found["nll"][0], np.mean(nll), rtol=1e-3)
     assert len(found["nll"]) == len(found["drift"]) == 3
+    one = fidelity.open_loop(world, latents, warm_up=8, horizon=2)  # of one episode alone
+    assert np.isfinite(one["drift"]).all()
     with pytest.raises(ValueError, match="no episode has 50 steps, the longest has 12"):
         fidelity.open_loop(world, latents, warm_up=9, horizon=40)
 

@@ -337,6 +337,9 @@ def test_what_m_makes_of_actions_is_told(smoke, capsys):
     )
     with pytest.raises(ValueError, match="no held-out episode is longer than 9999"):
         open_loop.main(dataclasses.replace(config, steps=9999))
+    for action in ("x", "1,2", "nan"):
+        with pytest.raises(SystemExit, match=f"1 numbers between commas, got '{action}'"):
+            open_loop.main(dataclasses.replace(config, actions=("1", action)))
 
 
 def test_what_is_foreseen_is_a_share_of_the_change():

@@ -320,7 +320,7 @@ def open_loop(
     z, actions = _windows(latents, warm_up + horizon + 1, episodes, seed)
     nll, dreamt = _dream_on(world.memory, jax.random.key(seed), z, actions, warm_up)
     real = z[warm_up + 1 :]
-    gap = (np.asarray(dreamt).mean(axis=1) - real.mean(axis=1)) / real.std(axis=1)
+    gap = (np.asarray(dreamt).mean(axis=1) - real.mean(axis=1)) / real.std(axis=(0, 1))
     return {
         "nll": [float(x) for x in nll],
         "drift": [float(x) for x in np.sqrt((gap**2).mean(axis=1))],

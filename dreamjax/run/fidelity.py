@@ -89,9 +89,15 @@ def _played_by(run: Run, world: World, controller: Controller, best: jax.Array):
 
 
 def _compared(task: Task, dreamt: Dreamt, real: Any) -> dict[str, Any]:
-    """Returns in the dream and in the game, and deaths by age where there are deaths."""
+    """Returns in the dream and in the game, and deaths by age where there are deaths.
+
+    Where every step earns the same a ratio compares them, else their difference.
+    """
     found = {"dream": score(np.ravel(dreamt.score)), "real": score(real.returns)}
-    found["ratio"] = round(found["dream"]["mean"] / found["real"]["mean"], 3)
+    dream, game = (found[side]["mean"] for side in SIDES)
+    found["difference"] = round(dream - game, 3)
+    if task.step_reward is not None:
+        found["ratio"] = round(dream / game, 3)
     if task.ends:
         found["dream_hazard"] = fidelity.hazard(np.ravel(dreamt.steps), task)
         found["real_hazard"] = fidelity.hazard(real.lengths, task)
@@ -117,10 +123,12 @@ def _ranked(run: Run, world: World, controller: Controller, best: jax.Array) -> 
 
 def print_fidelity(task: Task, found: dict[str, Any], log: Logbook) -> None:
     """The dream beside the game."""
-    log.say(f"{'return':<10}{'dream':>12}{'game':>14}{'ratio':>8}")
+    what, how = ("return", "difference") if task.step_reward is None else ("steps", "ratio")
+    log.say(f"{what:<10}{'dream':>12}{'game':>14}{how:>12}")
     for name, row in found["policies"].items():
         dream, real = (f"{row[side]['mean']:.0f} ± {row[side]['std']:.0f}" for side in SIDES)
-        log.say(f"{name:<10}{dream:>12}{real:>14}{row['ratio']:>8.2f}")
+        apart = f"{row['difference']:.0f}" if task.step_reward is None else f"{row['ratio']:.2f}"
+        log.say(f"{name:<10}{dream:>12}{real:>14}{apart:>12}")
     if task.ends:
         ages = ", ".join(f"{age}" for age in task.ages)
         log.say(f"C's ends in 1,000 steps, between the ages {ages}:")
