@@ -200,6 +200,7 @@ class Page {
   /** Show the recording where its slider stands, or where the dream is that goes on from it. */
   roll(now) {
     if (this.recording.prepare()) this.recording.prepare();
+    $("dreamt").getContext("2d").drawImage($("dream"), 0, 0);
     const slider = $("moment");
     const last = this.recording.length - 1;
     if (this.replaying) slider.value = Math.min(this.dream.state.time, last);
