@@ -5,8 +5,9 @@ The path of data, one room a step:
 `game` (real episodes) -> `vision` (V) -> `memory` (M) -> `dream` (M as an environment)
 -> `controller` (C, evolved or learnt) -> `agent` (the real game again).
 
-`tasks` says what a game is. `fidelity` compares dream and game, `play` shows a dream, `run` does all of it in one
-directory, `training` is what the rooms share. Each imports only from those before it.
+`tasks` says what a game is. `fidelity` compares dream and game, `play` shows a dream in a browser,
+`run` does all of it in one directory, `training` is what the rooms share. Each imports only from
+those before it.
 Names load on first use, so that the processes that only play a game start without jax.
 """
 

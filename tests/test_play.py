@@ -31,6 +31,7 @@ from dreamjax.controller.model import LinearController
 from dreamjax.dream.env import EnvState, Noise
 from dreamjax.dream.prefix import dream_from
 from dreamjax.dream.worlds import World, export_world, load_controller, load_world
+from dreamjax.memory.heads import places
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.play import folder, server
 from dreamjax.tasks import CAR_RACING, TAKE_COVER, TASKS
@@ -121,10 +122,10 @@ def check_dream(world, page, tau, controller, weights):
     """The page's modules dream, play and draw as JAX does, to 1e-3."""
     act = jax.jit(controller)
 
-    def varied(obs, time_):  # as C plays, but for moments of random play
+    def varied(obs, time_):  # as C plays, but for moments of random play, out of bounds
         if time_ % 10 < 7:
             return act(weights, obs)
-        return jnp.asarray(world.task.actions.draw(np.random.default_rng(time_)))
+        return 1.5 * jnp.asarray(world.task.actions.draw(np.random.default_rng(time_)))
 
     fed, came = recorded(world, tau, varied)
     pictures = [step["z"] for step in fed[::40]]
@@ -173,12 +174,16 @@ def test_other_forms_of_a_world_dream_in_the_page_as_in_jax(form, tmp_path, monk
     key = jax.random.key(3)
     memory = MDNRNN(task, rngs=nnx.Rngs(4), **variant)
     memory.head_kernel[...] = memory.head_kernel[...] * 3
+    narrow = places(memory.layout)["logstd"].start  # two latents below the floor of logstd
+    memory.head_bias[...] = memory.head_bias[...].at[narrow : narrow + 2].set(-15)
     mu = jax.random.normal(key, (5, 6))
     world = World(task, VAE(6, rngs=nnx.Rngs(1)), memory, mu, mu - 2, 1.5, 1.0)
     controller = world.controller(hidden)
     weights = jax.random.normal(key, (controller.num_params,))
     page, world = page_of(world, controller, weights, tmp_path)
     came = check_dream(world, page, 0.7, controller, weights)
+    if form == "two ends, residual":
+        assert 10 < np.sum([dead for *_, dead in came]) < STEPS - 10
     if task.step_reward is None:
         assert np.std([reward for *_, reward, _, _ in came]) > 0.01, "rewards are to vary"
 
@@ -194,6 +199,7 @@ def test_the_pages_noise_is_what_it_claims(world, tmp_path):
     # p of a right generator is below 1e-4 once in 10,000 seeds; the seed is fixed, so never here.
     assert stats.kstest(uniform, "uniform").pvalue > 1e-4
     assert stats.kstest(normal, "norm").pvalue > 1e-4
+    assert abs(normal.std() - 1) < 0.03  # 5 standard errors
     assert stats.kstest([n["logistic"] for n in told], "logistic").pvalue > 1e-4
     assert stats.kstest([n["event"] for n in told], "uniform").pvalue > 1e-4
     assert abs(np.corrcoef(uniform[:-1], uniform[1:])[0, 1]) < 0.05  # 5 standard errors
