@@ -35,7 +35,6 @@ from dreamjax.memory.heads import places
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.play import folder, server
 from dreamjax.tasks import CAR_RACING, TAKE_COVER, TASKS
-from dreamjax.vision.model import VAE
 
 STEPS = 200
 HERE = Path(__file__).parent
@@ -153,9 +152,7 @@ def test_a_shipped_world_dreams_in_the_page_as_in_jax(name, tau, tmp_path):
 
 
 def own_task(actions, **changes):
-    return dataclasses.replace(
-        TAKE_COVER, name="own", actions=actions, latent_size=6, hidden_size=12, **changes
-    )
+    return dataclasses.replace(TAKE_COVER, name="own", actions=actions, hidden_size=12, **changes)
 
 
 FORMS = {
@@ -167,7 +164,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_other_forms_of_a_world_dream_in_the_page_as_in_jax(form, tmp_path, monkeypatch):
+def test_other_forms_of_a_world_dream_in_the_page_as_in_jax(form, world, tmp_path, monkeypatch):
     """Of actions, of M and of C."""
     task, variant, hidden = FORMS[form]
     monkeypatch.setitem(TASKS, "own", task)
@@ -176,8 +173,8 @@ def test_other_forms_of_a_world_dream_in_the_page_as_in_jax(form, tmp_path, monk
     memory.head_kernel[...] = memory.head_kernel[...] * 3
     narrow = places(memory.layout)["logstd"].start  # two latents below the floor of logstd
     memory.head_bias[...] = memory.head_bias[...].at[narrow : narrow + 2].set(-15)
-    mu = jax.random.normal(key, (5, 6))
-    world = World(task, VAE(6, rngs=nnx.Rngs(1)), memory, mu, mu - 2, 1.5, 1.0)
+    mu = jax.random.normal(key, (5, 64))
+    world = World(task, load_world(world).vision, memory, mu, mu - 2, 1.5, 1.0)
     controller = world.controller(hidden)
     weights = jax.random.normal(key, (controller.num_params,))
     page, world = page_of(world, controller, weights, tmp_path)
@@ -310,6 +307,7 @@ def test_a_reader_plays_in_a_browser(browser):
 
 def check_latents(page):
     """Fifteen sliders; one that is moved stops the dream, and is its latent from then on."""
+    page.evaluate("dreamPage.pause(false)")
     page.click("#latents-panel summary")
     wait(page, "document.querySelectorAll('#latents input').length === 15")
     page.focus("#latents input")
@@ -420,12 +418,12 @@ def test_keys_mouse_touch_and_gamepad_steer(browser, racing):
         wait(page, "dreamPage.hands.action() === null")
 
 
-def test_choices_are_made_by_digits_and_buttons(browser, tmp_path, monkeypatch):
+def test_choices_are_made_by_digits_and_buttons(browser, world, tmp_path, monkeypatch):
     """A game of ones own, with three actions and no C."""
     task, variant, _ = FORMS["choice"]
     monkeypatch.setitem(TASKS, "own", task)
-    mu = jax.random.normal(jax.random.key(3), (5, 6))
-    world = World(task, VAE(6, rngs=nnx.Rngs(1)), MDNRNN(task, rngs=nnx.Rngs(4)), mu, mu - 2, 9.0)
+    mu, memory = jnp.zeros((5, 64)), MDNRNN(task, rngs=nnx.Rngs(4))
+    world = World(task, load_world(world).vision, memory, mu, mu - 2, 9.0)
     page, _ = page_of(world, None, None, tmp_path)
     with served(page) as root, opened(browser, root) as page:
         wait(page, "globalThis.dreamPage?.screen.drawn > 0")
