@@ -28,8 +28,10 @@ DEVICES = ("auto", "cpu", "gpu", "tpu")
 DEBUG = "--debug"  # anywhere on the command line: show where an error came from
 FAULTS = (ValueError, ImportError, ArithmeticError, OSError, RuntimeError, MemoryError)
 
+WHOLE = ("run", "iterate")  # commands that do all phases
 ABOUT = {
     "run": "Do every phase into one run directory, from wherever it stopped.",
+    "iterate": "Do a whole run, then in rounds: C plays, M learns from it, C learns anew.",
     "collect": "Record episodes of the real game.",
     "train-vision": "Train V, the VAE, on the recorded frames.",
     "encode": "Encode the recorded frames with V.",
@@ -167,27 +169,28 @@ def _phase_command(name: str, config: Any, preset: str) -> Any:
 
 def _run(command: Any, name: str) -> None:
     from dreamjax.run.phases import AWAKE, phases_of, run_phases
+    from dreamjax.run.rounds import iterate
     from dreamjax.run.settings import Run
     from dreamjax.training import devices
     from dreamjax.training.files import writable
     from dreamjax.training.logbook import Logbook
 
     check_seed(command.seed)
-    phases = phases_of(command.config) if name == "run" else (name,)
+    phases = phases_of(command.config) if name in WHOLE else (name,)
     if command.world is not None:
         if not set(phases) & set(AWAKE):
             raise ValueError(f"{name} comes before the world; leave out --world {command.world}")
         phases = tuple(phase for phase in phases if phase in AWAKE)
     task = find_task(command.task)
-    if command.dry_run and name == "fidelity":
-        raise ValueError("fidelity cannot be planned; leave out --dry-run")
+    if command.dry_run and name in ("fidelity", "iterate"):
+        raise ValueError(f"{name} cannot be planned; leave out --dry-run")
     if command.dry_run:
         _benchmarks("plan").show(task, command.config, phases, command.seed)
         return
     directory = writable(command.run_dir)
     log = Logbook(directory) if devices.is_first() else Logbook(quiet=True)
     run = Run(directory, task, command.seed, command.config, log)
-    run_phases(run, phases, command.world)
+    {"iterate": iterate}.get(name, run_phases)(run, phases, command.world)
 
 
 @dataclasses.dataclass

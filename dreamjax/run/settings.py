@@ -89,6 +89,20 @@ class FidelityConfig:
         return self.young or max(WINDOW, task.ages[-3] // WINDOW * WINDOW)
 
 
+@dataclasses.dataclass(frozen=True)
+class IterateConfig:
+    """How often C's own play teaches M, and by how much."""
+
+    rounds: int = 3
+    episodes: int = 96  # that C plays for a round; rounded up to whole shards over all rounds
+    memory_steps: int | None = None  # updates of M a round; None is memory.steps
+
+    def __post_init__(self):
+        require_positive(self, "rounds", "episodes")
+        if self.memory_steps is not None:
+            require_positive(self, "memory_steps")
+
+
 CONTROLLERS = ("evolve", "learn")  # phases that find C; a run does one of them
 OLDER_NAMES = {  # of settings of `learn`, before they had the field's
     "lanes": "num_envs",
@@ -114,6 +128,7 @@ class RunConfig:
     learn: LearnConfig = LearnConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     fidelity: FidelityConfig = FidelityConfig()
+    iterate: IterateConfig = IterateConfig()
     controller: Literal["evolve", "learn"] = "evolve"  # how `run` finds C; the paper evolves it
     controller_hidden: int = 0  # units of a hidden layer of C; 0 is the paper's linear C
     workers: int | None = None  # processes that play the game; None is one a core
