@@ -79,9 +79,9 @@ def _rates(browser, config: Config) -> tuple[str, str, str]:
     page = browser.new_page()
     with _shown(config.world) as address:
         _open(page, address, config)
-        while page.evaluate("dreamPage.recording === null"):  # until nothing else runs
-            page.evaluate("document.getElementById('recording-state').textContent")
-            time.sleep(0.5)
+        known = "dreamPage.recording?.carries.length === dreamPage.recording?.length"
+        while not page.evaluate(f"dreamPage.recording !== null && {known}"):
+            time.sleep(0.5)  # until nothing else runs
         usual = _counted(page, config.seconds)
         page.evaluate(f"document.getElementById('speed').value = {FULL_SPEED}")
         return usual, _counted(page, config.seconds), page.evaluate("dreamPage.decoder")

@@ -33,8 +33,8 @@ WEIGHTS, FACTS, RECORDING, SHEET = (
 )
 COMING = "coming"  # in place of a recording that is being made
 NO_PLAYER = "No game was recorded: this world has no C."
-STARTS = 200  # first frames that dreams may begin at
-STEPS = 240  # of a recorded game, at most
+STARTS = 100  # first frames that dreams may begin at
+STEPS = 200  # of a recorded game, at most
 COLUMNS = 20  # frames in a row of the sheet
 VISION = ("dense", "deconv1", "deconv2", "deconv3", "deconv4")  # what a page needs of V
 MEMORY = ("lstm_kernel", "lstm_bias", "head_kernel", "head_bias")  # and of M

@@ -12,7 +12,7 @@ import { loadRecording } from "./recording.js";
 import { Trace } from "./trace.js";
 
 const SPEEDS = [0.25, 0.5, 1, 2, 4, 1000]; // the last is as fast as it goes
-const PATIENCE = 12; // milliseconds of a frame that dreaming may take
+const PATIENCE = 20; // milliseconds of a frame that dreaming may take
 const PAUSE = 1500; // milliseconds between a dream's end and the next dream
 const POLL = 2000; // milliseconds between looks for a recording that is being made
 
@@ -125,7 +125,7 @@ class Page {
     this.before = now;
     const speed = SPEEDS[$("speed").value];
     if (this.over !== null) {
-      if (!this.paused && now - this.over > PAUSE) this.begin(this.seed + 1);
+      if (!this.paused && now - this.over > PAUSE / Math.max(speed, 1)) this.begin(this.seed + 1);
     } else if (!this.paused) {
       this.catchUp(passed, speed);
     }
