@@ -65,6 +65,10 @@ export class Screen {
 
 /** Draw what `Pictures.of` gave. */
 export function paint(context, picture) {
-  if (picture instanceof ImageData) context.putImageData(picture, 0, 0);
-  else context.drawImage(picture, 0, 0, SIDE, SIDE);
+  if (picture instanceof ImageData) {
+    context.putImageData(picture, 0, 0);
+  } else {
+    context.drawImage(picture, 0, 0, SIDE, SIDE);
+    picture.close();
+  }
 }
