@@ -46,18 +46,18 @@ def test_a_film_whose_engine_dies_or_hangs_is_the_same_film(
     (tmp_path / "games").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "games"))
     monkeypatch.setattr(media, "FILM_STEPS", 40)
-    monkeypatch.setattr(media, "VectorGame", functools.partial(VectorGame, timeout=5))
+    monkeypatch.setattr(agent, "VectorGame", functools.partial(VectorGame, timeout=5))
     assert media.film(world, weights, tmp_path / "calm.gif") == 40
     hit = []
 
-    class Saboteur(media._Reel):
+    class Saboteur(agent._Reel):
         def add(self, *step):
             super().add(*step)
             if len(self.steps) == 20:
                 hit.extend(engines_in(tmp_path))
                 os.kill(hit[0], number)
 
-    monkeypatch.setattr(media, "_Reel", Saboteur)
+    monkeypatch.setattr(agent, "_Reel", Saboteur)
     assert media.film(world, weights, tmp_path / "hit.gif") == 40
     assert (tmp_path / "hit.gif").read_bytes() == (tmp_path / "calm.gif").read_bytes()
     wait_until(lambda: not running(hit), 5)
@@ -81,9 +81,8 @@ def test_the_film_shows_the_first_episode_of_the_evaluation(world, weights, monk
                 seen.append((frames[0], latents[0], actions[0]))
 
     monkeypatch.setattr(agent, "Tape", First)
-    monkeypatch.setattr(media, "FILM_STEPS", 30)
     agent.evaluate(world, weights, 3, seed=4)
-    frames, latents, actions = media._play(world, weights, 4, None)
+    frames, latents, actions = agent.watch(world, weights, 4, 30)
     assert len(frames) == 30 < len(seen)
     for filmed, played in zip((frames, latents, actions), zip(*seen, strict=True), strict=True):
         np.testing.assert_allclose(filmed, np.stack(played)[:30], atol=1e-4)
