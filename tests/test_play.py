@@ -492,6 +492,7 @@ def test_a_page_is_written_for_any_host(smoke, tmp_path):
     said = json.loads((out / facts["recording"]).read_text())
     assert len(said["latents"]) == len(said["actions"]) > 10 and facts["controller"]["outputs"] == 1
     with Image.open(out / said["frames"]) as frames:
+        assert frames.format == "WEBP" and said["frames"].endswith(".webp")
         assert frames.width == 64 * said["columns"]
         assert frames.height >= 64 * len(said["latents"]) / said["columns"]
     (tmp_path / "other").mkdir()

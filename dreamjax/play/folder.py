@@ -25,12 +25,8 @@ from dreamjax.memory.model import VARIANT
 from dreamjax.tasks import FRAME_SHAPE
 from dreamjax.training import files
 
-WEIGHTS, FACTS, RECORDING, SHEET = (
-    "weights.safetensors",
-    "page.json",
-    "recording.json",
-    "frames.png",
-)
+WEIGHTS, FACTS = "weights.safetensors", "page.json"
+RECORDING, SHEET = "recording.json", "frames.webp"
 COMING = "coming"  # in place of a recording that is being made
 NO_PLAYER = "No game was recorded: this world has no C."
 STARTS = 100  # first frames that dreams may begin at

@@ -18,6 +18,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         **http.server.SimpleHTTPRequestHandler.extensions_map,
         ".js": "text/javascript",
         ".json": "application/json",
+        ".webp": "image/webp",
     }
 
     def end_headers(self) -> None:
