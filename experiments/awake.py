@@ -29,7 +29,6 @@ from dreamjax.controller.policy_gradient import (
     critic,
     initial_network,
 )
-from dreamjax.controller.population import rollout
 from dreamjax.dream.worlds import (
     World,
     load_controller,
@@ -37,10 +36,13 @@ from dreamjax.dream.worlds import (
     save_controller,
     save_world,
 )
+from dreamjax.fidelity.compare import dreamt_scores
 from dreamjax.game.workers import VectorGame
 from dreamjax.memory.model import VARIANT
 from dreamjax.run.scores import score
 from dreamjax.training.settings import SettingError, require_positive
+
+DREAMS = 256  # by which a C that is kept is judged in the dream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +109,7 @@ def with_memory(world: World, config: Config) -> World:
 
 def keep(directory: Path, world: World, controller: Controller, weights: jax.Array) -> None:
     """Store world and C, and what C earns in the dream that it never saw."""
-    dream = functools.partial(rollout, jax.random.key(0), world.env())
-    played = jax.jit(lambda params: dream(params, controller, weights[None], 256))(world.params())
-    found = played.score.mean()
+    (found,) = dreamt_scores(world, controller, weights[None], DREAMS, seed=0)
     save_world(directory, world, {})
     save_controller(directory, world, weights, {"dream": float(found)}, controller)
 
