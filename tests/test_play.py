@@ -572,6 +572,8 @@ def test_a_dream_goes_on_from_a_real_game():
 def test_what_is_no_episode_is_refused(frames, actions, words):
     with pytest.raises(ValueError, match=words):
         dream_from(load_world("car-racing"), np.zeros(frames, np.uint8), np.zeros(actions))
+    with pytest.raises(ValueError, match="frames must be uint8"):
+        dream_from(load_world("car-racing"), np.zeros((1, 64, 64, 3)), np.zeros((0, 3)))
     with pytest.raises(ValueError, match="NaN"):
         dream_from(
             load_world("car-racing"), np.zeros((2, 64, 64, 3), np.uint8), np.full((1, 3), np.nan)

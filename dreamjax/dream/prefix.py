@@ -9,9 +9,8 @@ import numpy as np
 
 from dreamjax.dream.env import EnvState
 from dreamjax.dream.worlds import World
+from dreamjax.memory.latents import posteriors
 from dreamjax.tasks import FRAME_SHAPE
-
-AT_ONCE = 64  # frames that V sees at once
 
 
 def dream_from(
@@ -33,8 +32,7 @@ def dream_from(
     """
     frames, actions = np.asarray(frames), np.asarray(actions, np.float32)
     _check(world, frames, actions)
-    parts = [world.vision.encode(part) for part in _batches(frames)]
-    z, logvar = (jnp.concatenate(column) for column in zip(*parts, strict=True))
+    z, logvar = map(jnp.asarray, posteriors(world.vision, frames))
     if key is not None:
         z = z + jnp.exp(logvar / 2) * jax.random.normal(key, z.shape, z.dtype)
     carry = world.memory.initial_carry()
@@ -45,14 +43,10 @@ def dream_from(
     return EnvState(time=jnp.int32(len(actions)), z=z[-1], carry=carry, dead=jnp.bool_(False))
 
 
-def _batches(frames: np.ndarray) -> list[jax.Array]:
-    return [jnp.asarray(frames[i : i + AT_ONCE]) for i in range(0, len(frames), AT_ONCE)]
-
-
 def _check(world: World, frames: np.ndarray, actions: np.ndarray) -> None:
     """Refuse what is no episode of the world's game."""
     task = world.task
-    if frames.ndim != 4 or frames.shape[1:] != FRAME_SHAPE or not len(frames):
+    if frames.dtype != np.uint8 or frames.shape[1:] != FRAME_SHAPE or not len(frames):
         raise ValueError(
             f"frames must be uint8 [T, 64, 64, 3] with T at least 1, got {frames.dtype}"
             f"{list(frames.shape)}; pass an episode as dreamjax.make_env shows it"

@@ -65,7 +65,7 @@ def _recording(page: str, words: list[str]) -> Iterator[None]:
     )
 
     def told():
-        if process.wait() > 0:
+        if process.wait():
             folder.tell(page, UNTOLD)
 
     waiting = threading.Thread(target=told)
