@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from dreamjax.agent import GAMES, evaluate
+from dreamjax.agent import evaluate, games_at_once
 from dreamjax.dream.worlds import World
 from dreamjax.game.rollouts import collect
 from dreamjax.game.workers import default_workers, play
@@ -32,7 +32,7 @@ def rows(world: World) -> list[timing.Row]:
     blind = play(world.task, "uniform", range(episodes))
     blind_rate = blind.lengths.sum() / (time.perf_counter() - start)
     weights = 0.1 * jax.random.normal(jax.random.key(0), (world.controller().num_params,))
-    evaluate(world, weights, min(GAMES, episodes), seed=1)  # compiles
+    evaluate(world, weights, games_at_once(episodes), seed=1)  # compiles
     start = time.perf_counter()
     awake = evaluate(world, weights, episodes, seed=0)
     awake_rate = awake.lengths.sum() / (time.perf_counter() - start)

@@ -28,8 +28,9 @@ from dreamjax.training.team import Team
 from dreamjax.vision.model import VAE
 
 FIRST_PLAYED = 10_000  # number of the first shard that an agent recorded
-GAMES = 32  # games at once
+GAMES = 32  # games of a shard, and at once
 BATCH = 16  # frames that V sees at once: enough to fill a matrix product, few enough to wait for
+ACCELERATED = 4  # times as many of both at once on an accelerator, which each call keeps waiting
 
 
 class Agent:
@@ -58,6 +59,7 @@ class Agent:
         self._seeds = np.zeros(num_games + 1, np.uint32)
         self._age = np.zeros(num_games + 1, np.int32)
         self._policy = policy or world.controller()
+        self._batch_size = batch_size()
 
     def begin(self, slots: np.ndarray, seeds: list[int]) -> None:
         """Episodes of these game seeds begin in `slots` with the next frames."""
@@ -68,18 +70,19 @@ class Agent:
         """Actions [S, A] for frames uint8 [S, 64, 64, 3], and the latents [S, Z] seen in them.
 
         `slots` says which games show them, each once. V's sampling depends on the key, the game's
-        seed and the episode's age alone, and V sees `BATCH` frames at once always, so that an
+        seed and the episode's age alone, and V sees as many frames at once always, so that an
         episode is the same to the bit whatever is played beside it.
         """
-        starts = range(0, len(slots), BATCH)
-        found = [self._batch(slots[i : i + BATCH], frames[i : i + BATCH]) for i in starts]
+        size = self._batch_size
+        starts = range(0, len(slots), size)
+        found = [self._batch(slots[i : i + size], frames[i : i + size]) for i in starts]
         action, z = (np.concatenate(column) for column in zip(*found, strict=True))
         self._age[slots] += 1
         return action, z
 
     def _batch(self, slots: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`act` for at most `BATCH` frames."""
-        shown, left = len(slots), BATCH - len(slots)
+        """`act` for at most one batch of frames."""
+        shown, left = len(slots), self._batch_size - len(slots)
         slots = np.pad(slots, (0, left), constant_values=self.num_games)
         frames = np.pad(frames, ((0, left), (0, 0), (0, 0), (0, 0)))
         models = self._world.vision, self._world.memory
@@ -89,6 +92,20 @@ class Agent:
         )
         action, z = (np.asarray(column)[:shown] for column in found)
         return action, z
+
+
+def batch_size() -> int:
+    """Frames that V sees at once in this process."""
+    return BATCH * _times()
+
+
+def games_at_once(episodes: int) -> int:
+    """Games that are played at once where so many episodes are asked for."""
+    return min(GAMES * _times(), episodes)
+
+
+def _times() -> int:
+    return 1 if jax.default_backend() == "cpu" else ACCELERATED
 
 
 @functools.partial(jax.jit, static_argnames="policy")
@@ -177,7 +194,7 @@ def evaluate(
     seeds = (team or Team()).own(evaluation_seeds(seed, episodes))
     if not seeds:
         return NONE_PLAYED
-    games = min(GAMES, len(seeds))
+    games = games_at_once(len(seeds))
     agent = Agent(world, weights, games, jax.random.key(seed), policy)
     log = log or Logbook(quiet=True)
     with (
@@ -223,10 +240,11 @@ def record(
     if not missing:
         return
     seeds = [seed for shard in missing for seed in seeds[shard * GAMES :][:GAMES]]
-    agent = Agent(world, weights, GAMES, jax.random.key(seed), policy)
+    games = games_at_once(len(seeds))
+    agent = Agent(world, weights, games, jax.random.key(seed), policy)
     tape = ShardTape(list(missing.values()), seeds, world.task)
     with (
-        VectorGame(world.task, GAMES, workers) as game,
+        VectorGame(world.task, games, workers) as game,
         log.progress("record", len(seeds), "episodes") as bar,
     ):
         play_all(agent, game, seeds, bar, tape)
@@ -336,13 +354,13 @@ def play_all(agent: Agent, game: VectorGame, seeds: list[int], bar: Bar, tape: T
     """
     table = _Table(agent, game, seeds, bar, tape)
     table.begin(np.arange(game.num_games))
-    ready = np.zeros(0, int)  # slots whose frames await an action
+    ready, size = np.zeros(0, int), batch_size()  # slots whose frames await an action
     while len(ready) or game.awaited:
-        if game.awaited and len(ready) < BATCH:
+        if game.awaited and len(ready) < size:
             ready = np.concatenate((ready, table.receive()))
         else:
-            table.act(ready[:BATCH])
-            ready = ready[BATCH:]
+            table.act(ready[:size])
+            ready = ready[size:]
     return table.played
 
 

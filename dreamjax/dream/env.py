@@ -18,7 +18,7 @@ from gymnax.environments import environment, spaces
 
 from dreamjax.dream.moments import Moments
 from dreamjax.memory.heads import total_logit
-from dreamjax.memory.model import Carry, Memory
+from dreamjax.memory.model import Carry, Mask, Memory
 from dreamjax.tasks import Task
 from dreamjax.training.settings import SettingError
 
@@ -36,11 +36,13 @@ class EnvState(environment.EnvState):
       z: [Z] float32, current latent.
       carry: what M remembers, the paper's (c, h), each [H] float32.
       dead: [] bool, whether M has ended it.
+      mask: what M does not read in this dream; None where `EnvParams.dropout` is.
     """
 
     z: jax.Array
     carry: Carry
     dead: jax.Array | bool = False
+    mask: Mask | None = None
 
 
 @partial(struct.dataclass, kw_only=True)
@@ -57,6 +59,8 @@ class EnvParams(environment.EnvParams):
         add up as they do in the game.
       max_steps_in_episode: steps after which a dream is truncated.
       moments: where dreams begin in place of first frames; None is at these.
+      dropout: probability, below 1, that a dream drops a number of z, or of h, that M reads, from
+        its first step to its last; None drops nothing.
     """
 
     memory: Memory
@@ -67,6 +71,7 @@ class EnvParams(environment.EnvParams):
     death_noise: float = PAPER_NOISE
     max_steps_in_episode: int = 1000
     moments: Moments | None = None
+    dropout: float | None = None
 
     def death_chance(self, end: jax.Array) -> jax.Array:
         """Probability [...] that a dream ends where M's logits of ends are `end` [..., E]."""
@@ -116,6 +121,12 @@ def check_death_noise(death_noise: float) -> None:
         )
 
 
+def check_dropout(dropout: float) -> None:
+    """Raise SettingError unless `dropout` is a probability below 1."""
+    if not 0 <= dropout < 1:
+        raise SettingError(f"dropout must be in [0, 1), got {dropout}; 0.1 is a good one")
+
+
 def check_death_threshold(death_threshold: float) -> None:
     """Raise SettingError unless `death_threshold` is a number; infinity lets nobody die."""
     if np.isnan(death_threshold):
@@ -131,6 +142,7 @@ def env_params(
     temperature: float | None = None,
     death_threshold: float = PAPER_THRESHOLD,
     death_noise: float = PAPER_NOISE,
+    dropout: float | None = None,
 ) -> EnvParams:
     """Checked `EnvParams` for a task; `temperature` defaults to the task's.
 
@@ -140,6 +152,8 @@ def env_params(
     tau = check_temperature(task.temperature if temperature is None else temperature)
     check_death_noise(death_noise)
     check_death_threshold(death_threshold)
+    if dropout is not None:
+        check_dropout(dropout)
     for name, array in (("initial_mu", initial_mu), ("initial_logvar", initial_logvar)):
         if array.ndim != 2 or not len(array) or array.shape[1] != task.latent_size:
             raise ValueError(
@@ -165,6 +179,7 @@ def env_params(
         death_threshold=float(death_threshold),
         death_noise=float(death_noise),
         max_steps_in_episode=task.max_steps,
+        dropout=None if dropout is None else float(dropout),
     )
 
 
@@ -172,6 +187,16 @@ def state_at(now: Moments) -> EnvState:
     """Where a dream is that goes on from one moment, which has no axis N."""
     time = now.age.astype(jnp.int32)
     return EnvState(time=time, z=now.z, carry=now.carry, dead=jnp.bool_(False))
+
+
+def _mask(key: jax.Array, params: EnvParams) -> Mask | None:
+    """The dropout of a dream that begins with `key`."""
+    if params.dropout is None:
+        return None
+    memory = params.memory
+    numbers = memory.latent_size + memory.hidden_size
+    uniform = jax.random.uniform(jax.random.fold_in(key, 1), (numbers,), jnp.float32)
+    return memory.mask(uniform, params.dropout)
 
 
 @dataclasses.dataclass(eq=False)
@@ -219,13 +244,15 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         if params.moments is not None:
             number = jax.random.randint(key, (), 0, len(params.moments.age), jnp.int32)
             state = state_at(jax.tree.map(lambda x: x[number], params.moments))
+            state = state.replace(mask=_mask(key, params))
             return self.observe(key, state, None, params), state
         key_start, key_z = jax.random.split(key)
         start = jax.random.randint(key_start, (), 0, len(params.initial_mu), jnp.int32)
         mu, logvar = params.initial_mu[start], params.initial_logvar[start]
         z = mu + jnp.exp(logvar / 2) * jax.random.normal(key_z, mu.shape, mu.dtype)
         carry = params.memory.initial_carry()
-        state = EnvState(time=jnp.int32(0), z=z, carry=carry, dead=jnp.bool_(False))
+        dead, mask = jnp.bool_(False), _mask(key, params)
+        state = EnvState(time=jnp.int32(0), z=z, carry=carry, dead=dead, mask=mask)
         return self.observe(key, state, None, params), state
 
     def step_env(
@@ -260,13 +287,13 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
     ) -> tuple[jax.Array, EnvState, jax.Array, jax.Array, dict[str, Any]]:
         """The dream step proper, a deterministic function of its noise."""
         action = self.clipped(action)
-        carry, found = params.memory(state.carry, state.z, action, state.time)
+        carry, found = params.memory(state.carry, state.z, action, state.time, state.mask)
         z = found.latent.sample_from(noise.uniform, noise.normal, params.temperature, noise.event)
         alive = jnp.bool_(True)
         if self.task.ends:
             risk = total_logit(found.end) + params.death_noise * noise.logistic
             alive = risk <= params.death_threshold  # never where a number is missing
-        state = EnvState(time=state.time + 1, z=z, carry=carry, dead=~alive)
+        state = state.replace(time=state.time + 1, z=z, carry=carry, dead=~alive)
         obs = self.observe(None, state, action, params)
         constant = self.task.step_reward
         reward = found.reward if constant is None else jnp.float32(constant)

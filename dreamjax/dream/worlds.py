@@ -101,6 +101,7 @@ class World:
         death_threshold: float | None = None,
         dtype: jax.typing.DTypeLike | None = None,
         death_noise: float | None = None,
+        dropout: float | None = None,
     ) -> EnvParams:
         """This world as environment parameters.
 
@@ -110,6 +111,7 @@ class World:
           dtype: of the operands of M's matrix products, all else is float32; None is what the
             device multiplies fastest, see `product_dtype`.
           death_noise: scale of the logistic noise on that logit; None is the world's.
+          dropout: see `EnvParams`.
         """
         return env_params(
             self.task,
@@ -119,6 +121,7 @@ class World:
             temperature=temperature,
             death_threshold=self.death_threshold if death_threshold is None else death_threshold,
             death_noise=self.death_noise if death_noise is None else death_noise,
+            dropout=dropout,
         )
 
     def anywhere(self, params: EnvParams) -> EnvParams:

@@ -33,10 +33,16 @@ class MDNRNN(Memory):
         carry = lstm_step(self.lstm_kernel[...], self.lstm_bias[...], carry, inputs, restart)
         return carry, carry[1]
 
-    def run(self, carry: LSTMCarry, inputs: jax.Array, restart: jax.Array):
+    def run(
+        self,
+        carry: LSTMCarry,
+        inputs: jax.Array,
+        restart: jax.Array,
+        dropout: jax.Array | None = None,
+    ):
         """As `Memory.run`."""
         lstm = self.lstm_kernel[...], self.lstm_bias[...]
-        return lstm_sequence(*lstm, carry, inputs, restart)
+        return lstm_sequence(*lstm, carry, inputs, restart, dropout)
 
 
 def lstm_step(
@@ -61,7 +67,12 @@ def cell(gates: jax.Array, c: jax.Array) -> LSTMCarry:
 
 @jax.custom_vjp
 def lstm_sequence(
-    kernel: jax.Array, bias: jax.Array, carry: LSTMCarry, inputs: jax.Array, restart: jax.Array
+    kernel: jax.Array,
+    bias: jax.Array,
+    carry: LSTMCarry,
+    inputs: jax.Array,
+    restart: jax.Array,
+    dropout: jax.Array | None = None,
 ) -> tuple[LSTMCarry, jax.Array]:
     """`lstm_step` over time, with a backward pass that is fast in bfloat16.
 
@@ -73,26 +84,32 @@ def lstm_sequence(
       kernel, bias, carry: as for `lstm_step`, lanes [B].
       inputs: float32 [T, B, I].
       restart: float32 [T, B].
+      dropout: factors of h as the gates read it, float32 [B, H]; they get no gradient.
 
     Returns:
       the last carry, and h of every step, float32 [T, B, H].
     """
-    return _sequence_forward(kernel, bias, carry, inputs, restart)[0]
+    return _sequence_forward(kernel, bias, carry, inputs, restart, dropout)[0]
 
 
-def _sequence_forward(kernel, bias, carry, inputs, restart):
+def _sequence_forward(kernel, bias, carry, inputs, restart, dropout=None):
     def step(carry, now):
         c, h = reset(carry, now[1])
+        h = _thinned(h, dropout)
         gates = gates_of(kernel, bias, h, now[0])
         carry = cell(gates, c)
         return carry, (carry[1], (h, c, gates))
 
     carry, (h, before) = jax.lax.scan(step, carry, (inputs, restart))
-    return (carry, h), (kernel, inputs, restart, before)
+    return (carry, h), (kernel, inputs, restart, dropout, before)
+
+
+def _thinned(h, dropout):
+    return h if dropout is None else h * dropout
 
 
 def _sequence_backward(saved, gradient):
-    kernel, inputs, restart, (h, c, gates) = saved
+    kernel, inputs, restart, dropout, (h, c, gates) = saved
     d_carry, d_h = gradient
     d_input, d_hidden = jnp.split(kernel.T, (inputs.shape[-1],), axis=-1)
 
@@ -100,12 +117,13 @@ def _sequence_backward(saved, gradient):
         d_h, restart, gates, c = now
         _, pull = jax.vjp(cell, gates, c)
         d_gates, d_c = pull((d_carry[0], d_carry[1] + d_h))
-        return reset((d_c, product(d_gates, d_hidden)), restart), d_gates
+        return reset((d_c, _thinned(product(d_gates, d_hidden), dropout)), restart), d_gates
 
     d_carry, d_gates = jax.lax.scan(step, d_carry, (d_h, restart, gates, c), reverse=True)
     d_kernel = outer(jnp.concatenate((inputs, h), axis=-1), d_gates, kernel.dtype)
     d_inputs = product(d_gates, d_input)
-    return d_kernel, d_gates.sum((0, 1)), d_carry, d_inputs, jnp.zeros_like(restart)
+    nothing = jax.tree.map(jnp.zeros_like, (restart, dropout))
+    return d_kernel, d_gates.sum((0, 1)), d_carry, d_inputs, *nothing
 
 
 lstm_sequence.defvjp(_sequence_forward, _sequence_backward)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, struct
 
 from dreamjax.actions import Keys
 from dreamjax.memory import heads as outputs
@@ -28,6 +28,23 @@ VARIANT = (
 FORM = ("kind", "hidden_size", "heads")  # and in its form
 
 Carry = Any  # a pytree of what M remembers, [..., H] of each
+
+
+@struct.dataclass
+class Mask:
+    """Dropout: factors of what M reads, each 0 or 1 / (1 - p); one mask serves a whole episode.
+
+    A dream whose M has lost some of what it reads is another dream of the same game, and a C that
+    learns in many of them finds no fault that all share (Wellmer & Kwok, "Dropout's Dream Land",
+    arXiv:2109.08342). Not in the paper.
+
+    Attributes:
+      z: float32 [..., Z], of the latent.
+      h: float32 [..., H], of h, as the recurrence reads it.
+    """
+
+    z: jax.Array
+    h: jax.Array
 
 
 class Memory(nnx.Module):
@@ -107,9 +124,28 @@ class Memory(nnx.Module):
         """
         raise NotImplementedError
 
-    def run(self, carry: Carry, inputs: jax.Array, restart: jax.Array) -> tuple[Carry, jax.Array]:
-        """Steps in a row: inputs [T, B, num_inputs], restart [T, B]; last carry, h [T, B, H]."""
-        return jax.lax.scan(lambda carry, now: self.step(carry, *now), carry, (inputs, restart))
+    def run(
+        self,
+        carry: Carry,
+        inputs: jax.Array,
+        restart: jax.Array,
+        dropout: jax.Array | None = None,
+    ) -> tuple[Carry, jax.Array]:
+        """Steps in a row: inputs [T, B, num_inputs], restart [T, B]; last carry, h [T, B, H].
+
+        `dropout` [B, H] are a `Mask`'s factors of h; of an M that is trained without, it is not
+        passed.
+        """
+
+        def step(carry, now):
+            return self.step(carry if dropout is None else self.thinned(carry, dropout), *now)
+
+        return jax.lax.scan(step, carry, (inputs, restart))
+
+    def thinned(self, carry: Carry, factors: jax.Array) -> Carry:
+        """`carry` as the recurrence reads it under a `Mask`'s factors of h [..., H]."""
+        c, h = carry
+        return c, h * factors
 
     def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> Carry:
         """(c, h) of zeros, each float32 [*batch_shape, H]."""
@@ -121,7 +157,12 @@ class Memory(nnx.Module):
         return dict(zip(("c", "h"), carry, strict=True))
 
     def __call__(
-        self, carry: Carry, z: jax.Array, action: jax.Array, age: jax.Array
+        self,
+        carry: Carry,
+        z: jax.Array,
+        action: jax.Array,
+        age: jax.Array,
+        mask: Mask | None = None,
     ) -> tuple[Carry, Prediction]:
         """One step: what follows `z` when `action` is done.
 
@@ -131,20 +172,35 @@ class Memory(nnx.Module):
           action: float32 [..., A], in the task's form.
           age: float32 or int32 [...], steps since the episode began: 0, its first frame, empties
             the carry.
+          mask: of the episode; None drops nothing.
 
         Returns:
           the carry after the step, and the prediction.
         """
-        carry, h = self.step(carry, self.inputs(z, action, age), age == 0)
+        read = z
+        if mask is not None:
+            read, carry = z * mask.z, self.thinned(carry, mask.h)
+        carry, h = self.step(carry, self.inputs(read, action, age), age == 0)
         return carry, self.predict(product(h, self.head_kernel[...]), z)
 
     def sequence(
-        self, carry: Carry, z: jax.Array, action: jax.Array, age: jax.Array
+        self,
+        carry: Carry,
+        z: jax.Array,
+        action: jax.Array,
+        age: jax.Array,
+        mask: Mask | None = None,
     ) -> tuple[Carry, Prediction]:
-        """Steps in a row, each on what really came: [T, B, ...] of all; with a fast gradient."""
+        """Steps in a row, [T, B, ...] of all but a mask [B, ...]; with a fast gradient."""
         restart = (age == 0).astype(jnp.float32)
-        carry, h = self.run(carry, self.inputs(z, action, age), restart)
+        read, dropout = (z, ()) if mask is None else (z * mask.z, (mask.h,))
+        carry, h = self.run(carry, self.inputs(read, action, age), restart, *dropout)
         return carry, self.predict(product_sequence(h, self.head_kernel[...]), z)
+
+    def mask(self, uniform: jax.Array, rate: jax.Array | float) -> Mask:
+        """The mask that drops each input with probability `rate` < 1, of uniforms [..., Z + H]."""
+        factors = jnp.where(uniform < rate, 0.0, 1 / (1 - rate)).astype(jnp.float32)
+        return Mask(factors[..., : self.latent_size], factors[..., self.latent_size :])
 
     def inputs(self, z: jax.Array, action: jax.Array, age: jax.Array) -> jax.Array:
         """What the recurrence reads, [..., num_inputs]."""

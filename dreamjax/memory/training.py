@@ -23,7 +23,7 @@ from dreamjax.actions import Keys
 from dreamjax.memory.heads import Prediction
 from dreamjax.memory.kinds import find_kind
 from dreamjax.memory.latents import LatentSequences, first_frames
-from dreamjax.memory.model import FORM, VARIANT, Carry, Memory, cast, reset, with_events
+from dreamjax.memory.model import FORM, VARIANT, Carry, Mask, Memory, cast, reset, with_events
 from dreamjax.tasks import Task
 from dreamjax.training.checkpoint import Store
 from dreamjax.training.devices import device_memory, product_dtype
@@ -60,6 +60,8 @@ class Sequences:
       reward: float32 [T, B], what the action earned.
       valid: float32 [T, B], 0 past a lane's end.
       variance: float32 [], of the rewards of the whole data set.
+      read: float32 [T, B, Z], what M reads at each step; None is z itself.
+      mask: dropout of each lane, [B, ...]; None is none.
     """
 
     z: jax.Array
@@ -71,6 +73,8 @@ class Sequences:
     reward: jax.Array
     valid: jax.Array
     variance: jax.Array | float = 1.0
+    read: jax.Array | None = None
+    mask: Mask | None = None
 
 
 def predict_sequences(
@@ -81,8 +85,33 @@ def predict_sequences(
     Returns:
       the last carry; nats per dimension of the next z, float32 [T, B]; the predictions [T, B].
     """
-    carry, found = memory.sequence(carry, batch.z[:-1], batch.action, batch.age)
+    z = batch.z[:-1] if batch.read is None else batch.read
+    carry, found = memory.sequence(carry, z, batch.action, batch.age, batch.mask)
     return carry, found.latent.nats(batch.z[1:]), found
+
+
+def with_guesses(
+    memory: Memory, carry: Carry, batch: Sequences, share: float, normal: jax.Array
+) -> Sequences:
+    """`batch` in which M reads, at some steps, its own guess of z in place of what came.
+
+    Dreaming, M reads nothing but its guesses, which are never quite what a game shows; trained on
+    real latents alone it takes them at their word, and what a guess has lost is gone. Scheduled
+    sampling (Bengio et al., arXiv:1506.03099) in two passes, as Mihaylova & Martins
+    (arXiv:1906.07651): the first reads what came and guesses. Not in the paper.
+
+    Args:
+      memory, carry, batch: as for `predict_sequences`.
+      share: of the steps, whose z follows another of the same episode.
+      normal: float32 [T, B, 2 Z + 2] of standard normals; of them come the guesses and the choice.
+    """
+    Z = batch.z.shape[-1]
+    found = predict_sequences(jax.lax.stop_gradient(memory), carry, batch)[2].latent
+    uniform = jax.scipy.special.ndtr(normal[..., Z:])
+    guess = found.sample_from(uniform[..., :Z], normal[..., :Z], 1.0, uniform[..., -1])
+    those = (uniform[..., -2] < share) & (batch.follows > 0)
+    came = jnp.where(those[..., None], guess, batch.z[1:])  # of the step after each
+    return batch.replace(read=jnp.concatenate((batch.z[:1], came[:-1])))
 
 
 def memory_loss(
@@ -157,6 +186,8 @@ class MemoryConfig:
     clock: bool = False  # whether M is told the age of an episode
     keys: bool = False  # whether M reads the key that an action presses, not the number
     residual: bool = False  # whether M predicts by how much z changes, not the next z itself
+    own_guesses: float = 0.0  # share of the steps at which M reads its guess of z, not what came
+    dropout: float = 0.0  # probability that an update drops a number of z, or of h, that M reads
     kind: str = "lstm"  # M's form; your own is module:Class, a subclass of dreamjax.Memory
     hidden_size: int | None = None  # units of M; None is the task's
     heads: tuple[Literal["reward", "end"], ...] | None = None  # what M predicts; None is all
@@ -174,6 +205,8 @@ class MemoryConfig:
             death_weight="(0, inf)",
             held_out="(0, 1)",
             num_events="[0, inf)",
+            own_guesses="[0, 1]",
+            dropout="[0, 1)",
         )
         if self.hidden_size is not None:
             require_positive(self, "hidden_size")
@@ -409,7 +442,14 @@ def _update(state, frames, plan, key, config):
     key, normal = jax.random.fold_in(key, plan.step), functools.partial(own_normal, axis=1)
     batch = gather(frames, key, plan.index, plan.valid, normal)
     carry = reset(state.carry, plan.first[None])
-    dtype = product_dtype(config.bfloat16)
+    dtype, memory = product_dtype(config.bfloat16), state.memory
+    if config.dropout:
+        drawn = _normals(key, 1, batch.valid[:1], memory.latent_size + memory.hidden_size)
+        mask = memory.mask(jax.scipy.special.ndtr(drawn[0]), config.dropout)
+        batch = batch.replace(mask=mask)
+    if config.own_guesses:
+        drawn = _normals(key, 2, batch.valid, 2 * memory.latent_size + 2)
+        batch = with_guesses(cast(memory, dtype), carry, batch, config.own_guesses, drawn)
 
     def loss(memory):
         return memory_loss(cast(memory, dtype), carry, batch, config.death_weight, AXIS)
@@ -418,6 +458,11 @@ def _update(state, frames, plan, key, config):
     gradient, metrics = jax.lax.psum((gradient, metrics), AXIS)
     updates, optimiser = _optimiser(config).update(gradient, state.optimiser)
     return State(optax.apply_updates(state.memory, updates), optimiser, carry), metrics
+
+
+def _normals(key: jax.Array, use: int, like: jax.Array, numbers: int) -> jax.Array:
+    """Standard normals for each of this device's lanes, [T, B, numbers] of `like` [T, B]."""
+    return own_normal(jax.random.fold_in(key, use), (*like.shape, numbers), jnp.float32, axis=1)
 
 
 def gather(

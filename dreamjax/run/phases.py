@@ -161,8 +161,11 @@ def _find_controller(run: Run, phase: str, find: Callable[..., Evolution | Learn
     """`find` the controller that does best in the dream, and save it."""
     world, dream = load_world(run.directory), run.config.dream
     dtype = product_dtype(dream.bfloat16)
-    params = world.params(dream.temperature, dream.death_threshold, dtype, dream.death_noise)
+    tuned = dream.death_threshold, dtype, dream.death_noise, dream.dropout
+    params = world.params(dream.temperature, *tuned)
     settings = {"products": str(dtype)}
+    if dream.dropout is not None:
+        settings["dropout"] = dream.dropout
     for name in ("temperature", "death_threshold", "death_noise"):
         settings[name] = float(getattr(params, name))
     controller = world.controller(run.config.controller_hidden)

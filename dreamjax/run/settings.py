@@ -8,7 +8,12 @@ from typing import Any, Literal
 
 from dreamjax.controller.evolution import EvolveConfig
 from dreamjax.controller.policy_gradient import LearnConfig
-from dreamjax.dream.env import check_death_noise, check_death_threshold, check_temperature
+from dreamjax.dream.env import (
+    check_death_noise,
+    check_death_threshold,
+    check_dropout,
+    check_temperature,
+)
 from dreamjax.fidelity.departures import WINDOW
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.training import MemoryConfig
@@ -41,6 +46,7 @@ class DreamConfig:
     temperature: float | None = None  # tau; None is the task's
     death_threshold: float | None = None  # of M's logit; the paper's is 0, None is as calibrated
     death_noise: float | None = None  # the paper's is 0; 1, and None, sample deaths
+    dropout: float | None = None  # that a dream drops a number that M reads; None drops nothing
     bfloat16: bool | None = None  # products in bfloat16; None where the device is faster so
 
     def __post_init__(self):
@@ -48,6 +54,8 @@ class DreamConfig:
             check_temperature(self.temperature)
         if self.death_noise is not None:
             check_death_noise(self.death_noise)
+        if self.dropout is not None:
+            check_dropout(self.dropout)
         if self.death_threshold is not None:
             check_death_threshold(self.death_threshold)
 

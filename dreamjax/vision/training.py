@@ -32,11 +32,13 @@ from dreamjax.training.mesh import (
     own_normal,
     split,
 )
-from dreamjax.training.settings import require_positive
+from dreamjax.training.settings import SettingError, require_positive, require_within
 from dreamjax.vision.frames import FrameStream
+from dreamjax.vision.layers import Layer
 from dreamjax.vision.model import VAE, images
 
 KL_FLOOR = 0.5  # nats a latent dimension: the original's kl_tolerance
+BANDS = 32  # columns of a picture, side by side, whose salient pixels are counted
 
 
 def vae_loss(
@@ -48,12 +50,16 @@ def vae_loss(
     salient: Colour | None = None,
     salient_weight: float = 1.0,
     beta: float = 1.0,
+    reader: Layer | None = None,
+    reader_weight: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Squared error plus the KL divergence from N(0, 1), as doomrnn.py.
 
     reconstruction = mean over B of sum (x' - x)^2;
     kl = mean over B of max(sum over Z of -(1 + logvar - mu^2 - exp(logvar)) / 2, Z / 2).
-    Salient pixels, a few in a frame, may weigh more in the loss than the paper's 1.
+    Salient pixels, a few in a frame, may weigh more in the loss than the paper's 1. A reader, which
+    the paper has not, makes V say in a way that a linear C can read where they are: it foretells
+    `bands` from z by an affine map, and its squared error counts too.
 
     Args:
       vae: V.
@@ -63,21 +69,40 @@ def vae_loss(
       salient: the colour of salient pixels.
       salient_weight: what the squared error of a salient pixel counts in the loss.
       beta: what the divergence counts, as in a beta-VAE (Higgins et al. 2017); the paper's is 1.
+      reader: an affine map [Z] -> [BANDS]; None is the paper's V.
+      reader_weight: what its squared error counts.
 
     Returns:
       `(loss, metrics)` with metrics `loss`, `reconstruction` (every pixel counted once), `salient`
-      (the salient pixels' part of it) and `kl`.
+      (the salient pixels' part of it), `kl` and, of a reader, `unread`: the share of the variance
+      of `bands` that it does not foretell.
     """
     pixels = images(frames)
     mu, logvar = vae.posterior(pixels)
     z = mu + jnp.exp(logvar / 2) * normal(key, mu.shape, mu.dtype)
     errors = (vae.picture(z) - pixels) ** 2
     reconstruction = jnp.sum(errors) / len(frames)
-    those = jnp.sum(jnp.where(_are(salient, pixels), errors, 0.0)) / len(frames)
+    there = _are(salient, pixels)
+    those = jnp.sum(jnp.where(there, errors, 0.0)) / len(frames)
     divergence = -0.5 * jnp.sum(1 + logvar - mu**2 - jnp.exp(logvar), axis=1)
     kl = jnp.mean(jnp.maximum(divergence, KL_FLOOR * mu.shape[1]))
     loss = reconstruction + (salient_weight - 1) * those + beta * kl
-    return loss, {"loss": loss, "reconstruction": reconstruction, "salient": those, "kl": kl}
+    metrics = {"reconstruction": reconstruction, "salient": those, "kl": kl}
+    if reader is not None:
+        shown = bands(there)
+        error = jnp.mean((reader.dense(z) - shown) ** 2, axis=0)
+        loss = loss + reader_weight * jnp.sum(error)
+        metrics["unread"] = jnp.sum(error) / jnp.maximum(jnp.sum(jnp.var(shown, axis=0)), 1e-6)
+    return loss, {"loss": loss, **metrics}
+
+
+def bands(there: jax.Array) -> jax.Array:
+    """log(1 + pixels of a kind in each band of columns), [64, 64, B] bool -> float32 [B, BANDS].
+
+    In logarithms a thing counts about as much far away, where it is small, as near.
+    """
+    columns = there.sum(axis=0, dtype=jnp.float32)
+    return jnp.log1p(columns.reshape(BANDS, -1, columns.shape[-1]).sum(axis=1)).T
 
 
 def _are(colour: Colour | None, pixels: jax.Array) -> jax.Array:
@@ -98,6 +123,7 @@ class VisionConfig:
     final_learning_rate: float = 1e-4  # and at the last: a cosine between the two
     salient_weight: float = 1.0  # what an error in a pixel worth dodging counts; the paper's is 1
     beta: float = 1.0  # what the KL divergence counts; the paper's is 1, less gives finer latents
+    reader_weight: float = 0.0  # what it counts that z tells linearly where such pixels are
     bfloat16: bool | None = None  # products in bfloat16; None where the device is faster so
     steps_per_call: int = 16  # steps between two rows of metrics
     memory_gb: float = 4.0  # frames held in memory; more of them are streamed from disk
@@ -114,6 +140,7 @@ class VisionConfig:
             "steps_per_call",
             "memory_gb",
         )
+        require_within(self, reader_weight="[0, inf)")
 
     @property
     def grows(self) -> tuple[str, ...]:
@@ -127,11 +154,20 @@ class VisionConfig:
 
 
 @struct.dataclass
+class Reader:
+    """What nobody needs after training: an affine map from z to `bands`."""
+
+    layer: Layer
+    optimizer: optax.OptState
+
+
+@struct.dataclass
 class State:
     """Everything training needs to go on."""
 
     model: VAE
     optimizer: optax.OptState
+    reader: Reader | None = None
 
 
 def train_vision(
@@ -156,8 +192,13 @@ def train_vision(
       meta: written into every checkpoint.
 
     Raises:
-      ValueError: no rollouts there; a batch that the processes of a job cannot share.
+      ValueError: no rollouts there; a batch that the processes of a job cannot share; a reader of
+        a game that has no salient colour.
     """
+    if config.reader_weight and task.salient is None:
+        raise SettingError(
+            f"{task.name} has no salient colour to read; leave out vision.reader_weight"
+        )
     mesh = devices_for(config.batch_size, "vision.batch_size", log)
     stream = FrameStream(rollouts_directory, config.batch_size, seed, config.memory_gb * 1e9)
     key_model, key_noise = jax.random.split(jax.random.key(seed))
@@ -180,7 +221,7 @@ def train_vision(
 
     state = fit(
         "vision",
-        initial_state(task.latent_size, key_model, mesh),
+        initial_state(task.latent_size, key_model, mesh, reads=config.reader_weight > 0),
         advance,
         config.steps,
         log=log,
@@ -192,11 +233,19 @@ def train_vision(
     return on_own(state.model)
 
 
-def initial_state(latent_size: int, key: jax.Array, mesh: Mesh | None = None) -> State:
-    """The state before the first step, on every device of `mesh`, or of all if it is None."""
-    model = _untrained(latent_size, key)
-    state = State(model, jax.jit(optax.scale_by_adam().init)(model))
-    return on_all(state, mesh or all_devices())
+def initial_state(
+    latent_size: int, key: jax.Array, mesh: Mesh | None = None, *, reads: bool = False
+) -> State:
+    """The state before the first step, on every device of `mesh`, or of all if it is None.
+
+    With a reader beside V if it `reads`.
+    """
+    start = jax.jit(optax.scale_by_adam().init)
+    model, reader = _untrained(latent_size, key), None
+    if reads:
+        layer = Layer((latent_size, BANDS), BANDS, rngs=nnx.Rngs(jax.random.fold_in(key, 1)))
+        reader = Reader(layer, start(layer))
+    return on_all(State(model, start(model), reader), mesh or all_devices())
 
 
 @partial(jax.jit, static_argnums=0)
@@ -224,19 +273,26 @@ def updates(
     The devices of `mesh`, all of them if it is None, share every batch.
     """
     how = {"salient": task.salient, "salient_weight": config.salient_weight, "beta": config.beta}
-    how["normal"] = partial(own_normal, axis=0)
+    how["normal"], how["reader_weight"] = partial(own_normal, axis=0), config.reader_weight
 
-    def loss(model, key, batch):
-        return vae_loss(_cast(model, dtype), key, batch, **how)
+    def loss(learnt, key, batch):
+        model, layer = learnt
+        return vae_loss(_cast(model, dtype), key, batch, reader=layer, **how)
+
+    def learn(number, gradients, learnt, optimizer):
+        changes, moments = optax.scale_by_adam().update(gradients, optimizer)
+        changes = jax.tree.map(lambda x: -config.rate(number) * x, changes)
+        return optax.apply_updates(learnt, changes), moments
 
     def step(key, state, inputs):
         number, batch = inputs
-        key_step = jax.random.fold_in(key, number)
-        found = jax.grad(loss, has_aux=True)(state.model, key_step, batch)
-        gradients, metrics = lax.pmean(found, AXIS)
-        changes, moments = optax.scale_by_adam().update(gradients, state.optimizer)
-        changes = jax.tree.map(lambda x: -config.rate(number) * x, changes)
-        return State(optax.apply_updates(state.model, changes), moments), metrics
+        reader = state.reader
+        learnt = state.model, reader and reader.layer
+        found = jax.grad(loss, has_aux=True)(learnt, jax.random.fold_in(key, number), batch)
+        (d_model, d_layer), metrics = lax.pmean(found, AXIS)
+        if reader is not None:
+            reader = Reader(*learn(number, d_layer, reader.layer, reader.optimizer))
+        return State(*learn(number, d_model, state.model, state.optimizer), reader), metrics
 
     @partial(
         jax.shard_map,
