@@ -14,7 +14,9 @@ from flax import struct
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.model import Carry, Memory
 
-EPISODES = 250  # which give moments, at most
+AT_ONCE = 250  # moments that are found together
+ROUND = 512  # steps, a multiple of which is scanned, so that few lengths are compiled
+OLDEST = 0.998  # share of the episodes that are over by the greatest age of a moment
 
 
 @struct.dataclass
@@ -45,6 +47,9 @@ def blank_moments(memory: Memory, count: int) -> Moments:
 def moments_of(memory: Memory, latents: LatentSequences, count: int, seed: int = 0) -> Moments:
     """Moments of encoded episodes, drawn at random.
 
+    All ages are as likely, however few the episodes are that grew so old: whoever lives to the end
+    is in each age as long.
+
     Args:
       memory: M.
       latents: the episodes, of the V that M knows.
@@ -52,10 +57,17 @@ def moments_of(memory: Memory, latents: LatentSequences, count: int, seed: int =
       seed: of the choice, and of V's noise.
     """
     rng = np.random.default_rng(seed)
-    episodes = rng.permutation(len(latents.lengths))[: min(EPISODES, count)]
-    share = -(-count // len(episodes))
-    ages = (rng.random((share, len(episodes))) * latents.lengths[episodes]).astype(np.int32)
-    return jax.tree.map(lambda x: x[:count], moments_at(memory, latents, episodes, ages, seed))
+    by_length = np.argsort(latents.lengths, kind="stable")
+    lengths = latents.lengths[by_length]
+    ages = np.sort((rng.random(count) * np.quantile(lengths, OLDEST)).astype(np.int32))
+    younger = np.searchsorted(lengths, ages, side="right")  # episodes that are over by then
+    episodes = by_length[younger + (rng.random(count) * (len(lengths) - younger)).astype(int)]
+    found = []
+    for start in range(0, count, AT_ONCE):
+        those = slice(start, start + AT_ONCE)
+        found.append(moments_at(memory, latents, episodes[those], ages[None, those], seed + start))
+    order = rng.permutation(count)  # of which any beginning is a fair sample
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[order], *found)
 
 
 def moments_at(
@@ -65,7 +77,7 @@ def moments_at(
 
     Other arguments: as for `moments_of`.
     """
-    step = np.arange(ages.max() + 1)[:, None]
+    step = np.arange(-(-(ages.max() + 1) // ROUND) * ROUND)[:, None]
     frames = latents.first[episodes] + np.minimum(step, latents.lengths[episodes] - 1)
     z = latents.draw(frames, seed)
     carry = _remembered(memory, z, latents.actions[frames], ages)

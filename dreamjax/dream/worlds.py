@@ -40,6 +40,7 @@ from dreamjax.training.devices import product_dtype
 from dreamjax.vision.model import VAE
 
 FORMAT = 1
+MOMENTS = 750  # of real episodes, that a world to hand on keeps: each is as large as M's state
 CONTROLLER = "controller"  # C's weights among the arrays of an exported world
 SHIPPED = Path(__file__).parents[1] / "shipped"
 
@@ -355,6 +356,9 @@ def export_world(
       ValueError: the folder cannot be written, or a number is beyond half precision.
     """
     target = files.writable(Path(target))
+    if world.moments is not None:
+        moments = jax.tree.map(lambda x: x[:MOMENTS], world.moments)
+        world = dataclasses.replace(world, moments=moments)
     with np.errstate(over="ignore"):  # what it makes infinite is refused
         arrays = {name: array.astype(np.float16) for name, array in flatten(world.arrays()).items()}
     if weights is not None:

@@ -45,6 +45,28 @@ def left_and_right(actions, rng: np.random.Generator) -> Callable[[int], np.ndar
     return lambda step, frame=None: sides[step // BLIND_HOLD % 2]
 
 
+def sweeps(actions, rng: np.random.Generator) -> Callable[[int], np.ndarray]:
+    """Across the room and back, broken off at times: the old games that M sees too few of.
+
+    Whoever keeps moving lives long. After each way, most or all of the room's width, an action is
+    drawn and held for 2 to 40 steps instead, with a probability of the episode's own in 0..0.7.
+    """
+    sides = [np.asarray(bound, np.float32) for bound in (actions.low, actions.high)]
+    side, broken = int(rng.integers(2)), 0.7 * rng.random()
+    action, until = None, 0
+
+    def policy(step: int, frame: np.ndarray | None = None) -> np.ndarray:
+        nonlocal side, action, until
+        if step >= until and rng.random() < broken:
+            action, until = actions.draw(rng), step + int(rng.integers(2, 41))
+        elif step >= until:
+            side = 1 - side
+            action, until = sides[side], step + int(rng.integers(70, BLIND_HOLD + 11))
+        return action
+
+    return policy
+
+
 @dataclasses.dataclass(frozen=True)
 class _DoomProfile:
     """What sets one variant of Take Cover apart; None leaves vizdoom's own setting."""

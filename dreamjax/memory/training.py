@@ -192,10 +192,17 @@ class MemoryConfig:
     hidden_size: int | None = None  # units of M; None is the task's
     heads: tuple[Literal["reward", "end"], ...] | None = None  # what M predicts; None is all
     start_from: str | None = None  # run or world whose M is trained on; None starts from chance
+    moments: int = 1000  # of real episodes, kept in the world for dreams to begin at
 
     def __post_init__(self):
         require_positive(
-            self, "steps", "batch_size", "sequence_length", "learning_rate", "steps_per_call"
+            self,
+            "steps",
+            "batch_size",
+            "sequence_length",
+            "learning_rate",
+            "steps_per_call",
+            "moments",
         )
         require_within(
             self,

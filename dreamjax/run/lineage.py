@@ -28,7 +28,6 @@ from dreamjax.training.devices import is_first
 from dreamjax.vision.model import VAE
 
 NUM_STARTS = 1000  # start states kept in a world, as the original's initial_z.json
-NUM_MOMENTS = 1000  # and moments of real episodes
 
 
 def load_vision(run: Run):
@@ -56,7 +55,7 @@ def bind(run: Run, vision: VAE, memory: Memory, latents: LatentSequences) -> Non
     threshold = calibrated_threshold(memory, held)
     starts = (jax.numpy.asarray(part) for part in latents.starts(NUM_STARTS))
     deaths = {"death_threshold": threshold, "death_noise": 1.0}
-    moments = moments_of(memory, train, NUM_MOMENTS, run.seed)
+    moments = moments_of(memory, train, run.config.memory.moments, run.seed)
     world = World(run.task, vision, memory, *starts, **deaths, moments=moments)
     metrics = memory_metrics(memory, held) | {"death_threshold": threshold}
     run.log.log("held-out", made["step"], metrics)
