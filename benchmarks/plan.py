@@ -145,7 +145,7 @@ def _updates(steps: int, frames: int) -> str:
 def _found(phase: str, world: World, config: RunConfig) -> Part:
     """C's phase, its dreams as long as dreams can be."""
     if phase == "learn":
-        call = roofline.learn_update(world, config.controller_hidden, config.learn)
+        call = roofline.learn_update(world, config.hidden(world.task, "learn"), config.learn)
         does = f"{_si(config.learn.steps)} dream steps in {config.learn.updates:,} updates"
         return _part(phase, does, config.learn.updates, call)
     settings, longest = config.evolve, world.task.max_steps
@@ -167,7 +167,8 @@ def _played(phase: str, world: World, config: RunConfig, game: Game) -> Part:
     else:
         episodes = config.collect.episodes
     awake = episodes * world.task.max_steps
-    call = roofline.awake_step(world, world.controller(config.controller_hidden))
+    hidden = config.hidden(world.task, config.controller)
+    call = roofline.awake_step(world, world.controller(hidden))
     does = f"{episodes:,} games of at most {world.task.max_steps:,} steps"
     part = _part(phase, does, awake / BATCH, call)
     return dataclasses.replace(part, played=awake + blind * game.length)

@@ -11,7 +11,7 @@ from conftest import random_memory
 from flax import nnx
 
 from benchmarks import numpy_dream
-from dreamjax.dream.env import DreamEnv, env_params
+from dreamjax.dream.env import DreamEnv, check_dropout, env_params
 from dreamjax.memory.heads import total_logit
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.tasks import CAR_RACING, TAKE_COVER
@@ -138,6 +138,38 @@ def test_death_is_terminated_and_the_cap_is_truncated(dream):
     doomed = params.replace(death_threshold=jnp.float32(-1e9))
     _, state, reward, terminated, truncated, _ = env.step(keys(1)[0], state, actions(1)[0], doomed)
     assert (bool(terminated), bool(truncated), float(reward)) == (True, False, 1.0)
+
+
+def test_a_dream_keeps_its_dropout_and_another_has_another(dream):
+    env, params = dream
+    keys = jax.random.split(jax.random.key(0), 64)
+    _, plain = jax.vmap(env.reset, (0, None))(keys, params)
+    assert plain.mask is None
+    params = params.replace(dropout=0.3)
+    reset, step = (
+        jax.jit(jax.vmap(env.reset, (0, None))),
+        jax.jit(jax.vmap(env.step, (0, 0, 0, None))),
+    )
+    obs, state = reset(keys, params)
+    assert abs(float((state.mask.z == 0).mean()) - 0.3) < 0.1
+    assert abs(float((state.mask.h == 0).mean()) - 0.3) < 0.1
+    assert len({mask.tobytes() for mask in np.asarray(state.mask.h)}) > 60
+    actions = jnp.zeros((64, 1))
+    _, after, _, ended, cut, _ = step(keys, state, actions, params)
+    going = ~np.asarray(ended | cut)
+    assert going.any()
+    np.testing.assert_array_equal(after.mask.h[going], state.mask.h[going])
+    bare = state.replace(z=state.z * state.mask.z, mask=None)
+    _, wanted, *_ = step(keys, bare, actions, params.replace(dropout=None))
+    np.testing.assert_allclose(after.carry[1][going], wanted.carry[1][going], rtol=1e-5, atol=1e-6)
+    _, none = reset(keys, params.replace(dropout=0.0))
+    assert (none.mask.z == 1).all() and (none.mask.h == 1).all()
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
+def test_bad_dropout_is_named(dropout):
+    with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\), got"):
+        check_dropout(dropout)
 
 
 def test_death_noise_is_added_to_the_logit(dream):

@@ -31,7 +31,7 @@ from dreamjax.memory.training import (
     train_memory,
 )
 from dreamjax.tasks import CAR_RACING, TAKE_COVER
-from dreamjax.training.checkpoint import Store
+from dreamjax.training.checkpoint import Store, digest
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.mesh import all_devices
 
@@ -102,7 +102,7 @@ def stepwise(memory, carry, batch):
 
     def body(carry, now):
         z, action, age, target = now
-        carry, found = memory(carry, z, action, age)
+        carry, found = memory(carry, z, action, age, batch.mask)
         return carry, (-found.latent.log_prob(target).mean(-1), found)
 
     now = batch.z[:-1], batch.action, batch.age, batch.z[1:]
@@ -524,6 +524,74 @@ def test_sequences_equal_steps_in_value_and_gradient(task):
     fast = total(predict_sequences)(memory, carry, batch.z, batch.action)
     slow = total(stepwise)(memory, carry, batch.z, batch.action)
     close(fast, slow, rtol=1e-4, atol=1e-5)
+
+
+def test_with_dropout_sequences_still_equal_steps():
+    memory = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0))
+    mask = memory.mask(jnp.asarray(np.random.default_rng(0).random((4, 18))), 0.4)
+    silent = np.asarray([mask.z == 0, mask.h[:, :6] == 0])
+    assert 0.2 < silent.mean() < 0.6 and {*np.unique(mask.z)} == {0, np.float32(1 / 0.6)}
+    carry = (draw(1, 4, 12), draw(2, 4, 12))
+    batch = random_sequences().replace(mask=mask)
+
+    def total(predict):
+        def loss(memory, carry, z):
+            (c, h), nll, found = predict(memory, carry, batch.replace(z=z))
+            return nll.sum() + jnp.tanh(found.end).sum() + (c * h).sum()
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(memory, carry, batch.z)
+
+    close(total(predict_sequences), total(stepwise), rtol=1e-4, atol=1e-5)
+    dropped = jnp.where(mask.z == 0, 5.0, 0.0)  # what is dropped is not read
+    same = predict(memory, carry, batch.replace(z=batch.z.at[:-1].add(dropped)))[2]
+    close(same, predict(memory, carry, batch)[2])
+
+
+def test_a_step_under_a_mask_reads_the_rest_scaled_up():
+    memory = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0))
+    mask = memory.mask(jnp.asarray(np.random.default_rng(1).random(18)), 0.3)
+    (c, h), z, action = (draw(1, 12), draw(2, 12)), draw(3, 6), draw(4, 1)
+    carry, found = memory((c, h), z, action, jnp.int32(3), mask)
+    wanted = memory((c, h * mask.h), z * mask.z, action, jnp.int32(3))
+    close((carry, found), wanted)
+
+
+# What M reads of its own
+
+
+def test_m_reads_its_guesses_where_it_is_told_to():
+    memory = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0))
+    batch = random_sequences(T=400, B=5)
+    carry, normal = memory.initial_carry((5,)), jnp.asarray(draw(7, 400, 5, 14))
+    real = training_module.with_guesses(memory, carry, batch, 0.0, normal)
+    close(real.read, batch.z[:-1])
+    for share in (0.3, 1.0):
+        read = training_module.with_guesses(memory, carry, batch, share, normal).read
+        guessed = np.asarray(jnp.any(read != batch.z[:-1], axis=-1))
+        assert not guessed[0].any(), "nothing was guessed of the first"
+        after = np.asarray(batch.follows[:-1]) > 0
+        assert not guessed[1:][~after].any(), "another episode's first frame is no guess"
+        assert abs(guessed[1:][after].mean() - share) < 0.08
+    found = predict(memory, carry, batch)[2].latent
+    mean = (jax.nn.softmax(found.logits, axis=-2) * found.mean).sum(-2)[:-1]
+    near, far = (np.abs(read[1:] - x)[after].mean() for x in (mean, batch.z[1:-1]))
+    assert near < 0.9 * far, "a guess is M's own"
+
+
+def test_dropout_and_guesses_are_trained_with(tmp_path):
+    latents = random_latents((40, 30, 50), (True, True, False))
+    config = MemoryConfig(steps=2, batch_size=2, sequence_length=8, steps_per_call=1)
+    changes = ({}, {"own_guesses": 0.5}, {"dropout": 0.2}, {"own_guesses": 0.5, "dropout": 0.2})
+    seen = {
+        digest(
+            train_memory(
+                0, small(TAKE_COVER), latents, dataclasses.replace(config, **change),
+                log=Logbook(quiet=True),
+            )
+        )
+        for change in changes
+    }  # fmt: skip
+    assert len(seen) == 4
 
 
 def test_bfloat16_gradients_point_where_float32_s_do():

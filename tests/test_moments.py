@@ -54,6 +54,29 @@ def test_a_moment_is_what_an_agent_has_who_played_until_then(small_task, latents
             np.testing.assert_allclose(told[number], part, atol=1e-4)
 
 
+def test_old_moments_are_as_likely_as_young_ones_however_few_grew_old(latents, small_task):
+    lengths = np.array([*[10] * 40, *[100] * 2], np.int32)
+    frames = int(lengths.sum())
+    z = np.arange(frames)[:, None] + np.zeros((1, small_task.latent_size))
+    many = dataclasses.replace(
+        latents,
+        mu=z.astype(np.float16),
+        logvar=np.full(z.shape, -30, np.float16),
+        actions=np.zeros((frames, 1), np.float32),
+        rewards=np.ones(frames, np.float32),
+        lengths=lengths,
+        terminated=np.ones(42, bool),
+        seeds=np.arange(42),
+        ends=None,
+    )
+    found = moments_of(random_memory(small_task), many, 600)
+    ages = np.asarray(found.age)
+    assert ages.max() < 100 and abs((ages < 50).mean() - 0.5) < 0.08
+    assert abs((ages[:200] < 50).mean() - 0.5) < 0.12, "any beginning is a fair sample"
+    young = np.asarray(found.z[:, 0])[ages < 10]
+    assert (young < 400).mean() > 0.8, "the young are of all episodes"
+
+
 def test_dreams_go_on_from_moments_until_the_cap(dream, latents):
     env, params = dream
     moments = moments_of(params.memory, latents, 20)

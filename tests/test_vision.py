@@ -15,8 +15,8 @@ from dreamjax.game import rollouts
 from dreamjax.tasks import TAKE_COVER, Colour
 from dreamjax.training import checkpoint
 from dreamjax.training.logbook import Logbook
+from dreamjax.vision import layers, training
 from dreamjax.vision import model as vision
-from dreamjax.vision import training
 from dreamjax.vision.model import VAE
 from dreamjax.vision.training import VisionConfig, train_vision, vae_loss
 from experiments import vision_ablation
@@ -205,6 +205,26 @@ def test_salient_pixels_weigh_more():
     assert loss(dim, 5.0)[1]["salient"] == 0
 
 
+def test_a_reader_counts_by_hand():
+    x = (frames() // 2).copy()
+    x[0, 10:13, 20:22, 1], x[0, 40, 63, 1], x[2, :, 0, 1] = 255, 255, 255
+    shown = np.zeros((3, training.BANDS))
+    shown[0, 10], shown[0, 31], shown[2, 0] = np.log([7, 2, 65])
+    there = training._are(Colour(0, 1, 0, 0.9), vision.images(x))
+    np.testing.assert_allclose(training.bands(there), shown, rtol=1e-6)
+    key, reader = jax.random.key(0), layers.Layer((Z, 32), 32, rngs=nnx.Rngs(5))
+    reader.bias[...] += 0.3
+    how = {"salient": Colour(0, 1, 0, 0.9), "reader": reader, "reader_weight": 4.0}
+    loss, metrics = jax.jit(functools.partial(vae_loss, **how))(model(), key, x)
+    mu, logvar = plain_encode(model(), x / np.float32(255))
+    z = mu + jnp.exp(logvar / 2) * jax.random.normal(key, mu.shape)
+    error = ((z @ reader.kernel[...] + reader.bias[...] - shown) ** 2).sum() / 3
+    np.testing.assert_allclose(
+        loss, metrics["reconstruction"] + metrics["kl"] + 4 * error, rtol=1e-4
+    )
+    np.testing.assert_allclose(metrics["unread"], error / shown.var(axis=0).sum(), rtol=1e-4)
+
+
 def test_a_colour_is_one_side_of_a_plane():
     colour = Colour(0.5, -1, 2, 0.3)
     x = np.random.default_rng(0).random((4, 64, 64, 3), np.float32)
@@ -276,6 +296,21 @@ def test_it_learns_a_handful_of_frames(recorded, bfloat16):
 
     trained = train(recorded, dataclasses.replace(CONFIG, steps=60, bfloat16=bfloat16))
     assert error(trained) < 0.5 * error(blank())
+
+
+def test_v_is_trained_to_be_read_and_resumes_with_its_reader(recorded, tmp_path):
+    read = dataclasses.replace(CONFIG, reader_weight=5.0)
+    stages = [train(recorded, read, checkpoint.Store(tmp_path / "whole"))]
+    store = checkpoint.Store(tmp_path / "parts")
+    train(recorded, dataclasses.replace(read, steps=2), store)
+    stages.append(train(recorded, read, store))
+    assert checkpoint.digest(stages[0]) == checkpoint.digest(stages[1])
+    assert checkpoint.digest(stages[0]) != checkpoint.digest(train(recorded, CONFIG))
+    loaded, _ = store.load(jax.eval_shape(blank), prefix=".model")
+    assert checkpoint.digest(loaded) == checkpoint.digest(stages[0])
+    task = dataclasses.replace(TAKE_COVER, salient=None)
+    with pytest.raises(ValueError, match="take-cover has no salient colour to read; leave out"):
+        train_vision(0, task, recorded, read, log=Logbook(quiet=True))
 
 
 def test_what_the_divergence_counts_is_trained_with(recorded, monkeypatch):

@@ -161,14 +161,15 @@ def _find_controller(run: Run, phase: str, find: Callable[..., Evolution | Learn
     """`find` the controller that does best in the dream, and save it."""
     world, dream = load_world(run.directory), run.config.dream
     dtype = product_dtype(dream.bfloat16)
-    tuned = dream.death_threshold, dtype, dream.death_noise, dream.dropout
+    dropout = run.task.dropout if dream.dropout is None else dream.dropout
+    tuned = dream.death_threshold, dtype, dream.death_noise, dropout or None
     params = world.params(dream.temperature, *tuned)
     settings = {"products": str(dtype)}
-    if dream.dropout is not None:
-        settings["dropout"] = dream.dropout
+    if dropout:
+        settings["dropout"] = dropout
     for name in ("temperature", "death_threshold", "death_noise"):
         settings[name] = float(getattr(params, name))
-    controller = world.controller(run.config.controller_hidden)
+    controller = world.controller(run.config.hidden(run.task, phase))
     if controller.hidden:
         settings["controller_hidden"] = controller.hidden
     store, meta = run.store(phase), run.meta(phase, world=world.digest(), **settings)

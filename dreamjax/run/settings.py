@@ -46,7 +46,7 @@ class DreamConfig:
     temperature: float | None = None  # tau; None is the task's
     death_threshold: float | None = None  # of M's logit; the paper's is 0, None is as calibrated
     death_noise: float | None = None  # the paper's is 0; 1, and None, sample deaths
-    dropout: float | None = None  # that a dream drops a number that M reads; None drops nothing
+    dropout: float | None = None  # that a dream drops a number M reads; 0: none, None: the task's
     bfloat16: bool | None = None  # products in bfloat16; None where the device is faster so
 
     def __post_init__(self):
@@ -138,14 +138,24 @@ class RunConfig:
     fidelity: FidelityConfig = FidelityConfig()
     iterate: IterateConfig = IterateConfig()
     controller: Literal["evolve", "learn"] = "evolve"  # how `run` finds C; the paper evolves it
-    controller_hidden: int = 0  # units of a hidden layer of C; 0 is the paper's linear C
+    controller_hidden: int | None = (
+        None  # units of a hidden layer of C; 0: linear; None: the task's
+    )
     workers: int | None = None  # processes that play the game; None is one a core
     save_seconds: float = 120.0  # between two checkpoints of a training; 0 is after every call
 
     def __post_init__(self):
-        require_within(self, save_seconds="[0, inf)", controller_hidden="[0, inf)")
+        require_within(self, save_seconds="[0, inf)")
+        if self.controller_hidden is not None:
+            require_within(self, controller_hidden="[0, inf)")
         if self.workers is not None and self.workers < 1:
             raise SettingError(f"workers must be at least 1, got {self.workers}")
+
+    def hidden(self, task: Task, phase: str) -> int:
+        """Units of the hidden layer of the C that "learn" or "evolve" finds; 0 of a linear one."""
+        if self.controller_hidden is not None:
+            return self.controller_hidden
+        return task.controller_hidden if phase == "learn" else 0
 
 
 @dataclasses.dataclass(frozen=True)
