@@ -19,6 +19,7 @@ from dreamjax.actions import Actions, Box, Keys, actions_of
 
 __all__ = [
     "CAR_RACING",
+    "CAR_RACING_PAPER",
     "TAKE_COVER",
     "TAKE_COVER_VIZDOOM",
     "TASKS",
@@ -258,7 +259,21 @@ CAR_RACING = Task(
     paper=Score(906.0, 21.0, 100),
 )
 
-TASKS = {task.name: task for task in (TAKE_COVER, TAKE_COVER_VIZDOOM, CAR_RACING)}
+# The paper's own steps, of one frame each: for its released weights.
+CAR_RACING_PAPER = dataclasses.replace(
+    CAR_RACING,
+    name="car-racing-paper",
+    profile="carracing-v3",
+    frame_skip=1,
+    max_steps=1000,
+    ages=(),
+    temperature=0.7,
+    moments=False,
+    gamma=GAMMA,
+)
+
+_GAMES = (TAKE_COVER, TAKE_COVER_VIZDOOM, CAR_RACING, CAR_RACING_PAPER)
+TASKS = {task.name: task for task in _GAMES}
 
 
 def register(task: Task) -> Task:

@@ -111,7 +111,7 @@ def _parse(argv: list[str]) -> Any:
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
     commands = [_phase_command(name, PRESETS[preset], preset) for name in ABOUT]
-    union = Info | Bench | Export | Doctor | Play
+    union = Info | Bench | Export | ImportReleased | Doctor | Play
     for command in commands:
         union = union | command
     said = io.StringIO()
@@ -225,6 +225,22 @@ class Export:
         from dreamjax.run.phases import export
 
         export(self.run_dir, self.target)
+
+
+@dataclasses.dataclass
+class ImportReleased:
+    """Make a run of the authors' own V, M and C: the files of hardmaru/WorldModelsExperiments."""
+
+    source: Annotated[Path, tyro.conf.Positional]  # its folder doomrnn, or carracing
+    run_dir: Path  # where world and C go; evaluate, play and fidelity take it from there
+    task: str = "take-cover"  # carracing's is car-racing-paper
+
+    def __call__(self) -> None:
+        task = find_task(self.task)
+        from dreamjax.run.released import import_released
+
+        import_released(self.source, self.run_dir, task)
+        print(f"{self.run_dir}: try dreamjax evaluate {task.name} --run-dir {self.run_dir}")
 
 
 @dataclasses.dataclass
