@@ -11,12 +11,15 @@ from flax import nnx
 
 from dreamjax.dream.worlds import World
 from dreamjax.fidelity import compare as fidelity
+from dreamjax.fidelity import probe
 from dreamjax.fidelity.departures import _padded, departures
+from dreamjax.fidelity.probe import average_precision
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.metrics import calibrated_threshold
 from dreamjax.tasks import TAKE_COVER, Colour
 from dreamjax.training.logbook import Logbook
+from dreamjax.vision.model import VAE
 
 
 def world_of(task, memory):
@@ -264,3 +267,40 @@ def test_the_alarm_rings_when_dream_and_game_part(world, monkeypatch):
     assert alarm(jnp.zeros(3), 900.0)["real"] == 90
     (line,) = log.lines
     assert "500 to 900 in the dream but 310 to 90 in the game" in line and "\n" not in line
+
+
+# What C can read
+
+
+def test_average_precision_by_hand():
+    score, there = np.array([0.9, 0.1, 0.8, 0.5]), np.array([True, False, False, True])
+    assert average_precision(score, there) == pytest.approx((1 / 1 + 2 / 3) / 2)
+    assert np.isnan(average_precision(score, ~np.ones(4, bool)))
+
+
+@pytest.mark.parametrize(("knows", "least", "most"), [("z", 0.95, 1.0), ("nothing", -0.2, 0.1)])
+def test_what_z_tells_linearly_is_known(monkeypatch, knows, least, most):
+    rng = np.random.default_rng(0)
+    task = dataclasses.replace(TAKE_COVER, latent_size=32, hidden_size=8)
+    games = []
+    for _ in range(6):
+        frames = np.zeros((120, 64, 64, 3), np.uint8)
+        for frame in frames:  # one thing of 3, 9 or 24 pixels
+            column, height = 2 * rng.integers(32), rng.choice([3, 9, 24])
+            frame[:height, column, 1] = 255
+        games.append((frames, np.zeros((120, 1), np.float32)))
+
+    def posteriors(vision, frames):
+        seen = np.log1p((frames[..., 1] > 0).sum(axis=1).reshape(-1, 32, 2).sum(axis=-1))
+        mu = seen if knows == "z" else rng.normal(size=seen.shape)
+        return np.float32(mu), np.full(mu.shape, -30, np.float32)
+
+    monkeypatch.setattr(probe, "posteriors", posteriors)
+    start, memory = jnp.zeros((1, 32)), random_memory(task)
+    found = probe.known(World(task, VAE(32, rngs=nnx.Rngs(0)), memory, start, start), games)
+    for reader in ("z", "C"):
+        assert least <= found["all"][reader] <= most
+    assert set(found) == {"all", *probe.SIZES}
+    assert all(row["share"] == pytest.approx(1 / 94, rel=0.3) for row in list(found.values())[1:])
+    for row in list(found.values())[1:]:
+        assert row["z"] > 0.95 if knows == "z" else row["z"] < 0.2

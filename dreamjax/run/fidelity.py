@@ -15,6 +15,7 @@ from dreamjax.dream.worlds import (
 )
 from dreamjax.fidelity import compare as fidelity
 from dreamjax.fidelity.departures import WINDOW, departures
+from dreamjax.fidelity.probe import Game, known
 from dreamjax.game.env import make_env
 from dreamjax.game.policies import play_steps
 from dreamjax.game.workers import play
@@ -49,8 +50,10 @@ def fidelity_phase(run: Run) -> None:
         dreamt = fidelity.dreamt_play(world, name, config.episodes, run.seed)
         found["policies"][name] = _compared(run.task, dreamt, played)
     found["policies"]["C"] = _compared(run.task, *_played_by(run, world, *player))
-    games = _unseen_games(run)
+    games = [frames for frames, _ in _unseen_games(run, "held", run.seed + WATCH_SEED)]
     found["vision"] = fidelity.reconstruction(world, np.concatenate(games))
+    if run.task.salient is not None:
+        found["known"] = known(world, _unseen_games(run, "varied", run.seed + 2 * WATCH_SEED))
     if run.task.flash is not None:
         found["flashes"] = _flashes(run, world, games)
     found["controllers"] = _ranked(run, world, *player)
@@ -58,13 +61,13 @@ def fidelity_phase(run: Run) -> None:
     print_fidelity(run.task, found, run.log)
 
 
-def _unseen_games(run: Run) -> list[np.ndarray]:
-    """Frames of each of some `held` games that are never recorded."""
+def _unseen_games(run: Run, policy: str, seed: int) -> list[Game]:
+    """Some games of a policy that are never recorded."""
     env = make_env(run.task)
     try:
         return [
-            np.stack([step[0] for step in play_steps(env, "held", seed)])
-            for seed in evaluation_seeds(run.seed + WATCH_SEED, run.config.fidelity.seen)
+            tuple(map(np.stack, list(zip(*play_steps(env, policy, one), strict=True))[:2]))
+            for one in evaluation_seeds(seed, run.config.fidelity.seen)
         ]
     finally:
         env.close()
@@ -136,6 +139,10 @@ def print_fidelity(task: Task, found: dict[str, Any], log: Logbook) -> None:
             rates = "  ".join(f"{x:.2f}" for x in found["policies"]["C"][f"{side}_hazard"])
             log.say(f"  {side:<8}{rates}")
     log.say("V on unseen frames: " + listed(found["vision"]))
+    if "known" in found:
+        log.say(f"{'salient pixels':<16}{'share':>8}{'read from z':>14}{'from all C reads':>18}")
+        for size, row in found["known"].items():
+            log.say(f"{size:<16}{row['share']:>8.3f}{row['z']:>14.2f}{row['C']:>18.2f}")
     for side, row in found.get("flashes", {}).items():
         log.say(f"flashes of pain, {side}: {row['rate']:.2f} in 1,000 steps of {row['length']:.0f}")
     ranked = found["controllers"]

@@ -1,0 +1,110 @@
+"""What z, c and h know of salient things, as far as a linear controller can read it.
+
+A ridge regression foretells from them how many salient pixels stand in each band of columns of the
+picture that is being seen; half of the games teach it, the others judge it. In a game in which
+things come nearer, few pixels are far away. No label comes from the engine.
+Legend: B bands, F features, N frames, T steps of a game, Z latent.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamjax.dream.worlds import World
+from dreamjax.fidelity.compare import is_of
+from dreamjax.memory.latents import posteriors
+from dreamjax.memory.model import Memory
+from dreamjax.vision.training import BANDS
+
+SIZES = {"1 to 5": (1, 5), "6 to 12": (6, 12), "more": (13, 64 * 64)}  # salient pixels of a band
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # of the features' variance, added to it
+LENGTH = 256  # steps, a multiple of which is compiled
+
+Game = tuple[np.ndarray, np.ndarray]  # frames uint8 [T, 64, 64, 3] and actions [T, A]
+
+
+def known(world: World, games: Sequence[Game], seed: int = 0) -> dict[str, dict[str, float]]:
+    """How well the places of salient things are read from z alone, and from all that C reads.
+
+    Args:
+      world: V, M and the salient colour.
+      games: at least two, which V was not trained on.
+      seed: of V's noise.
+
+    Returns:
+      for each of `SIZES`, of the bands that are so or empty: the `share` of those that are so, and
+      the average precision, from `share` to 1, with which `z` and all that `C` reads find them.
+      For "all": the share of the variance of log(1 + pixels) that is foretold, 0 for `share`.
+    """
+    noise = np.random.default_rng(seed)
+    rows = [_seen(world, frames, actions, noise) for frames, actions in games]
+    half = sum(len(shown) for _, shown in rows[: len(rows) // 2])
+    features, shown = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    pixels = np.log1p(shown)
+    size = world.memory.latent_size
+    read = {
+        name: _foretold(features[:, :width], pixels, half)
+        for name, width in (("z", size), ("C", features.shape[1]))
+    }
+    told, judged = pixels[half:], shown[half:]
+    spread = ((told - told.mean(axis=0)) ** 2).sum()
+    found = {"all": {"share": 0.0}}
+    found["all"] |= {name: 1 - ((x - told) ** 2).sum() / spread for name, x in read.items()}
+    for label, (least, most) in SIZES.items():
+        there = (judged >= least) & (judged <= most)
+        asked = there | (judged == 0)
+        scores = {name: average_precision(x[asked], there[asked]) for name, x in read.items()}
+        found[label] = {"share": there[asked].mean(), **scores}
+    return {label: {name: float(x) for name, x in row.items()} for label, row in found.items()}
+
+
+def average_precision(score: np.ndarray, there: np.ndarray) -> float:
+    """Mean precision at each of `there` [N] in the order of `score` [N]; NaN where none is."""
+    hits = there[np.argsort(-score, kind="stable")]
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    return float(precision[hits].mean()) if hits.any() else float("nan")
+
+
+def _seen(world: World, frames: np.ndarray, actions: np.ndarray, noise: np.random.Generator):
+    """What C reads [T, F] at each step of a game, and the salient pixels of each band [T, B]."""
+    mu, logvar = posteriors(world.vision, frames)
+    z = mu + np.exp(logvar / 2) * noise.standard_normal(mu.shape, np.float32)
+    steps, spare = len(frames), -len(frames) % LENGTH
+    z, actions = (np.pad(x, ((0, spare), (0, 0))) for x in (z, np.float32(actions)))
+    features = np.asarray(_features(world.memory, z, actions))[:steps]
+    there = is_of(world.task.salient, frames / np.float32(255))
+    return features, there.reshape(steps, 64, BANDS, -1).sum(axis=(1, 3))
+
+
+@jax.jit
+def _features(memory: Memory, z: jax.Array, actions: jax.Array) -> jax.Array:
+    def step(carry, now):
+        z, action, age = now
+        return memory(carry, z, action, age)[0], memory.features(z, carry)
+
+    return jax.lax.scan(step, memory.initial_carry(), (z, actions, jnp.arange(len(z))))[1]
+
+
+def _foretold(features: np.ndarray, wanted: np.ndarray, half: int) -> np.ndarray:
+    """`wanted` [N - half, B] by a ridge regression that the first `half` rows taught.
+
+    Of several strengths it has the one that does best on a quarter of these, taught by the others.
+    """
+    mean, std = features[:half].mean(axis=0), features[:half].std(axis=0) + 1e-6
+    x, quarter = np.float64((features - mean) / std), 3 * half // 4
+
+    def error(ridge):
+        found = _ridge(x[:quarter], wanted[:quarter], ridge)(x[quarter:half])
+        return ((found - wanted[quarter:half]) ** 2).sum()
+
+    return _ridge(x[:half], wanted[:half], min(RIDGES, key=error))(x[half:])
+
+
+def _ridge(x: np.ndarray, wanted: np.ndarray, ridge: float) -> Callable[[np.ndarray], np.ndarray]:
+    """The regression that rows x [N, F] and wanted [N, B] teach."""
+    level = wanted.mean(axis=0)
+    gram = x.T @ x + ridge * len(x) * np.eye(x.shape[1])
+    slope = np.linalg.solve(gram, x.T @ (wanted - level))
+    return lambda rows: rows @ slope + level
