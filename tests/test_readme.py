@@ -67,7 +67,8 @@ def test_shipped_worlds_are_whole_small_and_described(name):
     assert name in shipped_worlds()
     world, weights, meta = _load_exported(SHIPPED / name)
     assert world.task == dreamjax.TASKS[name] and len(world.initial_mu) == 1000
-    assert weights.shape == (world.controller().num_params,) and weights.dtype == np.float32
+    form = world.controller(meta["controller_hidden"])
+    assert weights.shape == (form.num_params,) and weights.dtype == np.float32
     assert sum(file.stat().st_size for file in (SHIPPED / name).iterdir()) < 15e6
     assert '"/' not in (SHIPPED / name / "world.json").read_text(), "a path of some machine"
     card = (SHIPPED / name / "README.md").read_text()
