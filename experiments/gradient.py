@@ -54,8 +54,9 @@ def main(config: Config) -> dict[str, float]:
         "nothing": lambda world, controller, start, config: start,
         "gradient": by_gradient,
         "policy gradient": by_policy_gradient,
-        "evolution": by_evolution,
     }
+    if not controller.hidden:  # CMA-ES keeps the square of the number of weights
+        ways["evolution"] = by_evolution
     found = {}
     for name, way in ways.items():
         weights = np.asarray(way(world, controller, start, config))[None]

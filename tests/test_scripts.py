@@ -287,9 +287,13 @@ def test_drop_in_rows(world):
     assert ratio["value"] == vector["value"] / plain["value"]
 
 
-def test_gradient_and_evolution_both_run(capsys):
+def test_gradient_and_evolution_both_run(monkeypatch):
     settings = gradient.Config(steps=1, lanes=2, horizon=3, population=4, rollouts=1, dreams=2)
-    assert set(gradient.main(settings)) == {"nothing", "gradient", "policy gradient", "evolution"}
+    ways = {"nothing", "gradient", "policy gradient"}
+    assert set(gradient.main(settings)) == ways, "the shipped C is too large for CMA-ES"
+    linear = lambda name, world: (world.controller(), jnp.zeros(1088))  # noqa: E731
+    monkeypatch.setattr(gradient, "load_controller", linear)
+    assert set(gradient.main(settings)) == {*ways, "evolution"}
 
 
 def test_expected_steps_are_the_chances_to_live(world):

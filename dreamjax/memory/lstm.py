@@ -33,6 +33,11 @@ class MDNRNN(Memory):
         carry = lstm_step(self.lstm_kernel[...], self.lstm_bias[...], carry, inputs, restart)
         return carry, carry[1]
 
+    def thinned(self, carry: LSTMCarry, factors: jax.Array) -> LSTMCarry:
+        """As `Memory.thinned`, of h alone."""
+        c, h = carry
+        return c, h * factors
+
     def run(
         self,
         carry: LSTMCarry,

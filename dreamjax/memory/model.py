@@ -143,9 +143,11 @@ class Memory(nnx.Module):
         return jax.lax.scan(step, carry, (inputs, restart))
 
     def thinned(self, carry: Carry, factors: jax.Array) -> Carry:
-        """`carry` as the recurrence reads it under a `Mask`'s factors of h [..., H]."""
-        c, h = carry
-        return c, h * factors
+        """`carry` as the recurrence reads it under a `Mask`'s factors of h [..., H].
+
+        Here of all its parts; a form whose carry is more than h says otherwise.
+        """
+        return jax.tree.map(lambda part: part * factors, carry)
 
     def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> Carry:
         """(c, h) of zeros, each float32 [*batch_shape, H]."""

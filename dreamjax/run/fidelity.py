@@ -50,10 +50,11 @@ def fidelity_phase(run: Run) -> None:
         dreamt = fidelity.dreamt_play(world, name, config.episodes, run.seed)
         found["policies"][name] = _compared(run.task, dreamt, played)
     found["policies"]["C"] = _compared(run.task, *_played_by(run, world, *player))
-    games = [frames for frames, _ in _unseen_games(run, "held", run.seed + WATCH_SEED)]
+    seen, seed = config.seen, run.seed + WATCH_SEED
+    games = [frames for frames, _ in _unseen_games(run, "held", seed, seen)]
     found["vision"] = fidelity.reconstruction(world, np.concatenate(games))
     if run.task.salient is not None:
-        found["known"] = known(world, _unseen_games(run, "varied", run.seed + 2 * WATCH_SEED))
+        found["known"] = known(world, _unseen_games(run, "varied", seed + WATCH_SEED, max(2, seen)))
     if run.task.flash is not None:
         found["flashes"] = _flashes(run, world, games)
     found["controllers"] = _ranked(run, world, *player)
@@ -61,13 +62,13 @@ def fidelity_phase(run: Run) -> None:
     print_fidelity(run.task, found, run.log)
 
 
-def _unseen_games(run: Run, policy: str, seed: int) -> list[Game]:
-    """Some games of a policy that are never recorded."""
+def _unseen_games(run: Run, policy: str, seed: int, count: int) -> list[Game]:
+    """So many games of a policy that are never recorded."""
     env = make_env(run.task)
     try:
         return [
             tuple(map(np.stack, list(zip(*play_steps(env, policy, one), strict=True))[:2]))
-            for one in evaluation_seeds(seed, run.config.fidelity.seen)
+            for one in evaluation_seeds(seed, count)
         ]
     finally:
         env.close()
