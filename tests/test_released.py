@@ -1,6 +1,7 @@
 """The authors' files: written here in their layout, read, dreamt by a step of NumPy, played."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +144,13 @@ def test_it_dreams_and_is_judged_by_the_commands(released, tmp_path):
         assert status == 0 and "ours" in said, err
 
 
+def test_a_directory_that_has_a_world_keeps_it(released, run):
+    before = load_world(run).digest()
+    with pytest.raises(ValueError, match="already has a world; use another run directory"):
+        import_released(released[1], run, released[0])
+    assert load_world(run).digest() == before
+
+
 def test_bad_files_are_one_line(released, tmp_path):
     task, folder, arrays = released
     other = CAR_RACING_PAPER if task is TAKE_COVER else TAKE_COVER
@@ -154,6 +162,13 @@ def test_bad_files_are_one_line(released, tmp_path):
         write(tmp_path / "twice" / name / "vae.json", arrays["initial_z.json"])
     with pytest.raises(ValueError, match="name the folder of one game"):
         import_released(tmp_path / "twice", tmp_path / "a", task)
+    for name in ("vae.json", "rnn.json", "game.cma.16.64.best.json", "initial_z.json"):
+        copy = tmp_path / name
+        shutil.copytree(folder, copy)
+        (broken,) = copy.rglob(name)
+        broken.write_text("[1, 2")
+        with pytest.raises(ValueError, match=f"{name} cannot be read .*; fetch it again"):
+            import_released(copy, tmp_path / "a", task)
     assert not (tmp_path / "a").exists()
     line = refused("import-released", tmp_path / "twice", "--run-dir", tmp_path / "b")
     assert "name the folder of one game" in line

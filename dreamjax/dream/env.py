@@ -349,7 +349,7 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         return self.task.latent_size + len(parts) * (self.hidden_size or self.task.hidden_size)
 
     def state_space(self, params: EnvParams) -> spaces.Dict:
-        """Boxes of `EnvState`'s fields."""
+        """Boxes of `EnvState`'s fields but the mask."""
         bound, carry = OBSERVATION_BOUND, jax.eval_shape(params.memory.initial_carry)
         boxes = [spaces.Box(-bound, bound, x.shape, jnp.float32) for x in jax.tree.leaves(carry)]
         return spaces.Dict(

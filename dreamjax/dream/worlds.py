@@ -342,8 +342,8 @@ def export_world(
 ) -> None:
     """Write a world in half precision, and perhaps C's weights [D], as a folder to hand on.
 
-    What is loaded back is rounded, so evolve C in the exported world rather than in the original;
-    exporting what was loaded changes nothing more.
+    Of its moments it has `MOMENTS` at most. What is loaded back is rounded, so evolve C in the
+    exported world rather than in the original; exporting what was loaded changes nothing more.
 
     Args:
       target: the folder.

@@ -20,6 +20,7 @@ from dreamjax.memory.heads import places
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.model import Memory
 from dreamjax.tasks import Task
+from dreamjax.training.checkpoint import CheckpointError, Store
 from dreamjax.training.files import writable
 from dreamjax.vision.model import VAE
 
@@ -42,7 +43,11 @@ def import_released(source: Path | str, directory: Path | str, task: Task) -> Wo
 
     Raises:
       ValueError: a file is missing, there twice, or no such file of this game.
+      CheckpointError: the run directory has a world.
     """
+    directory = Path(directory)
+    if Store(directory / "world").steps():
+        raise CheckpointError(f"{directory} already has a world; use another run directory")
     found = {name: _file(Path(source), name) for name in FILES}
     vision = released_vision(_arrays(found["vae.json"]), task)
     memory = released_memory(_arrays(found["rnn.json"]), task)
@@ -55,17 +60,12 @@ def import_released(source: Path | str, directory: Path | str, task: Task) -> Wo
         death_threshold=PAPER_THRESHOLD,
         death_noise=PAPER_NOISE,
     )
-    weights, score = json.loads(found["*.best.json"].read_text())
     controller = world.controller()
-    if len(weights) != controller.num_params:
-        raise ValueError(
-            f"{found['*.best.json']} has {len(weights)} weights, but C of {task.name} has "
-            f"{controller.num_params}; name the game that it is of"
-        )
-    directory = writable(Path(directory))
+    weights, score = _best(found["*.best.json"], controller.num_params, task)
+    directory = writable(directory)
     save_world(directory, world, {"released": True})
-    meta = {"phase": "released", "dream": float(score)}
-    save_controller(directory, world, jnp.asarray(weights, jnp.float32), meta, controller)
+    meta = {"phase": "released", "dream": score}
+    save_controller(directory, world, weights, meta, controller)
     return world
 
 
@@ -144,6 +144,21 @@ def _arrays(path: Path) -> list[np.ndarray]:
         return [np.asarray(array, np.float32) / SCALE for array in json.loads(path.read_text())]
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}); fetch it again") from None
+
+
+def _best(path: Path, size: int, task: Task) -> tuple[jnp.ndarray, float]:
+    """C's weights [D], which are no whole numbers, and the score that stands beside them."""
+    try:
+        weights, score = json.loads(path.read_text())
+        weights, score = jnp.asarray(np.asarray(weights, np.float32)), float(score)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); fetch it again") from None
+    if weights.shape != (size,):
+        raise ValueError(
+            f"{path} has weights of {weights.shape}, but C of {task.name} has {size}; name the "
+            "game that it is of"
+        )
+    return weights, score
 
 
 def _sized(arrays: list[np.ndarray], count: int, task: Task, name: str) -> list[np.ndarray]:

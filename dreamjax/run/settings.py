@@ -138,9 +138,7 @@ class RunConfig:
     fidelity: FidelityConfig = FidelityConfig()
     iterate: IterateConfig = IterateConfig()
     controller: Literal["evolve", "learn"] = "evolve"  # how `run` finds C; the paper evolves it
-    controller_hidden: int | None = (
-        None  # units of a hidden layer of C; 0: linear; None: the task's
-    )
+    controller_hidden: int | None = None  # units of C's hidden layer; 0: none, None: the task's
     workers: int | None = None  # processes that play the game; None is one a core
     save_seconds: float = 120.0  # between two checkpoints of a training; 0 is after every call
 
