@@ -96,7 +96,7 @@ def test_dreams_go_on_from_moments_until_the_cap(dream, latents):
     assert cut == [False, True]
 
 
-def test_a_world_keeps_its_moments_and_one_without_any_says_so(latents, tmp_path):
+def test_a_world_keeps_its_moments_and_one_without_any_says_so(latents, tmp_path, monkeypatch):
     wide = dataclasses.replace(latents, mu=np.tile(latents.mu, 11)[:, :64])
     wide = dataclasses.replace(wide, logvar=np.full(wide.mu.shape, -30, np.float16))
     memory, mu = random_memory(TAKE_COVER), jnp.zeros((2, 64))
@@ -110,5 +110,8 @@ def test_a_world_keeps_its_moments_and_one_without_any_says_so(latents, tmp_path
     jax.tree.map(near, loaded.moments, moments)
     assert loaded.anywhere(loaded.params()).moments is loaded.moments
     assert loaded.params().moments is None
+    monkeypatch.setattr("dreamjax.dream.worlds.MOMENTS", 4)
+    export_world(tmp_path, world, None, {})
+    jax.tree.map(near, load_world(tmp_path).moments, jax.tree.map(lambda x: x[:4], moments))
     with pytest.raises(ValueError, match="world of take-cover holds no moments of real episodes"):
         bare.anywhere(bare.params())

@@ -145,6 +145,7 @@ def test_c_can_be_learnt_instead_of_evolved(smoke, tmp_path):
     meta = Store(directory / "controller").meta()
     assert meta["phase"] == "learn" and meta["config"]["num_envs"] == 32
     assert meta["temperature"] == pytest.approx(1.15) and meta["world"] == world.digest()
+    assert meta["dropout"] == 0.05, "the task's"
     controller, learnt = load_controller(directory, world)
     assert controller.hidden == 64 and len(learnt) == controller.num_params > len(evolved)
     config = dataclasses.replace(PRESETS["smoke"], controller="learn")

@@ -338,6 +338,21 @@ def test_held_actions_last_one_to_ten_steps_and_uniform_ones_one():
     assert actions.dtype == np.float32 and actions.min() < -0.99 and actions.max() > 0.99
 
 
+def test_sweeps_cross_the_room_and_are_broken_off_by_an_episode_s_own_habit():
+    shares = []
+    for seed in range(40):
+        act = take_cover.sweeps(TAKE_COVER.actions, np.random.default_rng(seed))
+        actions = np.array([act(step) for step in range(4000)])[:, 0]
+        edges = np.flatnonzero(np.diff(actions, prepend=np.nan) != 0)
+        lengths, sides = np.diff(edges), actions[edges[:-1]]
+        ways = np.abs(sides) == 1
+        assert (lengths[ways] >= 70).all() and (lengths[~ways] <= 40).all()
+        assert (lengths[ways] <= 120).all(), "never twice the same way"
+        assert (np.diff(sides[ways]) != 0).all(), "left and right in turn"
+        shares.append(1 - ways.mean())
+    assert min(shares) < 0.1 and 0.5 < max(shares) < 0.85
+
+
 def test_varied_episodes_hold_or_swing_each_at_its_own_pace():
     paces, swings = [], 0
     for seed in range(200):
