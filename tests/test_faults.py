@@ -269,9 +269,10 @@ def test_an_absent_coordinator_is_named(tmp_path, monkeypatch, capsys):
     assert "JAX_PROCESS_ID must be a number of at least 0, got 'one'" in said(capsys)
 
 
-def test_fidelity_is_not_shared_by_processes(tmp_path, capsys):
-    assert command("fidelity", tmp_path, "--distributed") == 1
-    assert "fidelity runs on one host" in said(capsys)
+@pytest.mark.parametrize("name", ["fidelity", "calibrate"])
+def test_a_comparison_is_not_shared_by_processes(name, tmp_path, capsys):
+    assert command(name, tmp_path, "--distributed") == 1
+    assert f"{name} runs on one host" in said(capsys)
 
 
 def test_a_dream_without_numbers_ends(dream):

@@ -1,6 +1,7 @@
 """The instruments that compare a dream with the game are themselves compared with known truths."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,14 @@ from conftest import random_memory
 from flax import nnx
 
 from dreamjax.dream.worlds import World
+from dreamjax.fidelity import calibrate, probe
 from dreamjax.fidelity import compare as fidelity
-from dreamjax.fidelity import probe
 from dreamjax.fidelity.departures import _padded, departures
 from dreamjax.fidelity.probe import average_precision
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.metrics import calibrated_threshold
-from dreamjax.tasks import TAKE_COVER, Colour
+from dreamjax.tasks import TAKE_COVER
 from dreamjax.training.logbook import Logbook
 from dreamjax.vision.model import VAE
 
@@ -131,13 +132,17 @@ def test_dreams_are_watched_until_they_end(world):
             return jnp.zeros((len(z), 64, 64, 3)).at[..., 0].set(z[:, :1, None])
 
     jax.tree_util.register_static(Reddish)
-    task = dataclasses.replace(world.task, flash=Colour(1, -1, 0, 0))
-    world = dataclasses.replace(world, task=task, vision=Reddish(), initial_mu=world.initial_mu + 2)
-    found = fidelity.dreamt_flash(world, "held", 6, 40, 0)
-    assert len(found) == 6 and len({len(red) for red in found}) > 1
-    assert all(red[0] > 1 and len(red) <= 40 for red in found)
+    world = dataclasses.replace(world, vision=Reddish(), initial_mu=world.initial_mu + 2)
+    found = list(fidelity.dreamt_pictures(world, "held", 6, 40, 0))
+    assert len(found) == 6 and len({len(shown) for shown in found}) > 1
+    assert all(shown[0, ..., 0].min() > 1 and len(shown) <= 40 for shown in found)
     safe = dataclasses.replace(world, death_threshold=99.0)
-    assert {len(red) for red in fidelity.dreamt_flash(safe, "blind", 3, 40, 0)} == {40}
+    assert {len(shown) for shown in fidelity.dreamt_pictures(safe, "blind", 3, 40, 0)} == {40}
+
+
+def test_counts_are_averaged_by_age(small_task):
+    task = dataclasses.replace(small_task, ages=(0, 2, 4, 8))
+    assert fidelity.by_age([np.array([1, 3, 5]), np.array([8])], task) == [4, 5, 0]
 
 
 def sequences(task, lengths, seed=0):
@@ -250,6 +255,33 @@ class Said(Logbook):
 
     def say(self, line):
         self.lines.append(line)
+
+
+def lives(kindness):
+    """`dreamt_play` of a dream in which life falls with tau."""
+    real = {"uniform": 200.0, "blind": 700.0}
+
+    def dreamt(world, name, episodes, seed, tau):
+        return SimpleNamespace(steps=np.full((2, episodes), kindness[name] * real[name] / tau**3))
+
+    return dreamt, real
+
+
+def test_the_true_temperature_is_where_dreams_last_as_long_as_games(monkeypatch):
+    dreamt, real = lives({"uniform": 1.1 * 1.3**3, "blind": 1.3**3 / 1.1})
+    monkeypatch.setattr(calibrate, "dreamt_play", dreamt)
+    tau, steps = calibrate.true_temperature(None, real)
+    assert abs(tau / 1.3 - 1) < calibrate.PRECISION
+    for name, apart in ("uniform", 1.1), ("blind", 1 / 1.1):
+        assert abs(steps[name] / real[name] / apart - 1) < 3.5 * calibrate.PRECISION
+
+
+@pytest.mark.parametrize(("kindness", "told"), [(20.0, "longer"), (0.2, "shorter")])
+def test_dreams_that_no_temperature_makes_true_are_told(monkeypatch, kindness, told):
+    dreamt, real = lives({"uniform": kindness, "blind": kindness})
+    monkeypatch.setattr(calibrate, "dreamt_play", dreamt)
+    with pytest.raises(ValueError, match=f"dreams of this world are {told} than games at every"):
+        calibrate.true_temperature(None, real)
 
 
 def test_the_alarm_rings_when_dream_and_game_part(world, monkeypatch):

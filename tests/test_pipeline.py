@@ -15,12 +15,12 @@ from PIL import Image
 from short_cover import SHORT
 
 from dreamjax.controller.policy_gradient import LearnConfig
-from dreamjax.dream.worlds import load_controller, load_world, save_world
+from dreamjax.dream.worlds import adopt_world, load_controller, load_world, save_world
 from dreamjax.memory.latents import read_latents
 from dreamjax.run import cli, lineage
-from dreamjax.run.phases import phases_of
+from dreamjax.run.phases import export, phases_of
 from dreamjax.run.presets import PRESETS
-from dreamjax.tasks import TASKS
+from dreamjax.tasks import TAKE_COVER, TASKS
 from dreamjax.training.checkpoint import CheckpointError, Store, digest
 from experiments import take_cover, temperature
 
@@ -113,6 +113,26 @@ def test_fidelity_compares_dream_and_game(smoke, capsys):
     assert found["departures"]["n"] > 0 and len(found["departures"]["dreaming"]) == 5
     said = capsys.readouterr().out
     assert "rank correlation over 3 controllers" in said and "open loop" in said
+
+
+def test_a_world_is_calibrated_and_handed_on(tmp_path, capsys):
+    run, words = tmp_path / "run", ["--fidelity.real-episodes", "2", "--fidelity.episodes", "4"]
+    adopt_world(run, "take-cover", TAKE_COVER)
+    before = Store(run / "world").meta()
+    assert cli.main(["calibrate", "take-cover", "--run-dir", str(run), *words]) == 0
+    tau, after = load_world(run).temperature, Store(run / "world").meta()
+    assert f"temperature {tau:.2f};" in capsys.readouterr().out, "told as it is kept"
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert "temperature" in changed and changed <= {"temperature", "step", "time"}
+    assert load_controller(run, load_world(run))[1].size, "C is still of this world"
+    export(run, tmp_path / "on")
+    assert load_world(tmp_path / "on").params().temperature == tau
+
+
+def test_a_game_without_an_end_is_not_calibrated(tmp_path, capsys):
+    words = ["calibrate", "car-racing", "--world", "car-racing", "--run-dir", str(tmp_path)]
+    assert cli.main(words) == 1
+    assert "are not told apart by how long they last" in capsys.readouterr().err
 
 
 def test_every_artefact_says_how_it_was_made(smoke):

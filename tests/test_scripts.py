@@ -218,12 +218,10 @@ def test_a_dry_run_tells_what_each_phase_takes_and_does_nothing(tmp_path, capsys
     assert float(total.split()[0]) == pytest.approx(sum(hours.values()), abs=0.1)
 
 
-def test_what_cannot_be_planned_is_named(tmp_path, capsys):
-    words = ["fidelity", "take-cover", "--run-dir", str(tmp_path / "run"), "--dry-run"]
-    assert cli.main(words) == 1
-    assert capsys.readouterr().err == (
-        "dreamjax: fidelity cannot be planned; leave out --dry-run\n"
-    )
+@pytest.mark.parametrize("name", ["fidelity", "calibrate"])
+def test_what_cannot_be_planned_is_named(name, tmp_path, capsys):
+    assert cli.main([name, "take-cover", "--run-dir", str(tmp_path / "run"), "--dry-run"]) == 1
+    assert capsys.readouterr().err == (f"dreamjax: {name} cannot be planned; leave out --dry-run\n")
 
 
 def test_several_devices_are_measured_as_rows():

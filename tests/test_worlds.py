@@ -34,7 +34,8 @@ WEIGHTS = np.linspace(-1, 1, 1088, dtype=np.float32)
 def world():
     rngs, mu = nnx.Rngs(0), jax.random.normal(jax.random.key(0), (7, 64))
     models = VAE(64, rngs=rngs), MDNRNN(TAKE_COVER, rngs=rngs)
-    return World(TAKE_COVER, *models, mu, mu - 2, death_threshold=1.5, death_noise=1.0)
+    tuned = {"death_threshold": 1.5, "death_noise": 1.0, "temperature": 1.3}
+    return World(TAKE_COVER, *models, mu, mu - 2, **tuned)
 
 
 @pytest.fixture
@@ -46,6 +47,8 @@ def folder(world, tmp_path):
 def test_an_exported_world_is_the_same_but_for_rounding(world, folder):
     loaded = load_world(folder)
     assert (loaded.task, loaded.death_threshold, loaded.death_noise) == (TAKE_COVER, 1.5, 1.0)
+    tau = [x.params().temperature for x in (loaded, dataclasses.replace(loaded, temperature=None))]
+    assert tau == [1.3, TAKE_COVER.temperature] and loaded.params(2.0).temperature == 2
     for a, b in zip(*map(jax.tree.leaves, (loaded.arrays(), world.arrays())), strict=True):
         assert a.dtype == jnp.float32
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7)
@@ -66,7 +69,7 @@ def test_a_run_adopts_a_world_and_its_controller_once(world, folder, tmp_path):
     adopted = load_world(run)
     assert Store(run / "world").meta()["made"] == {"steps": 12}, "how it was made is handed on"
     assert adopted.digest() == load_world(folder).digest()
-    assert (adopted.death_threshold, adopted.death_noise) == (1.5, 1.0)
+    assert (adopted.death_threshold, adopted.death_noise, adopted.temperature) == (1.5, 1.0, 1.3)
     np.testing.assert_array_equal(load_controller(run, adopted)[1], WEIGHTS)
     save_controller(run, adopted, -WEIGHTS, {"dream": 1.0})
     adopt_world(run, folder, TAKE_COVER)
@@ -173,6 +176,8 @@ def hostile(arrays, blob, meta):
         "threshold huge": (fact(death_threshold=10**400), "death_threshold is 10000"),
         "noise inf": (fact(death_noise=np.inf), "death_noise is inf"),
         "noise -1": (fact(death_noise=-1), "death_noise is -1, but must be .* at least 0"),
+        "tau 0": (fact(temperature=0), "temperature is 0, but must be a number from 10"),
+        "tau x": (fact(temperature="1"), "temperature is '1'"),
         "dream": (fact(dream=np.nan), "dream is nan"),
         "V": (spoiled("['vision'].mu.bias.value", np.nan), "mu.bias.value holds NaN"),
         "M": (spoiled(kernel, np.inf), "head_kernel.value holds NaN or infinity"),

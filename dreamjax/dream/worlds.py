@@ -51,6 +51,7 @@ _FACTS = {  # what a world's facts may say: value where there is none, type, ran
     "moments": (0, (int,), 0, 10**9, "a whole number from 0 to 10^9"),
     "death_threshold": (PAPER_THRESHOLD, (int, float), -_LARGEST, _LARGEST, "a finite float32"),
     "death_noise": (PAPER_NOISE, (int, float), 0, _LARGEST, "a finite float32 of at least 0"),
+    "temperature": (None, (int, float, type(None)), 1e-6, 1e6, "a number from 10^-6 to 10^6"),
     "num_events": (0, (int,), 0, 10**5, "a whole number from 0 to 10^5"),
     "clock": (False, (bool,), False, True, "true or false"),
     "keys": (False, (bool,), False, True, "true or false"),
@@ -72,6 +73,8 @@ class World:
       initial_mu, initial_logvar: [N, Z] posteriors of real first frames.
       death_threshold, death_noise: see `EnvParams`; as calibrated for this M, or the paper's.
       moments: of real episodes, from which dreams can go on; older worlds have None.
+      temperature: tau at which its dreams last as long as games, see
+        `dreamjax.fidelity.true_temperature`; None, where that was not found, is the task's.
     """
 
     task: Task
@@ -82,6 +85,7 @@ class World:
     death_threshold: float = PAPER_THRESHOLD
     death_noise: float = PAPER_NOISE
     moments: Moments | None = None
+    temperature: float | None = None
 
     def env(self) -> DreamEnv:
         """The dream of this game as a gymnax environment."""
@@ -107,7 +111,7 @@ class World:
         """This world as environment parameters.
 
         Args:
-          temperature: tau; None is the task's.
+          temperature: tau; None is the world's own, or else the task's.
           death_threshold: M's death logit above which a dream ends; None is the world's.
           dtype: of the operands of M's matrix products, all else is float32; None is what the
             device multiplies fastest, see `product_dtype`.
@@ -119,7 +123,7 @@ class World:
             cast(self.memory, product_dtype() if dtype is None else dtype),
             self.initial_mu,
             self.initial_logvar,
-            temperature=temperature,
+            temperature=self.temperature if temperature is None else temperature,
             death_threshold=self.death_threshold if death_threshold is None else death_threshold,
             death_noise=self.death_noise if death_noise is None else death_noise,
             dropout=dropout,
@@ -153,6 +157,7 @@ class World:
             "moments": 0 if self.moments is None else len(self.moments.age),
             "death_threshold": self.death_threshold,
             "death_noise": self.death_noise,
+            "temperature": self.temperature,
             **{name: getattr(self.memory, name) for name in VARIANT},
             **_form(self.memory, self.task),
         }
@@ -294,11 +299,11 @@ def _blank_world(meta: dict[str, Any], origin: Path) -> World:
             f"profile is {reprlib.repr(meta.get('profile'))}, but {task.name} is {task.profile!r}"
         )
     starts = jax.ShapeDtypeStruct((facts["starts"], task.latent_size), jnp.float32)
-    deaths = {name: facts[name] for name in ("death_threshold", "death_noise")}
+    tuned = {name: facts[name] for name in ("death_threshold", "death_noise", "temperature")}
     variant = {name: facts[name] for name in (*VARIANT, "hidden_size")}
     models = blank_models(task, _known_kind(meta, origin), heads=_heads(meta, task), **variant)
     moments = blank_moments(models[1], facts["moments"]) if facts["moments"] else None
-    return World(task, *models, starts, starts, **deaths, moments=moments)
+    return World(task, *models, starts, starts, **tuned, moments=moments)
 
 
 def _known_kind(meta: dict[str, Any], origin: Path) -> str:

@@ -5,7 +5,7 @@ Legend: C controllers, D weights, E episodes, K steps ahead, L lanes, T steps of
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from dreamjax.game import policies
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.tasks import Colour, Task
 from dreamjax.training.logbook import Logbook
-from dreamjax.vision.model import pictures
+from dreamjax.vision.model import VAE, pictures
 
 SHARED_STARTS = 32  # dreams of each plan of a random policy
 BLINDFOLDED = ("uniform", "held", "blind")  # policies that need no eyes, so they dream as they play
@@ -251,22 +251,36 @@ def flashes(episodes: Sequence[np.ndarray]) -> dict[str, float]:
     }
 
 
-def dreamt_flash(
+def by_age(counts: Sequence[np.ndarray], task: Task) -> list[float]:
+    """Mean of what was counted in each frame [T] of episodes, between the task's ages; 0 of none.
+
+    What a dream shows by age tells whether things come to be in it as they do in the game.
+    """
+    ages = np.concatenate([np.arange(len(count)) for count in counts])
+    band, found = np.digitize(ages, task.ages) - 1, np.concatenate(counts)
+    return [
+        float(found[band == k].sum() / max((band == k).sum(), 1)) for k in range(len(task.ages) - 1)
+    ]
+
+
+def dreamt_pictures(
     world: World, policy: str, dreams: int, steps: int, seed: int, temperature: float = 1.0
-) -> list[np.ndarray]:
-    """`flash` of each dream of a policy that never looks, to its end or for `steps`.
+) -> Iterator[np.ndarray]:
+    """Pictures of each dream of a policy that never looks, to its end or for `steps`.
 
     Args:
       world, policy, seed, temperature: as for `dreamt_play`.
       dreams: how many.
       steps: of each at most.
+
+    Returns:
+      of one dream after another, float32 [T, 64, 64, 3] in [0, 1].
     """
     plans = _plans(world, policy, dreams, seed)
     plans = plans[np.arange(dreams) % len(plans), :steps]
     env, params = Blindfold(world.task), world.params(temperature, dtype=jnp.float32)
     z, alive = map(np.asarray, _watch_plans(env, jax.random.key(seed), params, plans))
-    drawn = (_drawn(world.vision, z[dream][alive[dream]]) for dream in range(dreams))
-    return [flash(world.task.flash, pictures) for pictures in drawn]
+    return (drawn(world.vision, z[dream][alive[dream]]) for dream in range(dreams))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -281,8 +295,8 @@ def _watch_plans(env: Blindfold, key, params, plans):
     return jax.vmap(dream)(jax.random.split(key, len(plans)), plans)
 
 
-def _drawn(vision, z: np.ndarray, batch: int = 128) -> np.ndarray:
-    """Pictures of latents [N, Z]."""
+def drawn(vision: VAE, z: np.ndarray, batch: int = 128) -> np.ndarray:
+    """Pictures of latents [N, Z], float32 [N, 64, 64, 3] in [0, 1]."""
     padded = np.pad(z, ((0, -len(z) % batch), (0, 0)))
     parts = [pictures(vision, padded[i : i + batch]) for i in range(0, len(padded), batch)]
     return np.concatenate(parts)[: len(z)]

@@ -29,6 +29,7 @@ DEBUG = "--debug"  # anywhere on the command line: show where an error came from
 FAULTS = (ValueError, ImportError, ArithmeticError, OSError, RuntimeError, MemoryError)
 
 WHOLE = ("run", "iterate")  # commands that do all phases
+MEASURING = ("fidelity", "calibrate")  # commands that compare dreams with games
 ABOUT = {
     "run": "Do every phase into one run directory, from wherever it stopped.",
     "iterate": "Do a whole run, then in rounds: C plays, M learns from it, C learns anew.",
@@ -41,6 +42,7 @@ ABOUT = {
     "evaluate": "Play the real game awake; save the score table, the curves and the film.",
     "record": "Record the evolved agent at play; encode and train-memory then learn from it too.",
     "fidelity": "Compare the dream with the real game: survival, predictions, ranks.",
+    "calibrate": "Give a world the temperature at which its dreams last as long as games.",
 }
 
 
@@ -92,8 +94,8 @@ def _choose_devices(words: list[str]) -> None:
     from dreamjax.training import devices
 
     name, distributed = next(iter(words), ""), "--distributed" in words
-    if distributed and name == "fidelity":
-        raise ValueError("fidelity runs on one host; leave out --distributed")
+    if distributed and name in MEASURING:
+        raise ValueError(f"{name} runs on one host; leave out --distributed")
     device = _value_of(words, "--device", "auto")
     if device not in DEVICES or not {"-h", "--help"}.isdisjoint(words):
         return  # the parser has something to say
@@ -182,7 +184,7 @@ def _run(command: Any, name: str) -> None:
             raise ValueError(f"{name} comes before the world; leave out --world {command.world}")
         phases = tuple(phase for phase in phases if phase in AWAKE)
     task = find_task(command.task)
-    if command.dry_run and name in ("fidelity", "iterate"):
+    if command.dry_run and name in (*MEASURING, "iterate"):
         raise ValueError(f"{name} cannot be planned; leave out --dry-run")
     if command.dry_run:
         _benchmarks("plan").show(task, command.config, phases, command.seed)

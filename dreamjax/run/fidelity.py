@@ -1,5 +1,6 @@
 """The dream beside the game: everything that is measured of it, and the table of it."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,14 +13,17 @@ from dreamjax.dream.worlds import (
     World,
     load_controller,
     load_world,
+    save_world,
+    world_meta,
 )
 from dreamjax.fidelity import compare as fidelity
+from dreamjax.fidelity.calibrate import true_temperature
 from dreamjax.fidelity.departures import WINDOW, departures
 from dreamjax.fidelity.probe import Game, known
 from dreamjax.game.env import make_env
 from dreamjax.game.policies import play_steps
-from dreamjax.game.workers import play
-from dreamjax.memory.latents import read_latents
+from dreamjax.game.workers import Played, play
+from dreamjax.memory.latents import posteriors, read_latents
 from dreamjax.memory.metrics import memory_metrics
 from dreamjax.run.scores import listed, score
 from dreamjax.run.settings import WATCH_SEED, Run
@@ -28,6 +32,7 @@ from dreamjax.training.files import write_json
 from dreamjax.training.logbook import Logbook
 
 SIDES = ("dream", "real")
+PLAIN = 1.0  # tau at which a dream is M's plain belief
 
 
 def fidelity_phase(run: Run) -> None:
@@ -44,22 +49,41 @@ def fidelity_phase(run: Run) -> None:
         if run.task.ends and (held.lengths > young).any():
             ages = {"young": young, "old": run.task.max_steps}
             found["departures"] = departures(world, *player, held, **ages, seed=run.seed)
+    tau = run.config.dream.temperature or world.temperature or PLAIN
     for name in fidelity.BLINDFOLDED:
-        seeds = evaluation_seeds(run.seed + WATCH_SEED, config.real_episodes)
-        played = play(run.task, name, seeds, workers=run.config.workers, log=run.log, phase=name)
-        dreamt = fidelity.dreamt_play(world, name, config.episodes, run.seed)
-        found["policies"][name] = _compared(run.task, dreamt, played)
+        dreamt = fidelity.dreamt_play(world, name, config.episodes, run.seed, tau)
+        found["policies"][name] = _compared(run.task, dreamt, _played_blindly(run, name))
     found["policies"]["C"] = _compared(run.task, *_played_by(run, world, *player))
     seen, seed = config.seen, run.seed + WATCH_SEED
     games = [frames for frames, _ in _unseen_games(run, "held", seed, seen)]
     found["vision"] = fidelity.reconstruction(world, np.concatenate(games))
     if run.task.salient is not None:
         found["known"] = known(world, _unseen_games(run, "varied", seed + WATCH_SEED, max(2, seen)))
-    if run.task.flash is not None:
-        found["flashes"] = _flashes(run, world, games)
+    found |= _shown(run, world, games, tau)
     found["controllers"] = _ranked(run, world, *player)
     write_json(run.directory / "fidelity.json", found)
     print_fidelity(run.task, found, run.log)
+
+
+def calibrate_phase(run: Run) -> None:
+    """Give the run's world the temperature at which its dreams last as long as games."""
+    if run.task.step_reward is None or not run.task.ends:
+        raise ValueError(
+            f"games of {run.task.name} are not told apart by how long they last; choose its "
+            "temperature by --dream.temperature"
+        )
+    world, made = load_world(run.directory), world_meta(run.directory)
+    names = fidelity.BLINDFOLDED
+    lived = {name: float(_played_blindly(run, name).lengths.mean()) for name in names}
+    tau, dreamt = true_temperature(world, lived, run.config.fidelity.episodes, run.seed)
+    save_world(run.directory, dataclasses.replace(world, temperature=round(tau, 2)), made)
+    told = ", ".join(f"{name} {dreamt[name]:.0f} ({lived[name]:.0f})" for name in names)
+    run.log.say(f"temperature {tau:.2f}; steps in dreams near it (in games): {told}")
+
+
+def _played_blindly(run: Run, policy: str) -> Played:
+    seeds = evaluation_seeds(run.seed + WATCH_SEED, run.config.fidelity.real_episodes)
+    return play(run.task, policy, seeds, workers=run.config.workers, log=run.log, phase=policy)
 
 
 def _unseen_games(run: Run, policy: str, seed: int, count: int) -> list[Game]:
@@ -74,13 +98,25 @@ def _unseen_games(run: Run, policy: str, seed: int, count: int) -> list[Game]:
         env.close()
 
 
-def _flashes(run: Run, world: World, games: list[np.ndarray]) -> dict[str, dict[str, float]]:
-    """Flashes of pain in `held` games and dreams."""
-    longest = max(len(frames) for frames in games)
-    dreams = 4 * len(games)
-    dreamt = fidelity.dreamt_flash(world, "held", dreams, longest, run.seed)
-    real = [fidelity.flash(run.task.flash, frames / np.float32(255)) for frames in games]
-    return {"dream": fidelity.flashes(dreamt), "real": fidelity.flashes(real)}
+def _shown(run: Run, world: World, games: list[np.ndarray], tau: float) -> dict[str, Any]:
+    """Flashes of pain, and salient pixels by age: in `held` games as V draws them, in dreams."""
+    task, vision, found = run.task, world.vision, {}
+    if task.flash is None and task.salient is None:
+        return found
+    longest, dreams = max(len(frames) for frames in games), 4 * len(games)
+    dreamt = fidelity.dreamt_pictures(world, "held", dreams, longest, run.seed, tau)
+    real = (fidelity.drawn(vision, posteriors(vision, frames)[0]) for frames in games)
+    for side, episodes in zip(SIDES, (dreamt, real), strict=True):
+        reds, counts = [], []
+        for pictures in episodes:
+            counts.append(fidelity.is_of(task.salient, pictures).sum(axis=(1, 2)))
+            if task.flash is not None:
+                reds.append(fidelity.flash(task.flash, pictures))
+        if task.flash is not None:
+            found.setdefault("flashes", {})[side] = fidelity.flashes(reds)
+        if task.salient is not None:
+            found.setdefault("salient", {})[side] = fidelity.by_age(counts, task)
+    return found
 
 
 def _played_by(run: Run, world: World, controller: Controller, best: jax.Array):
@@ -144,6 +180,11 @@ def print_fidelity(task: Task, found: dict[str, Any], log: Logbook) -> None:
         log.say(f"{'salient pixels':<16}{'share':>8}{'read from z':>14}{'from all C reads':>18}")
         for size, row in found["known"].items():
             log.say(f"{size:<16}{row['share']:>8.3f}{row['z']:>14.2f}{row['C']:>18.2f}")
+    if "salient" in found:
+        ages = ", ".join(f"{age}" for age in task.ages)
+        log.say(f"salient pixels a frame, between the ages {ages}:")
+        for side, row in found["salient"].items():
+            log.say(f"  {side:<8}{'  '.join(f'{x:.1f}' for x in row)}")
     for side, row in found.get("flashes", {}).items():
         log.say(f"flashes of pain, {side}: {row['rate']:.2f} in 1,000 steps of {row['length']:.0f}")
     ranked = found["controllers"]

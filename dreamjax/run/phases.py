@@ -37,7 +37,7 @@ from dreamjax.game.workers import NONE_PLAYED, play
 from dreamjax.memory.latents import encode_rollouts, read_latents
 from dreamjax.memory.training import check_form, train_memory
 from dreamjax.run import pictures
-from dreamjax.run.fidelity import fidelity_phase
+from dreamjax.run.fidelity import calibrate_phase, fidelity_phase
 from dreamjax.run.lineage import (
     begin_again,
     bind,
@@ -253,8 +253,12 @@ PHASES: dict[str, Callable[[Run], None]] = {
     "learn": learn_phase,
     "evaluate": evaluate_phase,
 }
-ASIDE = {"record": record_phase, "fidelity": fidelity_phase}  # phases that no run needs
-AWAKE = (*CONTROLLERS, "evaluate", "record", "fidelity")  # phases that need no more than a world
+ASIDE = {  # phases that no run needs
+    "record": record_phase,
+    "fidelity": fidelity_phase,
+    "calibrate": calibrate_phase,
+}
+AWAKE = (*CONTROLLERS, "evaluate", *ASIDE)  # phases that need no more than a world
 
 
 def phases_of(config: RunConfig) -> tuple[str, ...]:

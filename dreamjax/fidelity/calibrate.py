@@ -1,0 +1,57 @@
+"""The temperature at which dreams last as long as games."""
+
+import math
+from collections.abc import Mapping
+
+from dreamjax.dream.worlds import World
+from dreamjax.fidelity.compare import dreamt_play
+
+RANGE = 0.75, 2.0  # tau is looked for between them
+PRECISION = 0.02  # of it, relative
+
+
+def true_temperature(
+    world: World, lived: Mapping[str, float], episodes: int = 256, seed: int = 0
+) -> tuple[float, dict[str, float]]:
+    """The tau at which players who never look live as long in the dream as in the game.
+
+    M draws each latent for itself, so what changes many of them together, such as a fireball that
+    is shot, seldom comes to be in a dream at tau = 1: it is too kind. A higher tau makes up for
+    that, as in the paper, where it was chosen by C's scores in the game; here no C is needed.
+
+    Args:
+      world: the world.
+      lived: of policies in `policies.NAMES` that never look, mean steps survived in the game.
+      episodes: dreams of each policy at each tau that is tried.
+      seed: of plans and dreams, the same at each tau.
+
+    Returns:
+      tau, at which the logarithms of dreamt over real lives average to 0; the steps survived in
+      the dream by each policy at the tau nearest to it that was tried.
+
+    Raises:
+      ValueError: dreams are longer, or shorter, than games at every tau in `RANGE`.
+    """
+    tried = {}
+
+    def excess(log_tau: float) -> float:
+        tau = math.exp(log_tau)
+        dreamt = {
+            name: float(dreamt_play(world, name, episodes, seed, tau).steps.mean())
+            for name in lived
+        }
+        tried[tau] = dreamt
+        return sum(math.log(dreamt[name] / lived[name]) for name in lived) / len(lived)
+
+    low, high = map(math.log, RANGE)
+    short, long = excess(high), excess(low)
+    if short > 0 or long < 0:
+        told = "longer" if short > 0 else "shorter"
+        raise ValueError(
+            f"dreams of this world are {told} than games at every temperature from {RANGE[0]} to "
+            f"{RANGE[1]}; train its M on more games"
+        )
+    from scipy import optimize  # a second's import, for this alone
+
+    found = math.exp(optimize.brentq(excess, low, high, xtol=PRECISION))
+    return found, tried[min(tried, key=lambda tau: abs(tau - found))]
