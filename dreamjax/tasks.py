@@ -88,8 +88,6 @@ class Task:
       moments: whether C learns in short dreams that begin at moments of real episodes, rather than
         in whole ones: where M knows the next seconds better than the next minutes.
       gamma: the discount that C learns with: how much a reward counts a step later.
-      dropout: probability that a dream that C learns in drops a number that M reads, see
-        `EnvParams`; 0 drops nothing.
       controller_hidden: units of a hidden layer of a C that is learnt by policy gradient; 0 is a
         linear C, as one that is evolved always is unless it is asked for.
       frames_per_second: the game's, for whoever watches.
@@ -122,7 +120,6 @@ class Task:
     temperature: float = 1.0
     moments: bool = False
     gamma: float = GAMMA
-    dropout: float = 0.0
     controller_hidden: int = 0
     frames_per_second: int = 30
     blind: str = "held"
@@ -213,7 +210,6 @@ TAKE_COVER = Task(
     max_steps=2100,
     temperature=1.15,  # the article's best; the released code says 1.25
     moments=True,
-    dropout=0.05,
     controller_hidden=64,
     frames_per_second=35,  # tics of Doom's clock
     blind="dreamjax.game.take_cover:left_and_right",

@@ -24,7 +24,7 @@ class DreamProblem(Problem):
     Args:
       world: the world.
       num_rollouts: R, dreams of each member; all members meet the same starts and noise.
-      temperature: tau; None is the task's.
+      temperature: tau; None is the world's own, or else the task's.
     """
 
     def __init__(self, world: World, num_rollouts: int = 16, temperature: float | None = None):

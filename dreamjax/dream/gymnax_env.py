@@ -56,7 +56,7 @@ class NamedDream(DreamEnv):
     Attributes:
       actions, observation: the variant.
       world: what `default_params` loads, a shipped name or a folder.
-      temperature: tau of `default_params`; None is the task's.
+      temperature: tau of `default_params`; None is the world's own, or else the task's.
     """
 
     actions: str = "continuous"
@@ -237,7 +237,7 @@ def named(
       env_id: a task's `env_id`, such as `"DreamCarRacing-v1"`.
       actions: `"continuous"`, the paper's, or `"discrete"`; None is the game's own.
       observation: `"zch"`, `"zh"`, `"z"` or `"pixels"`; None is what the game's C reads.
-      temperature: tau > 0; None is the task's.
+      temperature: tau > 0; None is the world's own, or else the task's.
       world: a shipped world or a run directory; None is the shipped one of the game.
 
     Raises:

@@ -161,12 +161,11 @@ def _find_controller(run: Run, phase: str, find: Callable[..., Evolution | Learn
     """`find` the controller that does best in the dream, and save it."""
     world, dream = load_world(run.directory), run.config.dream
     dtype = product_dtype(dream.bfloat16)
-    dropout = run.task.dropout if dream.dropout is None else dream.dropout
-    tuned = dream.death_threshold, dtype, dream.death_noise, dropout or None
+    tuned = dream.death_threshold, dtype, dream.death_noise, dream.dropout or None
     params = world.params(dream.temperature, *tuned)
     settings = {"products": str(dtype)}
-    if dropout:
-        settings["dropout"] = dropout
+    if dream.dropout:
+        settings["dropout"] = dream.dropout
     for name in ("temperature", "death_threshold", "death_noise"):
         settings[name] = float(getattr(params, name))
     controller = world.controller(run.config.hidden(run.task, phase))

@@ -46,7 +46,7 @@ PRESETS = {
         collect=CollectConfig(episodes=10_000, min_steps=101),
         vision=VisionConfig(steps=308_000),
         memory=MemoryConfig(steps=24_400),
-        dream=DreamConfig(death_threshold=PAPER_THRESHOLD, death_noise=PAPER_NOISE, dropout=0.0),
+        dream=DreamConfig(death_threshold=PAPER_THRESHOLD, death_noise=PAPER_NOISE),
         evolve=EvolveConfig(generations=200),
     ),
 }

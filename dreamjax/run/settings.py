@@ -43,10 +43,10 @@ class CollectConfig:
 class DreamConfig:
     """The dream that C grows in."""
 
-    temperature: float | None = None  # tau; None is the task's
+    temperature: float | None = None  # tau; None is the world's own, or else the task's
     death_threshold: float | None = None  # of M's logit; the paper's is 0, None is as calibrated
     death_noise: float | None = None  # the paper's is 0; 1, and None, sample deaths
-    dropout: float | None = None  # that a dream drops a number M reads; 0: none, None: the task's
+    dropout: float = 0.0  # probability that a dream drops a number that M reads, to its end
     bfloat16: bool | None = None  # products in bfloat16; None where the device is faster so
 
     def __post_init__(self):
@@ -54,8 +54,7 @@ class DreamConfig:
             check_temperature(self.temperature)
         if self.death_noise is not None:
             check_death_noise(self.death_noise)
-        if self.dropout is not None:
-            check_dropout(self.dropout)
+        check_dropout(self.dropout)
         if self.death_threshold is not None:
             check_death_threshold(self.death_threshold)
 
