@@ -125,7 +125,7 @@ def dreamt_returns(
     seed: int,
     temperature: float | None = None,
 ) -> Dreamt:
-    """Every dream of controllers [C, D]: returns and lengths, [C, rollouts]; tau: `World.params`."""
+    """Each dream of controllers [C, D]: returns and lengths, [C, rollouts]; tau: `World.params`."""
     return _play_controllers(
         world.env(),
         controller,
