@@ -109,6 +109,7 @@ def test_fidelity_compares_dream_and_game(smoke, capsys):
     assert len(found["policies"]["C"]["real_hazard"]) == 6
     assert found["policies"]["blind"]["dream"]["n"] >= 8
     assert len(found["controllers"]["real"]) == 3
+    assert [len(found["salient"][side]) for side in ("dream", "real")] == [6, 6]
     assert len(found["open_loop"]["nll"]) == 5 and found["deaths"]["deaths"] > 0
     assert found["departures"]["n"] > 0 and len(found["departures"]["dreaming"]) == 5
     said = capsys.readouterr().out

@@ -141,6 +141,12 @@ def check_dream(world, page, tau, controller, weights):
     return came
 
 
+def test_a_page_begins_at_the_temperature_of_its_world():
+    world = load_world("take-cover")
+    assert world.temperature not in (None, world.task.temperature)
+    assert folder.facts_of(world, None)["temperature"] == world.temperature
+
+
 @pytest.mark.parametrize("tau", [0.1, 1.0, 1.5])
 @pytest.mark.parametrize("name", ["take-cover", "car-racing"])
 def test_a_shipped_world_dreams_in_the_page_as_in_jax(name, tau, tmp_path):

@@ -207,14 +207,14 @@ def reconstruction(world: World, frames: np.ndarray, batch: int = 128) -> dict[s
       the mean frame.
     """
     images = frames.astype(np.float32) / 255
-    decoded = np.concatenate(
+    shown = np.concatenate(
         [
             pictures(world.vision, world.vision.encode(frames[i : i + batch])[0])
             for i in range(0, len(frames), batch)
         ]
     )
     salient = is_of(world.task.salient, images)[..., None]
-    error, spread = (decoded - images) ** 2, (images.mean(axis=0) - images) ** 2
+    error, spread = (shown - images) ** 2, (images.mean(axis=0) - images) ** 2
     parts = {"error": error, "salient": error * salient, "salient_variance": spread * salient}
     return {name: float(part.sum(axis=(1, 2, 3)).mean()) for name, part in parts.items()}
 
@@ -280,7 +280,7 @@ def dreamt_pictures(
     plans = plans[np.arange(dreams) % len(plans), :steps]
     env, params = Blindfold(world.task), world.params(temperature, dtype=jnp.float32)
     z, alive = map(np.asarray, _watch_plans(env, jax.random.key(seed), params, plans))
-    return (drawn(world.vision, z[dream][alive[dream]]) for dream in range(dreams))
+    return (decoded(world.vision, z[dream][alive[dream]]) for dream in range(dreams))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -295,7 +295,7 @@ def _watch_plans(env: Blindfold, key, params, plans):
     return jax.vmap(dream)(jax.random.split(key, len(plans)), plans)
 
 
-def drawn(vision: VAE, z: np.ndarray, batch: int = 128) -> np.ndarray:
+def decoded(vision: VAE, z: np.ndarray, batch: int = 128) -> np.ndarray:
     """Pictures of latents [N, Z], float32 [N, 64, 64, 3] in [0, 1]."""
     padded = np.pad(z, ((0, -len(z) % batch), (0, 0)))
     parts = [pictures(vision, padded[i : i + batch]) for i in range(0, len(padded), batch)]

@@ -105,7 +105,7 @@ def _shown(run: Run, world: World, games: list[np.ndarray], tau: float) -> dict[
         return found
     longest, dreams = max(len(frames) for frames in games), 4 * len(games)
     dreamt = fidelity.dreamt_pictures(world, "held", dreams, longest, run.seed, tau)
-    real = (fidelity.drawn(vision, posteriors(vision, frames)[0]) for frames in games)
+    real = (fidelity.decoded(vision, posteriors(vision, frames)[0]) for frames in games)
     for side, episodes in zip(SIDES, (dreamt, real), strict=True):
         reds, counts = [], []
         for pictures in episodes:
