@@ -41,7 +41,7 @@ def true_temperature(
             for name in lived
         }
         tried[tau] = dreamt
-        return sum(math.log(dreamt[name] / lived[name]) for name in lived) / len(lived)
+        return sum(math.log(dreamt[name] / lived[name]) for name in lived)
 
     low, high = map(math.log, RANGE)
     short, long = excess(high), excess(low)
