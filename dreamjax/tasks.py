@@ -88,6 +88,8 @@ class Task:
       moments: whether C learns in short dreams that begin at moments of real episodes, rather than
         in whole ones: where M knows the next seconds better than the next minutes.
       gamma: the discount that C learns with: how much a reward counts a step later.
+      action_repeat: for how many steps C, while it learns, holds what it draws; awake it may change
+        at every step.
       controller_hidden: units of a hidden layer of a C that is learnt by policy gradient; 0 is a
         linear C, as one that is evolved always is unless it is asked for.
       frames_per_second: the game's, for whoever watches.
@@ -120,6 +122,7 @@ class Task:
     temperature: float = 1.0
     moments: bool = False
     gamma: float = GAMMA
+    action_repeat: int = 1
     controller_hidden: int = 0
     frames_per_second: int = 30
     blind: str = "held"
@@ -210,6 +213,8 @@ TAKE_COVER = Task(
     max_steps=2100,
     temperature=1.15,  # the article's best; the released code says 1.25
     moments=True,
+    gamma=0.99,
+    action_repeat=4,
     controller_hidden=64,
     frames_per_second=35,  # tics of Doom's clock
     blind="dreamjax.game.take_cover:left_and_right",

@@ -28,6 +28,7 @@ from dreamjax.controller.policy_gradient import (
     Updates,
     critic,
     initial_network,
+    scales_of,
 )
 from dreamjax.dream.worlds import (
     World,
@@ -77,7 +78,7 @@ class Config:
         """As the dream's learning takes it."""
         ours = dataclasses.asdict(self)
         shared = (field.name for field in dataclasses.fields(LearnConfig) if field.name in ours)
-        return LearnConfig(**{name: ours[name] for name in shared})
+        return LearnConfig(action_repeat=1, **{name: ours[name] for name in shared})
 
 
 def main(config: Config) -> dict[str, dict[str, Any]]:
@@ -136,10 +137,12 @@ def learnt(
     improve = jax.jit(updates.improve)
     with VectorGame(world.task, config.num_envs) as game:
         player = Player(world, updates, game, config.seed)
+        scales = scales_of(player.play(network, config.num_steps))
+        network = updates.rescaled(network, scales).replace(weights=start)
         for number in range(learning.updates):
-            steps, last_value = player.play(network, config.num_steps)
+            steps = player.play(network, config.num_steps)
             key = jax.random.fold_in(updates.key, number)
-            (new, optimiser), _ = improve(network, optimiser, key, steps, last_value)
+            (new, optimiser), _ = improve(network, optimiser, key, steps, scales)
             weights = new.weights if number >= config.only_critic else start
             network = new.replace(weights=weights)
             average = optax.incremental_update(weights, average, 1 - config.averaging)
@@ -176,8 +179,8 @@ class Player:
         models = self._world.vision, self._world.memory
         return self._step(network, key, models, self._carry, self._frames, self._age)
 
-    def play(self, network: Network, length: int) -> tuple[Steps, jax.Array]:
-        """The next `length` steps of every game, and the critic's answer to what follows."""
+    def play(self, network: Network, length: int) -> Steps:
+        """The next `length` steps of every game."""
         rows = []
         for _ in range(length):
             self._carry, action, obs, drawn = self._look(network)
@@ -189,17 +192,17 @@ class Player:
             self._returns += self._return[over].tolist()
             self._restart(np.flatnonzero(over))
             rows.append((obs, drawn, reward, over, withheld))
-        *seen, withheld = map(jnp.stack, zip(*rows, strict=True))
-        steps = self._judged(network, *seen)
-        steps = steps.replace(reward=steps.reward + withheld)
-        return steps, critic(network, self._look(network)[2])
+        obs, drawn, reward, over, withheld = map(jnp.stack, zip(*rows, strict=True))
+        following = jnp.concatenate((obs[1:], self._look(network)[2][None]))
+        next_value = jnp.where(over, withheld, critic(network, following))
+        done = over.astype(jnp.float32)
+        return self._judged(network, obs, drawn, critic(network, obs), reward, next_value, done)
 
     def _withheld(self, network: Network, cut: np.ndarray) -> np.ndarray:
         """What the critic says that the games cut short would still have earned, else 0."""
         if not cut.any():
             return np.zeros(len(cut), np.float32)
-        to_come = critic(network, self._look(network)[2])
-        return np.where(cut, self._updates.config.gamma * to_come, 0.0)
+        return np.where(cut, critic(network, self._look(network)[2]), 0.0)
 
     def _restart(self, slots: np.ndarray) -> None:
         if len(slots):

@@ -62,6 +62,7 @@ class Transition(NamedTuple):
     log_prob: jax.Array
     value: jax.Array
     reward: jax.Array
+    next_value: jax.Array
     done: jax.Array
 
 
@@ -112,10 +113,12 @@ def train(config: Config, env: Any, params: Any) -> tuple[dict[str, jax.Array], 
         action = jax.random.categorical(key_action, log_probs)
         log_prob = jnp.take_along_axis(log_probs, action[:, None], axis=1)[:, 0]
         keys = jax.random.split(key_step, config.num_envs)
-        next_obs, state, reward, terminated, truncated, _ = step_all(keys, state, action, params)
-        done = (terminated | truncated).astype(jnp.float32)
+        next_obs, state, reward, ended, cut, info = step_all(keys, state, action, params)
+        next_value = info["survival"] * apply(network, info["final_observation"])[1]
         reward = reward * (1 - config.gamma)  # so that values stay near 1
-        return (next_obs, state), Transition(obs, action, log_prob, value, reward, done)
+        done = (ended | cut).astype(jnp.float32)
+        row = Transition(obs, action, log_prob, value, reward, next_value, done)
+        return (next_obs, state), row
 
     def learn(carry, key, batch, advantage):
         def step(carry, rows):
@@ -135,7 +138,7 @@ def train(config: Config, env: Any, params: Any) -> tuple[dict[str, jax.Array], 
             key_play, key_learn = jax.random.split(key)
             keys = jax.random.split(key_play, config.num_steps)
             loop, batch = jax.lax.scan(lambda x, k: play(x, k, network, params), loop, keys)
-            advantage = advantages(batch, apply(network, loop[0])[1], config)
+            advantage = advantages(batch, config)
             flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (batch, advantage))
             keys = jax.random.split(key_learn, config.update_epochs)
             (network, state), _ = jax.lax.scan(

@@ -174,6 +174,22 @@ def test_a_hidden_layer_is_two_matrices_and_begins_at_zero(head):
     assert np.abs(slope[-U * O :]).min() > 0, "it can leave"
 
 
+@pytest.mark.parametrize("hidden, bias", [(0, False), (0, True), (7, False)])
+def test_rescaled_weights_do_for_features_what_the_others_do_for_scaled_ones(hidden, bias):
+    rng = np.random.default_rng(0)
+    controller = MLPController(5, PEDALS, 7) if hidden else LinearController(5, PEDALS, bias)
+    weights, obs, mean = (rng.normal(size=n) for n in (controller.num_params, (4, 5), 5))
+    std = rng.uniform(0.1, 10.0, 5)
+    scaled = (obs - mean) / std if hidden or bias else obs / std
+    found = controller.rescaled(jnp.float32(weights), jnp.float32(mean), jnp.float32(std))
+    np.testing.assert_allclose(
+        controller.outputs(found, jnp.float32(obs)),
+        controller.outputs(jnp.float32(weights), jnp.float32(scaled)),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+
 def test_learning_begins_from_weights_that_fit():
     controller = MLPController(5, KEYS, 7)
     own = start_weights(None, controller, jax.random.key(3))

@@ -55,7 +55,8 @@ def test_every_variant_is_what_it_says(world, variant, shape, num_actions):
             assert obs.shape == shape and obs.dtype == reward.dtype == jnp.float32
             assert space.contains(obs) and terminated.dtype == truncated.dtype == bool
             assert not any(leaf.weak_type for leaf in jax.tree.leaves(out))
-            assert set(info) == {"terminated", "truncated", "final_observation", "discount"}
+            told = {"terminated", "truncated", "final_observation", "discount", "survival"}
+            assert set(info) == told
     assert len(env.step_env(key, state, action, params)) == 5
     assert np.isfinite(space.sample(jax.random.key(0))).all()
 
@@ -310,7 +311,7 @@ def test_terminal_states_and_discounts_are_told(world):
         fixed = params.replace(death_threshold=threshold)
         _, after, _, terminated, info = env.step_env(jax.random.key(1), state, jnp.zeros(1), fixed)
         assert bool(terminated) == bool(env.is_terminal(after, fixed)) == dies
-        assert env.discount(after, fixed) == info["discount"] == 1 - dies
+        assert env.discount(after, fixed) == info["discount"] == info["survival"] == 1 - dies
         assert not env.is_terminal(state, fixed)
         _, begun, *_ = env.step(jax.random.key(1), state, jnp.zeros(1), fixed)
         assert not env.is_terminal(begun, fixed)

@@ -44,6 +44,14 @@ class LinearController:
         offset, kernel = (rows[0], rows[1:]) if self.bias else (0.0, rows)
         return jnp.dot(obs, kernel) + offset
 
+    def rescaled(self, weights: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+        """Weights [D] that do for x what `weights` do for (x - mean) / std, each [F].
+
+        Without a bias the mean cannot be told, and x / std is meant. Linear in `weights`.
+        """
+        rows = weights.reshape(-1, self.head.outputs)
+        return _rescaled_layer(rows, mean, std).ravel()
+
     def initial(self, key: jax.Array) -> jax.Array:
         """Weights [D] to begin with: zeros."""
         del key
@@ -80,6 +88,12 @@ class MLPController:
         answer = weights[first:].reshape(-1, self.head.outputs)
         return jnp.tanh(jnp.dot(obs, body[1:]) + body[0]) @ answer[1:] + answer[0]
 
+    def rescaled(self, weights: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+        """As `LinearController.rescaled`."""
+        first = (self.num_features + 1) * self.hidden
+        body = _rescaled_layer(weights[:first].reshape(-1, self.hidden), mean, std)
+        return jnp.concatenate((body.ravel(), weights[first:]))
+
     def initial(self, key: jax.Array) -> jax.Array:
         """Weights [D] to begin with: an orthogonal W, the rest zeros, so that outputs are zero."""
         body = jax.nn.initializers.orthogonal()(key, (self.num_features, self.hidden))
@@ -88,6 +102,14 @@ class MLPController:
 
 
 Controller = LinearController | MLPController
+
+
+def _rescaled_layer(rows: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """A layer's kernel [F, U], after its bias if it has one, for x in place of (x - mean) / std."""
+    kernel = rows[-len(std) :] / std[:, None]
+    if len(rows) == len(std):
+        return kernel
+    return jnp.concatenate((rows[:1] - mean @ kernel, kernel))
 
 
 def controller_for(task: Task, num_features: int | None = None, hidden: int = 0) -> Controller:

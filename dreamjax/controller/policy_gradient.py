@@ -4,8 +4,8 @@ The paper evolves C (`evolution`), which learns one number from a whole generati
 member; a gradient learns from each of their steps. Not in the paper; Schulman et al., "Proximal
 Policy Optimization Algorithms", arXiv:1707.06347. Several devices share the dreams, and then the
 steps of each minibatch.
-Legend: D weights of the controller, E dreams side by side, F features, N steps of a batch, O
-outputs of the controller, T steps between two updates.
+Legend: A draws between two updates, D weights of the controller, E dreams side by side, F features,
+N draws of a batch, O outputs of the controller, T steps between two updates.
 """
 
 import dataclasses
@@ -30,8 +30,9 @@ from dreamjax.training.logbook import Logbook
 from dreamjax.training.mesh import AXIS, SPLIT, WHOLE, devices_for, on_all, split
 from dreamjax.training.settings import SettingError, require_positive, require_within
 
-SHARED = "gcd(learn.num_envs, steps of a minibatch)"
-_ANY = ("moments", "gamma", "gae_lambda", "ent_coef", "averaging")
+SHARED = "gcd(learn.num_envs, draws of a minibatch)"
+_ANY = ("moments", "gamma", "action_repeat", "gae_lambda", "ent_coef", "averaging")
+SMALLEST_STD = 1e-3  # of a feature that C learns to read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,7 @@ class LearnConfig:
     num_minibatches: int = 8  # gradient steps of a pass
     learning_rate: float = 5e-4  # Adam's at first; it falls to a fifth of it
     gamma: float | None = None  # a reward counts so much a step later; None: as the task says
+    action_repeat: int | None = None  # steps for which a draw is held; None: as the task says
     gae_lambda: float = 0.95  # of the advantage estimate
     clip_eps: float = 0.2  # how far an action's probability may move in one update
     ent_coef: float = 0.01  # weight of the actions' entropy
@@ -62,18 +64,29 @@ class LearnConfig:
         require_within(self, gae_lambda="[0, 1]", ent_coef="[0, inf)", averaging="[0, 1)")
         if self.gamma is not None:
             require_within(self, gamma="(0, 1)")
-        if self.num_envs * self.num_steps % self.num_minibatches:
+        if self.action_repeat is not None:
+            require_positive(self, "action_repeat")
+        if self.num_steps % self.held:
+            raise SettingError(
+                f"learn.action_repeat={self.held} does not divide num_steps = {self.num_steps}; "
+                "choose a divisor"
+            )
+        if self.draws % self.num_minibatches:
             raise SettingError(
                 f"learn.num_minibatches={self.num_minibatches} does not divide num_envs x "
-                f"num_steps = {self.num_envs * self.num_steps} steps; choose a divisor"
+                f"num_steps / action_repeat = {self.draws} draws; choose a divisor"
             )
 
     grows = ()  # no later call may raise a setting: the learning rate falls over all steps
 
     def of(self, task: Task | None) -> "LearnConfig":
-        """These settings, with the task's discount (or the usual one) where none is set."""
-        usual = GAMMA if task is None else task.gamma
-        return self if self.gamma is not None else dataclasses.replace(self, gamma=usual)
+        """These settings; what is not set is as the task says, or as usual where there is none."""
+        gamma, repeat = (GAMMA, 1) if task is None else (task.gamma, task.action_repeat)
+        return dataclasses.replace(
+            self,
+            gamma=gamma if self.gamma is None else self.gamma,
+            action_repeat=repeat if self.action_repeat is None else self.action_repeat,
+        )
 
     @property
     def updates(self) -> int:
@@ -81,10 +94,19 @@ class LearnConfig:
         return max(1, self.steps // (self.num_envs * self.num_steps))
 
     @property
+    def held(self) -> int:
+        """For how many steps a draw is held."""
+        return self.action_repeat or 1
+
+    @property
+    def draws(self) -> int:
+        """How many actions are drawn between two updates."""
+        return self.num_envs * self.num_steps // self.held
+
+    @property
     def shared(self) -> int:
-        """What devices can share evenly: the dreams, and the steps of a minibatch."""
-        minibatch = self.num_envs * self.num_steps // self.num_minibatches
-        return math.gcd(self.num_envs, minibatch)
+        """What devices can share evenly: the dreams, and the draws of a minibatch."""
+        return math.gcd(self.num_envs, self.draws // self.num_minibatches)
 
 
 @struct.dataclass
@@ -106,11 +128,27 @@ class Network:
 
 
 @struct.dataclass
+class Scales:
+    """How large the features are that C reads.
+
+    M's numbers differ a hundredfold in size. A gradient turns first to the large ones, whatever
+    they tell; so C learns as if all had mean 0 and standard deviation 1.
+
+    Attributes:
+      mean, std: [F].
+    """
+
+    mean: jax.Array
+    std: jax.Array
+
+
+@struct.dataclass
 class Learning:
     """Everything learning needs to go on, and its best result so far.
 
     Attributes:
       network: C and the critic.
+      scales: of what they read, found once from C's first steps.
       average: [D] running mean of C's weights over updates, which plays better than the newest.
       optimiser: Adam's state.
       obs, env_state: the dreams in flight, [E] of each.
@@ -119,6 +157,7 @@ class Learning:
     """
 
     network: Network
+    scales: Scales
     average: jax.Array
     optimiser: optax.OptState
     obs: jax.Array
@@ -129,13 +168,23 @@ class Learning:
 
 @struct.dataclass
 class Steps:
-    """What happened, [T, E] of each; flattened, [N]."""
+    """What happened, [T, E] of each but what C did, [A, E]; each draw was held for T / A steps.
+
+    Attributes:
+      obs, drawn, log_prob: what C read, what it drew, and the log probability of that.
+      value: what the critic says of where a step begins.
+      reward: as the critic counts it.
+      next_value: what the critic says of what follows, times the chance that it does; without
+        regard to whether the episode was cut short.
+      done: whether the episode was over, 0 or 1.
+    """
 
     obs: jax.Array
     drawn: jax.Array
     log_prob: jax.Array
     value: jax.Array
     reward: jax.Array
+    next_value: jax.Array
     done: jax.Array
 
 
@@ -227,13 +276,17 @@ class Updates:
         network = initial_network(key_network, self.controller, weights, self.config.critic)
         keys = jax.random.split(key_reset, self.config.num_envs)
         obs, env_state = jax.jit(jax.vmap(self.env.reset, (0, None)))(keys, env_params)
+        scales = jax.jit(self._watched)(network, obs, env_state, env_params)
+        rescaled = self.rescaled(network, scales)
+        network = rescaled if start is None else rescaled.replace(weights=jnp.array(weights))
         state = Learning(
             network=network,
-            average=jnp.array(weights),
+            scales=scales,
+            average=jnp.array(network.weights),
             optimiser=jax.jit(self.optimiser.init)(network),
             obs=obs,
             env_state=env_state,
-            best=jnp.array(weights),
+            best=jnp.array(network.weights),
             best_score=jnp.float32(-jnp.inf),
         )
         if self.mesh is None:
@@ -258,12 +311,11 @@ class Updates:
         key_play, key_learn = jax.random.split(jax.random.fold_in(self.key, number))
         if self.config.moments:
             state = self._begun(state, jax.random.fold_in(key_play, 1), env_params)
-        keys = jax.random.split(key_play, self.config.num_steps)
-        play = functools.partial(self._play, state.network, env_params)
-        (obs, env_state), (steps, reward) = jax.lax.scan(play, (state.obs, state.env_state), keys)
-        last_value = critic(state.network, obs)
+        (obs, env_state), (steps, reward) = self._play(
+            key_play, state.network, (state.obs, state.env_state), env_params
+        )
         learnt = state.network, state.optimiser
-        (network, optimiser), loss = self.improve(*learnt, key_learn, steps, last_value)
+        (network, optimiser), loss = self.improve(*learnt, key_learn, steps, state.scales)
         metrics = {
             "life": steps.done.size / jnp.maximum(steps.done.sum(), 1.0),  # steps to an end
             "reward": reward.mean(),
@@ -295,39 +347,74 @@ class Updates:
         optimiser: optax.OptState,
         key: jax.Array,
         steps: Steps,
-        last_value: jax.Array,
+        scales: Scales,
     ) -> tuple[tuple[Network, optax.OptState], jax.Array]:
         """Learn from what happened, in a dream or awake.
 
         Args:
           network, optimiser: before.
           key: PRNG key of the order; consumed.
-          steps: [T, E] of each, chosen by `network`.
-          last_value: [E] the critic's answer to what follows them.
+          steps: chosen by `network`.
+          scales: of the features.
 
         Returns:
           the network and the optimiser's state after, and the mean loss.
         """
-        advantage = advantages(steps, last_value, self.config)
-        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (steps, advantage))
+        draws = len(steps.drawn)
+        rows = jax.tree.map(
+            lambda x: x[:: len(x) // draws].reshape(-1, *x.shape[2:]),
+            (steps, advantages(steps, self.config)),
+        )
         rows = self._laid(rows, WHOLE)  # a minibatch takes of all dreams
         keys = jax.random.split(key, self.config.update_epochs)
-        learnt = network, optimiser
-        learnt, losses = jax.lax.scan(lambda x, key: self._epoch(x, key, rows), learnt, keys)
+        learnt, losses = jax.lax.scan(
+            lambda x, key: self._epoch(x, key, rows, scales), (network, optimiser), keys
+        )
         return learnt, losses.mean()
 
-    def _play(self, network: Network, env_params: Any, loop, key):
-        """One step of all dreams; where one is cut, the critic says what it would still earn."""
+    def _play(self, key: jax.Array, network: Network, loop, env_params: Any):
+        """The next T steps of all dreams: the loop after them, `Steps`, and rewards [T, E]."""
+
+        def draw(loop, key):
+            key_choice, key_step = jax.random.split(key)
+            drawn, action = self.act(key_choice, network, loop[0])
+            step = functools.partial(self._step, network, env_params, action)
+            after, steps = jax.lax.scan(step, loop, jax.random.split(key_step, self.config.held))
+            return after, (loop[0], drawn, steps)
+
+        keys = jax.random.split(key, self.config.num_steps // self.config.held)
+        loop, (obs, drawn, steps) = jax.lax.scan(draw, loop, keys)
+        value, reward, *more = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
+        return loop, (self.judged(network, obs, drawn, value, reward, *more), reward)
+
+    def _step(self, network: Network, env_params: Any, action: jax.Array, loop, key):
+        """One step of all dreams.
+
+        Whether a dream ends is a draw, of which the dream tells the chance. The critic's word for
+        what follows is weighed by the chance: its mean is the same, and it owes nothing to luck.
+        """
         obs, env_state = loop
-        key_choice, key_step = jax.random.split(key)
-        drawn, action = self.act(key_choice, network, obs)
-        keys = jax.random.split(key_step, len(obs))
+        keys = jax.random.split(key, len(obs))
         step = jax.vmap(self.env.step, (0, 0, 0, None))
         next_obs, env_state, reward, ended, cut, info = step(keys, env_state, action, env_params)
-        steps = self.judged(network, obs, drawn, reward, ended | cut)
-        withheld = self.config.gamma * critic(network, info["final_observation"])
-        to_come = steps.reward + jnp.where(cut & ~ended, withheld, 0.0)
-        return (next_obs, env_state), (steps.replace(reward=to_come), reward)
+        survival = info.get("survival", 1.0 - ended)
+        next_value = survival * critic(network, info["final_observation"])
+        done = (ended | cut).astype(jnp.float32)
+        return (next_obs, env_state), (critic(network, obs), reward, next_value, done)
+
+    def _watched(self, network: Network, obs: jax.Array, env_state: Any, env_params: Any) -> Scales:
+        """How large the features are in the first T steps."""
+        steps, _ = self._play(self.key, network, (obs, env_state), env_params)[1]
+        return scales_of(steps)
+
+    def rescaled(self, network: Network, scales: Scales) -> Network:
+        """What reads features as `network` reads them after they are scaled; linear in it."""
+        body = network.body / scales.std[:, None]
+        return network.replace(
+            weights=self.controller.rescaled(network.weights, scales.mean, scales.std),
+            body=body,
+            body_bias=network.body_bias - scales.mean @ body,
+        )
 
     def act(self, key: jax.Array, network: Network, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """A draw [...] for features [..., F], and the action [..., A] that it is."""
@@ -335,27 +422,30 @@ class Updates:
         drawn = head.draw(key, out, network.spread)
         return drawn, head.action(out, drawn)
 
-    def judged(self, network: Network, obs, drawn, reward, done) -> Steps:
-        """`Steps` of what was drawn and what came of it, [...] of each."""
+    def judged(self, network: Network, obs, drawn, value, reward, next_value, done) -> Steps:
+        """`Steps` of what was drawn and what came of it."""
         out = self.controller.outputs(network.weights, obs)
         return Steps(
             obs=obs,
             drawn=drawn,
             log_prob=self.controller.head.log_prob(out, network.spread, drawn),
-            value=critic(network, obs),
+            value=value,
             reward=reward * (1 - self.config.gamma),  # so that values stay near 1
-            done=done.astype(jnp.float32),
+            next_value=next_value,
+            done=done,
         )
 
-    def _epoch(self, learnt, key: jax.Array, rows: tuple[Steps, jax.Array]):
-        """One pass over the steps in a random order; the losses [num_minibatches]."""
+    def _epoch(self, learnt, key: jax.Array, rows: tuple[Steps, jax.Array], scales: Scales):
+        """One pass over the draws in a random order; the losses [num_minibatches]."""
+        to_plain = functools.partial(self.rescaled, scales=scales)
+        to_scaled = jax.linear_transpose(to_plain, learnt[0])
 
         def descend(learnt, order):
             network, optimiser = learnt
             steps, advantage = jax.tree.map(lambda x: x[order], rows)
             loss, gradient = jax.value_and_grad(self.loss)(network, steps, advantage)
-            changes, optimiser = self.optimiser.update(gradient, optimiser)
-            return (optax.apply_updates(network, changes), optimiser), loss
+            changes, optimiser = self.optimiser.update(*to_scaled(gradient), optimiser)
+            return (optax.apply_updates(network, to_plain(changes)), optimiser), loss
 
         order = jax.random.permutation(key, len(rows[1])).reshape(self.config.num_minibatches, -1)
         order = self._laid(order, PartitionSpec(None, AXIS))
@@ -431,15 +521,19 @@ def critic(network: Network, obs: jax.Array) -> jax.Array:
     return jnp.tanh(obs @ network.body + network.body_bias) @ network.value
 
 
-def advantages(steps: Any, last_value: jax.Array, config: Any) -> jax.Array:
-    """Generalised advantage estimates [T, E] (arXiv:1506.02438); 0 after an end."""
+def scales_of(steps: Steps) -> Scales:
+    """The scales of what C read."""
+    return Scales(steps.obs.mean((0, 1)), jnp.maximum(steps.obs.std((0, 1)), SMALLEST_STD))
 
-    def back(loop, now):
-        advantage, next_value = loop
-        going = 1.0 - now.done
-        error = now.reward + config.gamma * next_value * going - now.value
-        advantage = error + config.gamma * config.gae_lambda * going * advantage
-        return (advantage, now.value), advantage
 
-    start = jnp.zeros_like(last_value), last_value
-    return jax.lax.scan(back, start, steps, reverse=True)[1]
+def advantages(steps: Any, config: Any) -> jax.Array:
+    """Generalised advantage estimates [T, E] of `Steps` (arXiv:1506.02438)."""
+
+    def back(later, now):
+        error, done = now
+        advantage = error + config.gamma * config.gae_lambda * (1.0 - done) * later
+        return advantage, advantage
+
+    errors = steps.reward + config.gamma * steps.next_value - steps.value
+    nothing = jnp.zeros_like(errors[0])
+    return jax.lax.scan(back, nothing, (errors, steps.done), reverse=True)[1]

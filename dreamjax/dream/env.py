@@ -210,6 +210,7 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
     - terminated: bool [], M's logit of an end, `params.death_noise` added, is above
       `params.death_threshold`.
     - truncated: bool [], `params.max_steps_in_episode` steps were dreamt.
+    - info["survival"]: float32 [], the probability that this step did not end the dream.
 
     Environments that are equal share one compiled step. As those of gymnax they may be patched:
     one with another attribute is another environment.
@@ -289,15 +290,16 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         action = self.clipped(action)
         carry, found = params.memory(state.carry, state.z, action, state.time, state.mask)
         z = found.latent.sample_from(noise.uniform, noise.normal, params.temperature, noise.event)
-        alive = jnp.bool_(True)
+        alive, survival = jnp.bool_(True), jnp.float32(1)
         if self.task.ends:
             risk = total_logit(found.end) + params.death_noise * noise.logistic
             alive = risk <= params.death_threshold  # never where a number is missing
+            survival = 1 - params.death_chance(found.end)
         state = state.replace(time=state.time + 1, z=z, carry=carry, dead=~alive)
         obs = self.observe(None, state, action, params)
         constant = self.task.step_reward
         reward = found.reward if constant is None else jnp.float32(constant)
-        return obs, state, reward, state.dead, {}
+        return obs, state, reward, state.dead, {"survival": survival}
 
     def clipped(self, action: jax.Array) -> jax.Array:
         """`action` [A] within the task's bounds, float32."""
