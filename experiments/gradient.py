@@ -137,6 +137,7 @@ def by_policy_gradient(
         steps=config.steps,
         num_envs=config.lanes,
         num_steps=config.horizon,
+        action_repeat=1,  # as the gradient, which chooses at every step
         num_minibatches=math.gcd(8, config.lanes * config.horizon),
         eval_every=10**9,
         eval_rollouts=1,

@@ -178,13 +178,13 @@ def test_recorded_episodes_are_those_played(world, tmp_path):
 
 def test_steps_played_while_learning_end_where_the_games_do(world):
     """One game after another in each slot; C remembers nothing across an end."""
-    config = LearnConfig(num_envs=4, num_steps=24, num_minibatches=4)
+    config = LearnConfig(num_envs=4, num_steps=24, num_minibatches=4, action_repeat=1)
     controller = world.controller()
     updates = Updates(0, world.env(), controller, config)
     network = initial_network(jax.random.key(0), controller, weights(world), config.critic)
     with VectorGame(world.task, 4) as game:
         player = awake.Player(world, updates, game, seed=0)
-        steps, last_value = player.play(network, 24)
+        steps = player.play(network, 24)
     lives = (3 + real.engine_seed(2 * 10**10 + 2 * i) // 2 % 7 for i in range(40))
     left, done = [next(lives) for _ in range(4)], np.zeros((24, 4))
     for t, slot in np.ndindex(24, 4):
@@ -195,22 +195,22 @@ def test_steps_played_while_learning_end_where_the_games_do(world):
     np.testing.assert_array_equal(steps.done, done)
     remembers = jnp.abs(steps.obs[1:, :, world.task.latent_size :]).max(-1) > 0
     np.testing.assert_array_equal(remembers, done[:-1] == 0)
-    assert set(np.unique(steps.drawn)) == {0, 1, 2} and last_value.shape == (4,)
+    following = np.where(done[:-1], 0, steps.value[1:])
+    np.testing.assert_allclose(steps.next_value[:-1], following, rtol=1e-4, atol=1e-6)
+    assert np.abs(following).max() > 0.01
+    assert set(np.unique(steps.drawn)) == {0, 1, 2}
     assert (jnp.diff(steps.reward.ravel()) == 0).all() and steps.reward[0, 0] > 0
 
 
 def test_games_cut_short_would_have_earned_what_the_critic_says(world):
-    config = LearnConfig(num_envs=2, num_steps=5, num_minibatches=2, gamma=0.9)
+    config = LearnConfig(num_envs=2, num_steps=5, num_minibatches=2, action_repeat=1)
     updates = Updates(0, world.env(), world.controller(), config)
     network = initial_network(jax.random.key(0), world.controller(), weights(world), config.critic)
     network = network.replace(body_bias=jnp.full(64, 99.0), value=jnp.full(64, 0.5 / 64))
     with VectorGame(dataclasses.replace(world.task, max_steps=2), 2) as game:
-        steps, _ = awake.Player(world, updates, game, seed=0).play(network, 5)
+        steps = awake.Player(world, updates, game, seed=0).play(network, 5)
     np.testing.assert_array_equal(steps.done[:, 0], [0, 1, 0, 1, 0])
-    usual = steps.reward[0, 0]
-    np.testing.assert_allclose(
-        steps.reward[:, 0], usual + 0.45 * steps.done[:, 0], rtol=1e-4, atol=1e-6
-    )
+    np.testing.assert_allclose(steps.next_value, 0.5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("memory", ["untrained", "none"])
