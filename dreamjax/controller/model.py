@@ -50,7 +50,7 @@ class LinearController:
         Without a bias the mean cannot be told, and x / std is meant. Linear in `weights`.
         """
         rows = weights.reshape(-1, self.head.outputs)
-        return _rescaled_layer(rows, mean, std).ravel()
+        return rescaled_layer(rows, mean, std).ravel()
 
     def initial(self, key: jax.Array) -> jax.Array:
         """Weights [D] to begin with: zeros."""
@@ -91,7 +91,7 @@ class MLPController:
     def rescaled(self, weights: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
         """As `LinearController.rescaled`."""
         first = (self.num_features + 1) * self.hidden
-        body = _rescaled_layer(weights[:first].reshape(-1, self.hidden), mean, std)
+        body = rescaled_layer(weights[:first].reshape(-1, self.hidden), mean, std)
         return jnp.concatenate((body.ravel(), weights[first:]))
 
     def initial(self, key: jax.Array) -> jax.Array:
@@ -104,7 +104,7 @@ class MLPController:
 Controller = LinearController | MLPController
 
 
-def _rescaled_layer(rows: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+def rescaled_layer(rows: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
     """A layer's kernel [F, U], after its bias if it has one, for x in place of (x - mean) / std."""
     kernel = rows[-len(std) :] / std[:, None]
     if len(rows) == len(std):

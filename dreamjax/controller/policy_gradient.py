@@ -3,9 +3,9 @@
 The paper evolves C (`evolution`), which learns one number from a whole generation of dreams a
 member; a gradient learns from each of their steps. Not in the paper; Schulman et al., "Proximal
 Policy Optimization Algorithms", arXiv:1707.06347. Several devices share the dreams, and then the
-steps of each minibatch.
-Legend: A draws between two updates, D weights of the controller, E dreams side by side, F features,
-N draws of a batch, O outputs of the controller, T steps between two updates.
+draws of each minibatch.
+Legend: D weights of the controller, E dreams side by side, F features, N draws of a batch, O
+outputs of the controller, R draws and T steps between two updates.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dreamjax.controller.model import Controller, start_weights
+from dreamjax.controller.model import Controller, rescaled_layer, start_weights
 from dreamjax.controller.population import evaluation_key, keep_best, rollout
 from dreamjax.tasks import GAMMA, Task
 from dreamjax.training.checkpoint import Store
@@ -168,7 +168,7 @@ class Learning:
 
 @struct.dataclass
 class Steps:
-    """What happened, [T, E] of each but what C did, [A, E]; each draw was held for T / A steps.
+    """What happened, [T, E] of each but what C did, [R, E]; each draw was held for T / R steps.
 
     Attributes:
       obs, drawn, log_prob: what C read, what it drew, and the log probability of that.
@@ -409,12 +409,10 @@ class Updates:
 
     def rescaled(self, network: Network, scales: Scales) -> Network:
         """What reads features as `network` reads them after they are scaled; linear in it."""
-        body = network.body / scales.std[:, None]
-        return network.replace(
-            weights=self.controller.rescaled(network.weights, scales.mean, scales.std),
-            body=body,
-            body_bias=network.body_bias - scales.mean @ body,
-        )
+        critic = jnp.concatenate((network.body_bias[None], network.body))
+        critic = rescaled_layer(critic, scales.mean, scales.std)
+        weights = self.controller.rescaled(network.weights, scales.mean, scales.std)
+        return network.replace(weights=weights, body=critic[1:], body_bias=critic[0])
 
     def act(self, key: jax.Array, network: Network, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """A draw [...] for features [..., F], and the action [..., A] that it is."""
