@@ -233,6 +233,22 @@ def test_m_is_trained_on_where_v_is_the_same(smoke, tmp_path, capsys):
     assert "has residual=False, but this run asks for True" in capsys.readouterr().err
 
 
+def test_c_is_learnt_on_where_its_form_is_the_same(smoke, tmp_path, capsys):
+    world, run = tmp_path / "world", tmp_path / "run"
+    assert cli.main(["export", "--run-dir", str(smoke[0]), "--target", str(world)]) == 0
+    words = ["learn", GAME, "--preset", "smoke", "--run-dir", str(run), "--world", str(world)]
+    words += ["--learn.start-from", str(smoke[0]), "--learn.learning-rate", "1e-9"]
+    assert cli.main([*words, "--controller-hidden", "4"]) == 1
+    assert "has 0 hidden units, but this run asks for 56 and 4" in capsys.readouterr().err
+    assert cli.main([*words, "--controller-hidden", "0"]) == 0
+    theirs = load_controller(smoke[0], load_world(smoke[0]))[1]
+    ours = load_controller(run, load_world(run))[1]
+    assert np.abs(theirs).max() > 0.01
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    made = Store(run / "controller").meta()["config"]
+    assert made["start_from"] == smoke[0].name, "no path of this machine in what is handed on"
+
+
 def test_a_world_that_was_handed_on_learns_from_its_own_play(smoke, tmp_path, capsys, monkeypatch):
     """Record, encode and train on with no more than an exported world."""
     monkeypatch.setattr("dreamjax.agent.GAMES", 4)  # episodes of a shard

@@ -31,7 +31,7 @@ from dreamjax.training.mesh import AXIS, SPLIT, WHOLE, devices_for, on_all, spli
 from dreamjax.training.settings import SettingError, require_positive, require_within
 
 SHARED = "gcd(learn.num_envs, draws of a minibatch)"
-_ANY = ("moments", "gamma", "action_repeat", "gae_lambda", "ent_coef", "averaging")
+_ANY = ("moments", "gamma", "action_repeat", "gae_lambda", "ent_coef", "averaging", "start_from")
 SMALLEST_STD = 1e-3  # of a feature that C learns to read
 
 
@@ -55,6 +55,7 @@ class LearnConfig:
     averaging: float = 0.97  # of the averaged weights, what an update keeps; they are the result
     eval_every: int = 122  # updates between evaluations: 4 million steps
     eval_rollouts: int = 256  # dreams of such an evaluation
+    start_from: str | None = None  # run or world whose C is learnt on; None starts from chance
 
     def __post_init__(self):
         require_positive(

@@ -1,4 +1,4 @@
-"""Which M a training goes on from, and what a run's world is made of."""
+"""Which M or C a training goes on from, and what a run's world is made of."""
 
 import itertools
 from pathlib import Path
@@ -6,11 +6,13 @@ from typing import Any
 
 import jax
 
+from dreamjax.controller.model import Controller
 from dreamjax.dream.moments import moments_of
 from dreamjax.dream.worlds import (
     World,
     blank_models,
     first_heads,
+    load_controller,
     load_world,
     save_world,
     world_meta,
@@ -60,7 +62,7 @@ def bind(run: Run, vision: VAE, memory: Memory, latents: LatentSequences) -> Non
     metrics = memory_metrics(memory, held) | {"death_threshold": threshold}
     run.log.log("held-out", made["step"], metrics)
     run.log.say("M on held-out episodes: " + listed(metrics))
-    save_world(run.directory, world, _portable(made))
+    save_world(run.directory, world, _made(made))
 
 
 def begin_again(run: Run, meta: dict[str, Any]) -> None:
@@ -82,12 +84,33 @@ def begin_again(run: Run, meta: dict[str, Any]) -> None:
     run.log.say(f"M so far is kept in {kept}; training it on")
 
 
-def _portable(made: dict[str, Any]) -> dict[str, Any]:
-    """What M was made with, to hand on with a world: of the run that it began in, no path."""
-    source = made["config"]["start_from"]
-    name = None if source is None else Path(source).resolve().name
+def _made(made: dict[str, Any]) -> dict[str, Any]:
+    """What M was made with, to hand on with a world."""
     told = {key: value for key, value in made.items() if key not in ("format", "versions", "step")}
-    return told | {"steps": made["step"], "config": made["config"] | {"start_from": name}}
+    return portable(told) | {"steps": made["step"]}
+
+
+def portable(made: dict[str, Any]) -> dict[str, Any]:
+    """`made`, to hand on: of what M or C went on from the name, no path."""
+    source = made["config"].get("start_from")
+    if source is None:
+        return made
+    return made | {"config": made["config"] | {"start_from": Path(source).resolve().name}}
+
+
+def controller_to_learn_on(run: Run, controller: Controller) -> jax.Array | None:
+    """The weights [D] that `start_from` names, perhaps of another world, where none are yet."""
+    source = run.config.learn.start_from
+    if source is None or run.store("learn").steps():
+        return None
+    theirs, weights = load_controller(source, load_world(source))
+    if theirs != controller:
+        raise CheckpointError(
+            f"C of {source} reads {theirs.num_features} numbers and has {theirs.hidden} hidden "
+            f"units, but this run asks for {controller.num_features} and {controller.hidden}; set "
+            "--controller-hidden as it was, or learn from nothing"
+        )
+    return weights
 
 
 def memory_to_train_on(run: Run) -> Memory | None:

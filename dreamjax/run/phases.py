@@ -41,9 +41,11 @@ from dreamjax.run.fidelity import calibrate_phase, fidelity_phase
 from dreamjax.run.lineage import (
     begin_again,
     bind,
+    controller_to_learn_on,
     is_bound,
     load_vision,
     memory_to_train_on,
+    portable,
     warn_of_flattery,
 )
 from dreamjax.run.scores import print_results, published, score
@@ -152,7 +154,8 @@ def learn_phase(run: Run) -> None:
         if run.task.moments if config.moments is None else config.moments:
             config = dataclasses.replace(config, moments=True)
             starts = load_world(run.directory).anywhere(params)
-        return learn(run.seed, env, starts, controller, config, whole=params, **kept)
+        begin = controller_to_learn_on(run, controller)
+        return learn(run.seed, env, starts, controller, config, start=begin, whole=params, **kept)
 
     _find_controller(run, "learn", find)
 
@@ -178,7 +181,7 @@ def _find_controller(run: Run, phase: str, find: Callable[..., Evolution | Learn
     kept = {"log": run.log, "store": store, "meta": meta}
     kept["watch"] = _alarm(run, world, controller)
     found = find(world.env(), params, controller, **kept)
-    meta |= {"phase": phase, "dream": float(found.best_score)}
+    meta |= portable(meta) | {"phase": phase, "dream": float(found.best_score)}
     save_controller(run.directory, world, found.best, meta, controller)
 
 
