@@ -11,12 +11,14 @@ import jax
 import numpy as np
 import pytest
 from command import dreamjax
+from flax import nnx
 from PIL import Image
 from short_cover import SHORT
 
 from dreamjax.controller.policy_gradient import LearnConfig
 from dreamjax.dream.worlds import adopt_world, load_controller, load_world, save_world
 from dreamjax.memory.latents import read_latents
+from dreamjax.memory.model import with_events
 from dreamjax.run import cli, lineage
 from dreamjax.run.phases import export, phases_of
 from dreamjax.run.presets import PRESETS
@@ -247,6 +249,28 @@ def test_c_is_learnt_on_where_its_form_is_the_same(smoke, tmp_path, capsys):
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     made = Store(run / "controller").meta()["config"]
     assert made["start_from"] == smoke[0].name, "no path of this machine in what is handed on"
+
+
+def test_c_learns_in_more_than_one_world(smoke, tmp_path, capsys):
+    ours, run = load_world(smoke[0]), tmp_path / "run"
+    save_world(run, ours, {})
+    deadly = dataclasses.replace(ours, death_threshold=-50.0)
+    another = dataclasses.replace(ours, vision=jax.tree.map(lambda x: 2 * x, ours.vision))
+    larger = dataclasses.replace(ours, memory=with_events(ours.memory, SHORT, 2, nnx.Rngs(0)))
+    for name, world in ("deadly", deadly), ("another", another), ("larger", larger):
+        save_world(tmp_path / name, world, {})
+    words = ["learn", GAME, "--preset", "smoke", "--run-dir", str(run)]
+    words += ["--learn.steps", "4096", "--learn.worlds"]
+    for name, fault in ("another", "has another V than this run"), ("larger", "is not of the same"):
+        assert cli.main([*words, str(tmp_path / name)]) == 1
+        assert fault in capsys.readouterr().err
+    assert cli.main([*words, str(tmp_path / "deadly"), str(smoke[0])]) == 0
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    lives = [line["life"] for line in lines if line["phase"] == "learn"]
+    assert len(lives) == 4 and [life == 1.0 for life in lives] == [False, True, False, False]
+    made = Store(run / "controller").meta()
+    assert made["beside"] == [deadly.digest(), ours.digest()]
+    assert made["config"]["worlds"] == ["deadly", smoke[0].name]
 
 
 def test_a_world_that_was_handed_on_learns_from_its_own_play(smoke, tmp_path, capsys, monkeypatch):

@@ -11,7 +11,7 @@ outputs of the controller, R draws and T steps between two updates.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,7 +31,8 @@ from dreamjax.training.mesh import AXIS, SPLIT, WHOLE, devices_for, on_all, spli
 from dreamjax.training.settings import SettingError, require_positive, require_within
 
 SHARED = "gcd(learn.num_envs, draws of a minibatch)"
-_ANY = ("moments", "gamma", "action_repeat", "gae_lambda", "ent_coef", "averaging", "start_from")
+_ANY = "moments", "gamma", "action_repeat", "gae_lambda", "ent_coef", "averaging"
+_NAMES = "start_from", "worlds"
 SMALLEST_STD = 1e-3  # of a feature that C learns to read
 
 
@@ -56,11 +57,12 @@ class LearnConfig:
     eval_every: int = 122  # updates between evaluations: 4 million steps
     eval_rollouts: int = 256  # dreams of such an evaluation
     start_from: str | None = None  # run or world whose C is learnt on; None starts from chance
+    worlds: tuple[str, ...] = ()  # more to dream, in turns; their M trained on from the same
 
     def __post_init__(self):
         require_positive(
             self,
-            *(f.name for f in dataclasses.fields(self) if f.name not in _ANY),
+            *(f.name for f in dataclasses.fields(self) if f.name not in (*_ANY, *_NAMES)),
         )
         require_within(self, gae_lambda="[0, 1]", ent_coef="[0, inf)", averaging="[0, 1)")
         if self.gamma is not None:
@@ -198,6 +200,7 @@ def learn(
     *,
     start: jax.Array | None = None,
     whole: Any = None,
+    others: Sequence[Any] = (),
     log: Logbook | None = None,
     store: Store | None = None,
     meta: Mapping[str, Any] | None = None,
@@ -215,6 +218,7 @@ def learn(
       config: sizes and rates.
       start: [D] weights to go on from; `controller.initial`, which plays at random, if None.
       whole: parameters of the evaluations, where those of `env_params` are no whole episodes.
+      others: parameters of more environments, which take turns with `env_params`, an update each.
       log, store, meta: see `training.fit`; the same call resumes.
       watch: called after each evaluation with the averaged weights [D] and their return; what it
         returns is logged.
@@ -224,18 +228,19 @@ def learn(
     """
     log = log or Logbook(quiet=True)
     mesh = devices_for(config.shared, SHARED, log)
-    updates, env_params = Updates(seed, env, controller, config, mesh), on_all(env_params, mesh)
-    whole = None if whole is None else on_all(whole, mesh)
+    updates = Updates(seed, env, controller, config, mesh)
+    turns = [on_all(params, mesh) for params in (env_params, *others)]
+    whole = turns[0] if whole is None else on_all(whole, mesh)
 
     def advance(state, step):
-        state, count, metrics = updates(state, step, env_params, whole)
+        state, count, metrics = updates(state, step, turns[step % len(turns)], whole)
         if watch is not None and "eval" in metrics:
             metrics |= watch(np.asarray(state.average), metrics["eval"])
         return state, count, metrics
 
     return fit(
         "learn",
-        updates.initial(env_params, start),
+        updates.initial(turns[0], start),
         advance,
         config.updates,
         log=log,

@@ -15,9 +15,9 @@ def true_temperature(
 ) -> tuple[float, dict[str, float]]:
     """The tau at which players who never look live as long in the dream as in the game.
 
-    M draws each latent for itself, so what changes many of them together, such as a fireball that
-    is shot, seldom comes to be in a dream at tau = 1: it is too kind. A higher tau makes up for
-    that, as in the paper, where it was chosen by C's scores in the game; here no C is needed.
+    M may judge danger rightly while it watches, and yet dream too kindly at tau = 1, because what
+    is dangerous seldom comes to be in its dreams. A higher tau makes up for that, as in the paper,
+    where it was chosen by C's scores in the game; here no C is needed.
 
     Args:
       world: the world.

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from dreamjax.controller.model import Controller
 from dreamjax.dream.moments import moments_of
@@ -55,7 +56,7 @@ def bind(run: Run, vision: VAE, memory: Memory, latents: LatentSequences) -> Non
     made = run.store("memory").meta()
     train, held = latents.split(made["config"]["held_out"])
     threshold = calibrated_threshold(memory, held)
-    starts = (jax.numpy.asarray(part) for part in latents.starts(NUM_STARTS))
+    starts = (jnp.asarray(part) for part in latents.starts(NUM_STARTS))
     deaths = {"death_threshold": threshold, "death_noise": 1.0}
     moments = moments_of(memory, train, run.config.memory.moments, run.seed)
     world = World(run.task, vision, memory, *starts, **deaths, moments=moments)
@@ -91,11 +92,42 @@ def _made(made: dict[str, Any]) -> dict[str, Any]:
 
 
 def portable(made: dict[str, Any]) -> dict[str, Any]:
-    """`made`, to hand on: of what M or C went on from the name, no path."""
-    source = made["config"].get("start_from")
-    if source is None:
-        return made
-    return made | {"config": made["config"] | {"start_from": Path(source).resolve().name}}
+    """`made`, to hand on: of what M or C went on from, or dreamt beside, the names, no paths."""
+    config = dict(made["config"])
+    if config.get("start_from") is not None:
+        config["start_from"] = Path(config["start_from"]).resolve().name
+    if "worlds" in config:
+        config["worlds"] = [Path(source).resolve().name for source in config["worlds"]]
+    return made | {"config": config}
+
+
+def worlds_beside(run: Run, world: World) -> list[World]:
+    """The worlds that `learn.worlds` names, in which the same C can dream."""
+    found = []
+    for source in run.config.learn.worlds:
+        other = load_world(source)
+        if _sizes(other) != _sizes(world):
+            raise CheckpointError(
+                f"M of {source} is not of the same form as this run's, so one C cannot read both; "
+                "name a world whose M was trained on from the same one"
+            )
+        if _in_half(other.vision) != _in_half(world.vision):
+            raise CheckpointError(
+                f"{source} has another V than this run, so their latents differ; name a world "
+                "whose M was trained on from the same one"
+            )
+        found.append(other)
+    return found
+
+
+def _sizes(world: World) -> Any:
+    """The form of a world's M."""
+    return jax.tree.structure(world.memory), [x.shape for x in jax.tree.leaves(world.memory)]
+
+
+def _in_half(vision: VAE) -> str:
+    """What V and its copy in a world to hand on have in common."""
+    return digest(jax.tree.map(lambda x: x.astype(jnp.float16), vision))
 
 
 def controller_to_learn_on(run: Run, controller: Controller) -> jax.Array | None:

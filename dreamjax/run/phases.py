@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dreamjax.agent import evaluate, evaluation_seeds, record
 from dreamjax.controller.evolution import Evolution, evolve
 from dreamjax.controller.model import Controller
 from dreamjax.controller.policy_gradient import SHARED, Learning, learn
+from dreamjax.dream.env import EnvParams
 from dreamjax.dream.worlds import (
     World,
     adopt_world,
@@ -47,6 +48,7 @@ from dreamjax.run.lineage import (
     memory_to_train_on,
     portable,
     warn_of_flattery,
+    worlds_beside,
 )
 from dreamjax.run.scores import print_results, published, score
 from dreamjax.run.settings import (
@@ -148,27 +150,46 @@ def evolve_phase(run: Run) -> None:
 
 def learn_phase(run: Run) -> None:
     """Learn C inside the dream by policy gradient."""
+    world = load_world(run.directory)
+    beside = worlds_beside(run, world)
 
     def find(env, params, controller, **kept):
-        config, starts = run.config.learn, params
+        config, worlds = run.config.learn, [world, *beside]
+        dreams = [params, *(_dream(run, other) for other in beside)]
         if run.task.moments if config.moments is None else config.moments:
             config = dataclasses.replace(config, moments=True)
-            starts = load_world(run.directory).anywhere(params)
-        begin = controller_to_learn_on(run, controller)
-        return learn(run.seed, env, starts, controller, config, start=begin, whole=params, **kept)
+            dreams = [world.anywhere(dream) for world, dream in zip(worlds, dreams, strict=True)]
+        kept |= {"start": controller_to_learn_on(run, controller), "whole": params}
+        return learn(run.seed, env, dreams[0], controller, config, others=dreams[1:], **kept)
 
-    _find_controller(run, "learn", find)
+    _find_controller(run, "learn", find, beside)
 
 
-def _find_controller(run: Run, phase: str, find: Callable[..., Evolution | Learning]) -> None:
-    """`find` the controller that does best in the dream, and save it."""
-    world, dream = load_world(run.directory), run.config.dream
+def _dream(run: Run, world: World) -> EnvParams:
+    """A world's dream as the run's settings have it."""
+    dream = run.config.dream
     dtype = product_dtype(dream.bfloat16)
     tuned = dream.death_threshold, dtype, dream.death_noise, dream.dropout or None
-    params = world.params(dream.temperature, *tuned)
-    settings = {"products": str(dtype)}
+    return world.params(dream.temperature, *tuned)
+
+
+def _find_controller(
+    run: Run,
+    phase: str,
+    find: Callable[..., Evolution | Learning],
+    beside: Sequence[World] = (),
+) -> None:
+    """`find` the controller that does best in the dream, and save it.
+
+    Worlds `beside` it are dreamt as well.
+    """
+    world, dream = load_world(run.directory), run.config.dream
+    params = _dream(run, world)
+    settings = {"products": str(product_dtype(dream.bfloat16))}
     if dream.dropout:
         settings["dropout"] = dream.dropout
+    if beside:
+        settings["beside"] = [other.digest() for other in beside]
     for name in ("temperature", "death_threshold", "death_noise"):
         settings[name] = float(getattr(params, name))
     controller = world.controller(run.config.hidden(run.task, phase))
