@@ -189,7 +189,7 @@ def _find_controller(
     if dream.dropout:
         settings["dropout"] = dream.dropout
     if beside:
-        settings["beside"] = [other.digest() for other in beside]
+        settings["beside"] = [other.digest()[:12] for other in beside]
     for name in ("temperature", "death_threshold", "death_noise"):
         settings[name] = float(getattr(params, name))
     controller = world.controller(run.config.hidden(run.task, phase))
