@@ -130,8 +130,7 @@ def best_side(seen: Seen) -> int:
     if not len(seen.places):
         return int(sides[0, 0])
     path = paths(seen.y, seen.speed, sides) - seen.y
-    tics = np.arange(1, LOOK_AHEAD + 1)[:, None]
-    away, along = np.moveaxis(seen.places + tics[..., None] * seen.speeds, -1, 0)  # [T, K] each
+    away, along = flights(seen)
     there = np.abs(away) < REACH
     miss = np.where(there, np.abs(along - path[..., None]), np.inf).min(axis=2)  # [P, T]
     hit = miss < REACH
@@ -139,6 +138,12 @@ def best_side(seen: Seen) -> int:
     berth = np.minimum(miss, BERTH).min(axis=1) // STEP
     best = np.lexsort((-berth, -first, hit.sum(axis=1)))[0]
     return int(sides[best, 0])
+
+
+def flights(seen: Seen) -> np.ndarray:
+    """Where fireballs that fly straight on are after each tic, [2, T, K]: away and along."""
+    tics = np.arange(1, LOOK_AHEAD + 1)[:, None, None]
+    return np.moveaxis(seen.places + tics * seen.speeds, -1, 0)
 
 
 def heading(y: float, speed: float) -> int:

@@ -117,8 +117,7 @@ def safest_side(danger: np.ndarray, own: np.ndarray) -> int:
 
 def danger_of(seen: planner.Seen) -> np.ndarray:
     """Whether a fireball will pass, bool [W, O]; all fly straight on."""
-    tics = np.arange(1, planner.LOOK_AHEAD + 1)[:, None]
-    away, along = np.moveaxis(seen.places + tics[..., None] * seen.speeds, -1, 0)  # [T, K] each
+    away, along = planner.flights(seen)
     there = (np.abs(away) < planner.REACH)[..., None]
     hits = there & (np.abs(along[..., None] - OFFSETS) < planner.REACH)
     return hits.any(axis=1).reshape(WINDOWS, WINDOW, -1).any(axis=1)
