@@ -45,6 +45,8 @@ class Config:
 
     def __post_init__(self):
         require_positive(self, "episodes")
+        if self.workers is not None:
+            require_positive(self, "workers")
         if not self.sight or min(self.sight) <= 0:
             raise SettingError(f"sight must be distances above 0, got {self.sight}; try 240 120")
 

@@ -22,8 +22,8 @@ from dreamjax.agent import evaluation_seeds
 from dreamjax.dream.worlds import World, load_world
 from dreamjax.memory.model import reset
 from dreamjax.run.scores import score
-from dreamjax.tasks import FRAME_SHAPE
-from dreamjax.training.settings import require_positive
+from dreamjax.tasks import FRAME_SHAPE, TAKE_COVER
+from dreamjax.training.settings import SettingError, require_positive, require_within
 from experiments import planner
 
 OFFSETS = np.arange(-256.0, 257.0, 16.0)  # along the wall, from the player
@@ -49,6 +49,7 @@ class Config:
 
     def __post_init__(self):
         require_positive(self, "frames", "rounds", "steps", "hidden", "games", "episodes")
+        require_within(self, noise="[0, 1]")
 
 
 Told = tuple[
@@ -60,6 +61,8 @@ Sides = Callable[[np.ndarray, list[planner.Seen]], list[int]]  # of features [G,
 def main(config: Config) -> np.ndarray:
     """Steps survived by the planner that sees what the probe reads, [episodes]."""
     world, probe = load_world(config.world), None
+    if world.task != TAKE_COVER:
+        raise SettingError(f"world is of {world.task.name}, but fireballs fly in take-cover alone")
     data: list[tuple[np.ndarray, ...]] = []
     for number in range(config.rounds):
         choose = knowing if probe is None else functools.partial(reading, probe)
