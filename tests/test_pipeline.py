@@ -15,6 +15,7 @@ from flax import nnx
 from PIL import Image
 from short_cover import SHORT
 
+from dreamjax.controller.components import directions
 from dreamjax.controller.policy_gradient import LearnConfig
 from dreamjax.dream.worlds import adopt_world, load_controller, load_world, save_world
 from dreamjax.memory.latents import read_latents
@@ -156,6 +157,18 @@ def test_running_again_trains_nothing(smoke):
     assert cli.main(words) == 0
     added = (directory / "metrics.jsonl").read_text().removeprefix(before)
     assert [json.loads(line)["phase"] for line in added.splitlines()] == ["seconds"]
+
+
+def test_c_evolves_along_components_of_what_it_reads(smoke):
+    world = load_world(smoke[0])
+    controller, weights = load_controller(smoke[0], world)
+    read = np.asarray(world.memory.features(world.moments.z, world.moments.carry))
+    found = np.asarray(directions(controller, read, 128))
+    assert (
+        len(found) == 128 and Store(smoke[0] / "controller").meta()["config"]["components"] == 128
+    )
+    off = weights - np.linalg.lstsq(found.T, weights, rcond=None)[0] @ found
+    assert np.abs(off).max() < 1e-3 * np.abs(weights).max() > 0
 
 
 def test_c_can_be_learnt_instead_of_evolved(smoke, tmp_path):

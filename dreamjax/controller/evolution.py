@@ -1,7 +1,7 @@
 """Evolving C: whole generations in one compiled call.
 
 Paper: appendix "Evolution Strategies"; code: `doomrnn/train.py`, `es.py`.
-Legend: D weights of a controller, P members, R rollouts a member.
+Legend: D weights of a controller, P members, R rollouts a member, S directions.
 """
 
 import dataclasses
@@ -39,11 +39,14 @@ class EvolveConfig:
     rollouts: int = 16  # episodes a controller; its fitness is their mean return
     sigma: float = 0.1  # first standard deviation of the weights
     strategy: str = "cma-es"  # or sep-cma-es, snes, open-es
+    components: int | None = 128  # of what C reads, in which its weights move; None: one by one
     eval_every: int = 25  # generations between evaluations of the CMA mean
     eval_rollouts: int = 1024  # episodes of such an evaluation
 
     def __post_init__(self):
         require_positive(self, "generations", "rollouts", "sigma", "eval_every", "eval_rollouts")
+        if self.components is not None:
+            require_positive(self, "components")
         if self.population < 4:
             raise SettingError(
                 "evolve.population must be at least 4 (CMA-ES needs parents), got "
@@ -59,14 +62,25 @@ class Evolution:
     """Everything an evolution needs to go on, and its best result so far.
 
     Attributes:
-      es: the strategy's state; `es.mean` is the newest distribution mean.
+      es: the strategy's state; `es.mean` is the newest distribution mean, along the directions.
+      directions: [S, D] of weights, in which they move; None is one by one.
       best: [D] the distribution mean with the highest evaluation.
       best_score: [] mean return of that evaluation.
     """
 
     es: Any
+    directions: jax.Array | None
     best: jax.Array
     best_score: jax.Array
+
+    @property
+    def mean(self) -> jax.Array:
+        """[D] the newest distribution mean, as weights."""
+        return self.weights(self.es.mean)
+
+    def weights(self, members: jax.Array) -> jax.Array:
+        """Weights [..., D] of what the strategy asks for, [..., S]."""
+        return members if self.directions is None else members @ self.directions
 
 
 def evolve(
@@ -78,6 +92,7 @@ def evolve(
     config: EvolveConfig,
     *,
     start: jax.Array | None = None,
+    directions: jax.Array | None = None,
     log: Logbook | None = None,
     store: Store | None = None,
     meta: Mapping[str, Any] | None = None,
@@ -92,19 +107,26 @@ def evolve(
       num_params: D.
       config: sizes and lengths.
       start: [D] the first mean, zeros if None; `config.sigma` should suit its scale.
+      directions: [S, D] of weights, in which they move from zero in place of one by one, see
+        `components.directions`.
       log, store, meta: see `training.fit`; the same call resumes.
       watch: called after each evaluation with the mean's weights [D] and its return; what it
         returns is logged.
 
     Returns:
       The final `Evolution`; `best` is the controller to use.
+
+    Raises:
+      ValueError: a start and directions, or a start that is not D finite numbers.
     """
-    generations = Generations(seed, env, env_params, policy, num_params, config)
+    if start is not None and directions is not None:
+        raise ValueError("start and directions exclude each other: along directions C begins at 0")
+    generations = Generations(seed, env, env_params, policy, num_params, config, directions)
 
     def advance(state, step):
         state, count, metrics = generations(state, step, env_params)
         if watch is not None and "eval" in metrics:
-            metrics |= watch(np.asarray(state.es.mean), metrics["eval"])
+            metrics |= watch(np.asarray(state.mean), metrics["eval"])
         return state, count, metrics
 
     return fit(
@@ -131,10 +153,12 @@ class Generations:
         policy: Policy,
         num_params: int,
         config: EvolveConfig,
+        directions: jax.Array | None = None,
     ):
-        self.key, self.config, self.num_params = jax.random.key(seed), config, num_params
+        self.key, self.config, self.directions = jax.random.key(seed), config, directions
+        self.size = num_params if directions is None else len(directions)
         self.strategy, self.strategy_params = make_strategy(
-            config.strategy, config.population, num_params, config.sigma
+            config.strategy, config.population, self.size, config.sigma
         )
         self.play = functools.partial(
             rollout,
@@ -148,11 +172,12 @@ class Generations:
 
     def initial(self, start: jax.Array | None = None) -> Evolution:
         """The state before the first generation, whose mean is `start` or zero."""
-        zeros = jnp.zeros(self.num_params, jnp.float32)
-        mean = zeros if start is None else checked_weights(start, self.num_params)
+        zeros = jnp.zeros(self.size, jnp.float32)
+        mean = zeros if start is None else checked_weights(start, self.size)
         es = self.strategy.init(self.key, mean, self.strategy_params)
-        state = Evolution(es=es, best=mean, best_score=jnp.float32(-jnp.inf))
-        return _strong(state)
+        found = {"best": mean, "best_score": jnp.float32(-jnp.inf)}
+        state = Evolution(es=es, directions=self.directions, **found)
+        return _strong(state.replace(best=state.mean))
 
     def __call__(self, state: Evolution, step: int, env_params: Any):
         """One call's worth of generations; the `advance` of `training.fit`."""
@@ -182,7 +207,7 @@ class Generations:
             played = self.play(
                 key_play,
                 env_params=env_params,
-                weights=population,
+                weights=state.weights(population),
                 num_rollouts=self.config.rollouts,
             )
             fitness = jnp.mean(played.score, axis=1)
@@ -206,10 +231,10 @@ class Generations:
         played = self.play(
             evaluation_key(self.key, number),
             env_params=env_params,
-            weights=state.es.mean[None],
+            weights=state.mean[None],
             num_rollouts=self.config.eval_rollouts,
         )
-        return keep_best(state, state.es.mean, jnp.mean(played.score))
+        return keep_best(state, state.mean, jnp.mean(played.score))
 
 
 @jax.jit

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from dreamjax.agent import evaluate, evaluation_seeds, record
+from dreamjax.controller.components import directions
 from dreamjax.controller.evolution import Evolution, evolve
 from dreamjax.controller.model import Controller
 from dreamjax.controller.policy_gradient import SHARED, Learning, learn
@@ -62,6 +63,7 @@ from dreamjax.run.settings import (
 )
 from dreamjax.training.checkpoint import CheckpointError, Store, digest, versions
 from dreamjax.training.devices import (
+    agreed,
     check_agreement,
     is_first,
     product_dtype,
@@ -140,10 +142,16 @@ def memory_phase(run: Run) -> None:
 def evolve_phase(run: Run) -> None:
     """Evolve C inside the dream."""
 
+    world = load_world(run.directory)
+
     def find(env, params, controller, **kept):
         num_params, config = controller.num_params, run.config.evolve
-        start = controller.initial(jax.random.key(run.seed))
-        return evolve(run.seed, env, params, controller, num_params, config, start=start, **kept)
+        if config.components is None or controller.hidden or world.moments is None:
+            kept["start"] = controller.initial(jax.random.key(run.seed))
+        else:
+            read = world.memory.features(world.moments.z, world.moments.carry)
+            kept["directions"] = agreed(directions(controller, read, config.components))
+        return evolve(run.seed, env, params, controller, num_params, config, **kept)
 
     _find_controller(run, "evolve", find)
 

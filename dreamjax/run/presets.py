@@ -47,6 +47,6 @@ PRESETS = {
         vision=VisionConfig(steps=308_000),
         memory=MemoryConfig(steps=24_400),
         dream=DreamConfig(death_threshold=PAPER_THRESHOLD, death_noise=PAPER_NOISE),
-        evolve=EvolveConfig(generations=200),
+        evolve=EvolveConfig(generations=200, components=None),
     ),
 }

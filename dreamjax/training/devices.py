@@ -228,6 +228,11 @@ def team() -> Team:
     return Team(jax.process_index(), jax.process_count(), wait_for_all)
 
 
+def agreed(array: jax.Array) -> jax.Array:
+    """`array` as the first process of a job has it."""
+    return multihost_utils.broadcast_one_to_all(array) if in_a_job() else array
+
+
 def together(own: np.ndarray, count: int) -> np.ndarray:
     """The rows [count, ...] of all processes, of which `Team.own` gave this one `own`."""
     if jax.process_count() == 1:
