@@ -159,16 +159,29 @@ def test_running_again_trains_nothing(smoke):
     assert [json.loads(line)["phase"] for line in added.splitlines()] == ["seconds"]
 
 
-def test_c_evolves_along_components_of_what_it_reads(smoke):
-    world = load_world(smoke[0])
-    controller, weights = load_controller(smoke[0], world)
-    read = np.asarray(world.memory.features(world.moments.z, world.moments.carry))
-    found = np.asarray(directions(controller, read, 128))
-    assert (
-        len(found) == 128 and Store(smoke[0] / "controller").meta()["config"]["components"] == 128
-    )
-    off = weights - np.linalg.lstsq(found.T, weights, rcond=None)[0] @ found
+def test_c_evolves_along_components_of_what_it_reads(smoke, tmp_path):
+    words = ["evolve", GAME, "--preset", "smoke", *TINY[3:], "--evolve.components", "5"]
+    words += ["--run-dir", str(tmp_path / "a"), "--world", str(smoke[0])]
+    assert cli.main(words) == 0
+    world = load_world(tmp_path / "a")
+    controller, weights = load_controller(tmp_path / "a", world)
+    read = world.memory.features(world.moments.z, world.moments.carry)
+    found = np.asarray(directions(controller, read, 5))
+    off = weights - np.linalg.lstsq(found.T, weights)[0] @ found
     assert np.abs(off).max() < 1e-3 * np.abs(weights).max() > 0
+    assert Store(tmp_path / "a" / "controller").meta()["config"]["components"] == 5
+
+
+def test_a_c_without_components_evolves_weight_by_weight_and_says_so(smoke, tmp_path, capsys):
+    known = load_world(smoke[0])
+    save_world(tmp_path / "old", dataclasses.replace(known, moments=None), {})
+    words = ["evolve", GAME, "--preset", "smoke", *TINY[3:]]
+    hidden = [*words, "--run-dir", str(tmp_path / "a"), "--world", str(smoke[0])]
+    assert cli.main([*hidden, "--controller-hidden", "2"]) == 0
+    assert "one by one, not along components: it has a hidden layer" in capsys.readouterr().out
+    assert cli.main([*words, "--run-dir", str(tmp_path / "old")]) == 0
+    assert "not along components: this world holds no moments" in capsys.readouterr().out
+    assert Store(tmp_path / "a" / "controller").meta()["controller_hidden"] == 2
 
 
 def test_c_can_be_learnt_instead_of_evolved(smoke, tmp_path):

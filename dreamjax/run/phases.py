@@ -146,14 +146,28 @@ def evolve_phase(run: Run) -> None:
 
     def find(env, params, controller, **kept):
         num_params, config = controller.num_params, run.config.evolve
-        if config.components is None or controller.hidden or world.moments is None:
+        kept["directions"] = _directions(run, world, controller)
+        if kept["directions"] is None:
             kept["start"] = controller.initial(jax.random.key(run.seed))
-        else:
-            read = world.memory.features(world.moments.z, world.moments.carry)
-            kept["directions"] = agreed(directions(controller, read, config.components))
         return evolve(run.seed, env, params, controller, num_params, config, **kept)
 
     _find_controller(run, "evolve", find)
+
+
+def _directions(run: Run, world: World, controller: Controller) -> jax.Array | None:
+    """The directions [S, D] in which C evolves; None is one weight by one."""
+    count, why = run.config.evolve.components, None
+    if count is None:
+        return None
+    if world.moments is None:
+        why = "this world holds no moments of real episodes to find components in"
+    if controller.hidden:
+        why = "it has a hidden layer"
+    if why:
+        run.log.say(f"C's weights evolve one by one, not along components: {why}")
+        return None
+    read = world.memory.features(world.moments.z, world.moments.carry)
+    return agreed(directions(controller, read, count))
 
 
 def learn_phase(run: Run) -> None:
