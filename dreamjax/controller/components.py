@@ -27,7 +27,8 @@ def directions(controller: LinearController, features: np.ndarray, count: int) -
     features = np.asarray(features, np.float64)
     center = features.mean(0) if controller.bias else np.zeros(features.shape[1])
     size = np.maximum(np.sqrt(((features - center) ** 2).mean(0)), SMALLEST)
-    _, deviation, axes = np.linalg.svd((features - center) / size / np.sqrt(len(features)))
+    unit = (features - center) / size / np.sqrt(len(features))
+    _, deviation, axes = np.linalg.svd(unit, full_matrices=False)
     count = min(count, int((deviation > SMALLEST * deviation[0]).sum()))
     kernel = jnp.asarray(axes[:count] / deviation[:count, None], jnp.float32)
     outputs = controller.head.outputs
