@@ -17,7 +17,7 @@ SMALLEST = 1e-3  # deviation of a feature, and of a component against the larges
 
 
 def directions(controller: LinearController, features: np.ndarray, count: int) -> jax.Array:
-    """Weights [S, D], S = K * O or with a bias (K + 1) * O; each makes outputs of about 1.
+    """Weights [S, D], S = K * O or with a bias (K + 1) * O; the outputs of each deviate by 1.
 
     Args:
       controller: C.
@@ -25,8 +25,7 @@ def directions(controller: LinearController, features: np.ndarray, count: int) -
       count: K; fewer where the examples span fewer.
     """
     features = np.asarray(features, np.float64)
-    center = features.mean(0) if controller.bias else np.zeros(features.shape[1])
-    size = np.maximum(np.sqrt(((features - center) ** 2).mean(0)), SMALLEST)
+    center, size = features.mean(0), np.maximum(features.std(0), SMALLEST)
     unit = (features - center) / size / np.sqrt(len(features))
     _, deviation, axes = np.linalg.svd(unit, full_matrices=False)
     count = min(count, int((deviation > SMALLEST * deviation[0]).sum()))
