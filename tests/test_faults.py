@@ -167,6 +167,16 @@ def test_settings_that_had_other_names_are_still_compared(tmp_path):
         check_resumable(store, meta, ())
 
 
+def test_an_evolution_from_before_there_were_components_is_told_apart(tmp_path):
+    meta = Run(tmp_path, TAKE_COVER, 0, PRESETS["smoke"], None).meta("evolve")
+    store, none = Store(tmp_path / "evolve"), {**meta["config"], "components": None}
+    older = {name: value for name, value in meta["config"].items() if name != "components"}
+    store.save(1, {"weights": jnp.zeros(1)}, {**meta, "config": older})
+    check_resumable(store, {**meta, "config": none}, ())
+    with pytest.raises(CheckpointError, match="made with components=None, now components=128"):
+        check_resumable(store, meta, ())
+
+
 def test_m_that_diverges_is_stopped_and_can_be_trained_anew(smoke, run, capsys):
     """Row 13b."""
     copied(smoke, run, "vision", "latents")

@@ -111,6 +111,7 @@ class IterateConfig:
 
 
 CONTROLLERS = ("evolve", "learn")  # phases that find C; a run does one of them
+FIRST_VALUES = {"components": None}  # of settings that older checkpoints do not tell
 OLDER_NAMES = {  # of settings of `learn`, before they had the field's
     "lanes": "num_envs",
     "length": "num_steps",
@@ -216,7 +217,7 @@ def check_resumable(
     if not store.steps():
         return
     wanted = _settings(meta, grows)
-    for name, value in _settings(store.meta(), grows).items():
+    for name, value in (FIRST_VALUES | _settings(store.meta(), grows)).items():
         if name in wanted and wanted[name] != value:
             remedy = other_data if name == "data" else "use another run directory"
             raise CheckpointError(
