@@ -22,6 +22,7 @@ from dreamjax.game.env import engine_seed
 from dreamjax.game.workers import NONE_PLAYED, Played, VectorGame
 from dreamjax.memory.model import Carry, Memory, reset
 from dreamjax.tasks import FRAME_SHAPE, Task
+from dreamjax.training.devices import cast, product_dtype
 from dreamjax.training.files import writable
 from dreamjax.training.logbook import Bar, Logbook
 from dreamjax.training.team import Team
@@ -43,6 +44,7 @@ class Agent:
       key: PRNG key of V's sampling.
       policy: `(weights, features [F]) -> action [A]`, hashable; None is the world's linear
         controller.
+      dtype: of the operands of V's and M's products; None is what the device multiplies fastest.
     """
 
     def __init__(
@@ -52,8 +54,11 @@ class Agent:
         num_games: int,
         key: jax.Array,
         policy: Policy | None = None,
+        dtype: jax.typing.DTypeLike | None = None,
     ):
-        self._world, self._weights, self._key = world, weights, key
+        self._weights, self._key = weights, key
+        dtype = product_dtype() if dtype is None else dtype
+        self._models = cast((world.vision, world.memory), dtype)
         self.num_games = num_games
         self._carry = world.memory.initial_carry((num_games + 1,))  # the last fills batches up
         self._seeds = np.zeros(num_games + 1, np.uint32)
@@ -85,10 +90,9 @@ class Agent:
         shown, left = len(slots), self._batch_size - len(slots)
         slots = np.pad(slots, (0, left), constant_values=self.num_games)
         frames = np.pad(frames, ((0, left), (0, 0), (0, 0), (0, 0)))
-        models = self._world.vision, self._world.memory
         now = slots, frames, self._seeds[slots], self._age[slots]
         self._carry, *found = _act(
-            self._policy, self._key, self._weights, models, self._carry, *now
+            self._policy, self._key, self._weights, self._models, self._carry, *now
         )
         action, z = (np.asarray(column)[:shown] for column in found)
         return action, z

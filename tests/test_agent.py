@@ -52,7 +52,7 @@ def test_every_episode_is_played_once_and_counted(world):
 def test_awake_and_dreaming_agree_given_the_same_latents(world):
     """Fed the latents that V sampled, the dream's memory and C's features follow the agent's."""
     frames = np.random.default_rng(0).integers(0, 255, (6, 1, 64, 64, 3), np.uint8)
-    player = Agent(world, weights(world), 1, jax.random.key(0))
+    player = Agent(world, weights(world), 1, jax.random.key(0), dtype=jnp.float32)
     controller = world.controller()
     env, params = world.env(), world.params(dtype=jnp.float32)
     carry = world.memory.initial_carry()
@@ -69,7 +69,7 @@ def test_a_new_episode_forgets_the_old_one(world):
     """Two slots see the same; the one that restarts remembers one step, the other two."""
     sharp = world.vision
     sharp.logvar.bias[...] = sharp.logvar.bias[...] - 100.0  # V's sampling is then exact
-    player = Agent(world, weights(world), 2, jax.random.key(0))
+    player = Agent(world, weights(world), 2, jax.random.key(0), dtype=jnp.float32)
     frame = np.full((2, 64, 64, 3), 90, np.uint8)
     first, _ = player.act(np.arange(len(frame)), frame)
     once = np.asarray(player._carry[1])

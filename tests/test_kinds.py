@@ -134,7 +134,8 @@ def test_its_training_resumes(tmp_path):
 
 
 def test_it_dreams_and_a_population_lives_in_its_dream(gru_world):
-    env, params, memory = gru_world.env(), gru_world.params(), gru_world.memory
+    env, memory = gru_world.env(), gru_world.memory
+    params = gru_world.params(dtype=jnp.float32)
     obs, state = env.reset(jax.random.key(0), params)
     assert obs.shape == env.observation_space(params).shape == (64 + UNITS,)
     assert env.state_space(params).contains(state)
@@ -154,7 +155,7 @@ def test_it_dreams_and_a_population_lives_in_its_dream(gru_world):
 
 def test_it_plays_awake(gru_world):
     """What it remembers is its own after each frame, and nothing once an episode begins."""
-    agent = Agent(gru_world, jnp.full(64 + UNITS, 0.05), 2, jax.random.key(0))
+    agent = Agent(gru_world, jnp.full(64 + UNITS, 0.05), 2, jax.random.key(0), dtype=jnp.float32)
     agent.begin(np.arange(2), [1, 3])
     frames = np.random.default_rng(0).integers(0, 256, (3, 2, 64, 64, 3), np.uint8)
     for t in range(2):

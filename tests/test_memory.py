@@ -20,7 +20,7 @@ from dreamjax.memory.heads import EventMixture, Mixture
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.metrics import memory_metrics
-from dreamjax.memory.model import cast, with_events
+from dreamjax.memory.model import with_events
 from dreamjax.memory.training import (
     Layout,
     MemoryConfig,
@@ -32,6 +32,7 @@ from dreamjax.memory.training import (
 )
 from dreamjax.tasks import CAR_RACING, TAKE_COVER
 from dreamjax.training.checkpoint import Store, digest
+from dreamjax.training.devices import cast
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.mesh import all_devices
 

@@ -32,11 +32,11 @@ from dreamjax.dream.env import (
 )
 from dreamjax.dream.moments import Moments, blank_moments
 from dreamjax.memory.kinds import KINDS, kind_of, serializable
-from dreamjax.memory.model import VARIANT, Memory, cast
+from dreamjax.memory.model import VARIANT, Memory
 from dreamjax.tasks import TASKS, Task
 from dreamjax.training import files
 from dreamjax.training.checkpoint import CheckpointError, Store, digest, flatten, unflatten
-from dreamjax.training.devices import product_dtype
+from dreamjax.training.devices import cast, product_dtype
 from dreamjax.vision.model import VAE
 
 FORMAT = 1

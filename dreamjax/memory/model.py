@@ -283,11 +283,6 @@ def with_events(memory: Memory, task: Task, num_events: int, rngs: nnx.Rngs) -> 
     return grown
 
 
-def cast(memory: Memory, dtype: jax.typing.DTypeLike) -> Memory:
-    """`memory` with its kernels in `dtype`; products then run in it, all else in float32."""
-    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, memory)
-
-
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x @ kernel with operands in the kernel's dtype and a float32 result."""
     x, outputs = x.astype(kernel.dtype), kernel.shape[1]

@@ -23,10 +23,10 @@ from dreamjax.actions import Keys
 from dreamjax.memory.heads import Prediction
 from dreamjax.memory.kinds import find_kind
 from dreamjax.memory.latents import LatentSequences, first_frames
-from dreamjax.memory.model import FORM, VARIANT, Carry, Mask, Memory, cast, reset, with_events
+from dreamjax.memory.model import FORM, VARIANT, Carry, Mask, Memory, reset, with_events
 from dreamjax.tasks import Task
 from dreamjax.training.checkpoint import Store
-from dreamjax.training.devices import device_memory, product_dtype
+from dreamjax.training.devices import cast, device_memory, product_dtype
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.mesh import (

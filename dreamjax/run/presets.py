@@ -32,7 +32,11 @@ PRESETS = {
     "cpu": RunConfig(
         collect=CollectConfig(episodes=2600, policy="varied"),
         vision=VisionConfig(
-            steps=13_000, learning_rate=1e-3, final_learning_rate=2e-5, salient_weight=10.0
+            steps=13_000,
+            learning_rate=1e-3,
+            final_learning_rate=2e-5,
+            salient_weight=10.0,
+            reader_weight=10.0,
         ),
         memory=MemoryConfig(
             steps=2000, batch_size=32, sequence_length=512, decay=0.998, num_events=4, clock=True

@@ -11,6 +11,7 @@ import tempfile
 import time
 import zlib
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ _CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # as /proc/cpuinfo names them
 _FIRST_GPU = 8.0  # compute capability with bfloat16 tensor cores
 
 TILE = 64  # matrices whose sides are multiples of it keep an accelerator's matrix units busy
+
+Model = TypeVar("Model")
 
 COORDINATOR_SECONDS = 20.0  # how long the first process of a job may be silent at first
 JOIN_SECONDS = 20  # after which a process that has not come counts as lost
@@ -37,6 +40,11 @@ def product_dtype(bfloat16: bool | None = None) -> jnp.dtype:
     """
     wanted = multiplies_bfloat16() if bfloat16 is None else bfloat16
     return jnp.dtype(jnp.bfloat16 if wanted else jnp.float32)
+
+
+def cast(model: Model, dtype: jax.typing.DTypeLike) -> Model:
+    """V or M, or both, with kernels in `dtype`; products then run in it, all else in float32."""
+    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, model)
 
 
 def multiplies_bfloat16() -> bool:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from dreamjax.tasks import Colour, Task
 from dreamjax.training.checkpoint import Store
-from dreamjax.training.devices import product_dtype
+from dreamjax.training.devices import cast, product_dtype
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.mesh import (
@@ -277,7 +277,7 @@ def updates(
 
     def loss(learnt, key, batch):
         model, layer = learnt
-        return vae_loss(_cast(model, dtype), key, batch, reader=layer, **how)
+        return vae_loss(cast(model, dtype), key, batch, reader=layer, **how)
 
     def learn(number, gradients, learnt, optimizer):
         changes, moments = optax.scale_by_adam().update(gradients, optimizer)
@@ -306,8 +306,3 @@ def updates(
 
     state, metrics = steps(state, key, first + jnp.arange(len(frames)), frames)
     return state, jax.tree.map(jnp.mean, metrics)
-
-
-def _cast(model: VAE, dtype: jnp.dtype) -> VAE:
-    """`model` with kernels, and so products, in `dtype`."""
-    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, model)
