@@ -95,6 +95,7 @@ class Task:
       frames_per_second: the game's, for whoever watches.
       blind: the best known policy that never looks, the baseline that C has to beat: a name in
         `game.policies.POLICIES` or "module:function".
+      habits: the policy whose recordings teach V and M most of what C may meet, named likewise.
       ages: steps between which deaths are told apart; () is parts of `max_steps`.
       package: whose version is recorded with what is played; "" is that of `make`'s module.
       salient: the colour of small things that matter, which V may weigh more; None is none.
@@ -126,6 +127,7 @@ class Task:
     controller_hidden: int = 0
     frames_per_second: int = 30
     blind: str = "held"
+    habits: str = "varied"
     ages: tuple[int, ...] = ()
     package: str = ""
     salient: Colour | None = None
@@ -218,6 +220,7 @@ TAKE_COVER = Task(
     controller_hidden=64,
     frames_per_second=35,  # tics of Doom's clock
     blind="dreamjax.game.take_cover:left_and_right",
+    habits="dreamjax.game.take_cover:habits",
     ages=(0, 150, 300, 500, 800, 1300, 2100),
     package="vizdoom",
     salient=Colour(0, 1, 0, 0.51),  # fireballs; walls stay below 0.5, the red flash below 0.2

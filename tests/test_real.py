@@ -353,6 +353,15 @@ def test_sweeps_cross_the_room_and_are_broken_off_by_an_episode_s_own_habit():
     assert min(shares) < 0.1 and 0.5 < max(shares) < 0.85
 
 
+def test_a_fourth_of_the_habits_sweep_and_the_others_are_varied():
+    begun = [policies.begin(TAKE_COVER, "habits", np.random.default_rng(i)) for i in range(400)]
+    swept = [act.__qualname__.startswith("sweeps.") for act in begun]
+    assert 60 < sum(swept) < 140  # 8.7 is the standard deviation of their number
+    assert len({act(0)[0] for act, sweeps in zip(begun, swept, strict=True) if not sweeps}) > 50
+    other = policies.begin(CAR_RACING, "habits", np.random.default_rng(0))
+    assert other.__qualname__.startswith("_holding.")
+
+
 def test_varied_episodes_hold_or_swing_each_at_its_own_pace():
     paces, swings = [], 0
     for seed in range(200):

@@ -59,8 +59,8 @@ def _holding(
 
 
 POLICIES = {"uniform": uniform, "held": held, "varied": varied}
-BLIND = "blind"  # the name of whichever policy the task calls so
-NAMES = (*POLICIES, BLIND)
+BLIND, HABITS = "blind", "habits"  # the names of whichever policies the task calls so
+NAMES = (*POLICIES, BLIND, HABITS)
 
 
 def check(name: str) -> None:
@@ -78,9 +78,9 @@ def begin(task: Task, name: str, rng: np.random.Generator) -> Policy:
     """A policy at the beginning of an episode of a task.
 
     Raises:
-      ValueError: the task's blind policy is neither a known one nor "module:function".
+      ValueError: the task's own policy is neither a known one nor "module:function".
     """
-    name = task.blind if name == BLIND else name
+    name = {BLIND: task.blind, HABITS: task.habits}.get(name, name)
     policy = POLICIES[name] if name in POLICIES else find(name)
     return policy(task.actions, rng)
 

@@ -18,13 +18,14 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 
-from dreamjax.game import leash
+from dreamjax.game import leash, policies
 from dreamjax.game.env import EngineCrashError
 from dreamjax.game.scratch import SHARED, Scratch
 from dreamjax.tasks import TAKE_COVER, TAKE_COVER_VIZDOOM
 
 SCREEN = (120, 160)  # rows and columns
 BLIND_HOLD = 110  # steps; the best of the hold times tried
+SWEEPS = 0.25  # share of episodes that sweep among those of `habits`
 _WORKING_DIRECTORY = threading.Lock()
 
 
@@ -65,6 +66,11 @@ def sweeps(actions, rng: np.random.Generator) -> Callable[[int], np.ndarray]:
         return action
 
     return policy
+
+
+def habits(actions, rng: np.random.Generator) -> Callable[[int], np.ndarray]:
+    """Every place and every age: `varied` in three episodes of four, `sweeps` in the fourth."""
+    return (sweeps if rng.random() < SWEEPS else policies.varied)(actions, rng)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ PRESETS = {
     ),
     # At most 3 hours on 2 cores.
     "cpu": RunConfig(
-        collect=CollectConfig(episodes=2600, policy="varied"),
+        collect=CollectConfig(episodes=3400, policy="habits"),
         vision=VisionConfig(
             steps=13_000,
             learning_rate=1e-3,

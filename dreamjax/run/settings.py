@@ -31,7 +31,8 @@ class CollectConfig:
     """What is recorded of the real game."""
 
     episodes: int = 10_000
-    policy: str = "held"  # the paper's: a random action held for 1 to 10 tics; or module:function
+    # the paper's "held": a random action for 1 to 10 tics; "habits": the task's; or module:function
+    policy: str = "held"
     min_steps: int = 0  # shorter episodes are dropped; the paper keeps more than 100 frames
 
     def __post_init__(self):
