@@ -65,6 +65,20 @@ def test_awake_and_dreaming_agree_given_the_same_latents(world):
         carry = after.carry
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_it_multiplies_in_what_the_device_multiplies_fastest(world, monkeypatch, dtype):
+    """And sees nearly what it sees in float32: what rounding leaves of a latent of about 1."""
+    monkeypatch.setattr(agent, "product_dtype", lambda: jnp.dtype(dtype))
+    frame = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    fast, exact = (
+        Agent(world, weights(world), 1, jax.random.key(0), dtype=own) for own in (None, jnp.float32)
+    )
+    (_, seen), (_, wanted) = (player.act(np.arange(1), frame) for player in (fast, exact))
+    assert seen.dtype == np.float32
+    assert (np.abs(seen - wanted).max() > 0) == (dtype == jnp.bfloat16)
+    np.testing.assert_allclose(seen, wanted, atol=0.05)
+
+
 def test_a_new_episode_forgets_the_old_one(world):
     """Two slots see the same; the one that restarts remembers one step, the other two."""
     sharp = world.vision
