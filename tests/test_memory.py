@@ -344,7 +344,9 @@ def test_events_are_learned_where_latents_jump_together():
     z = 0.4 * rng.normal(size=(4000, D)) + jump * (rng.random((4000, 1)) < 0.05)
     latents = as_latents(z, [100] * 40, [False] * 40)
     task = dataclasses.replace(TAKE_COVER, latent_size=D, hidden_size=12)
-    config = MemoryConfig(steps=400, batch_size=8, sequence_length=50, learning_rate=1e-2)
+    config = MemoryConfig(
+        steps=400, batch_size=8, sequence_length=50, learning_rate=1e-2, bfloat16=False
+    )
 
     def jumps(memory):
         """Shares of half jumps and of whole ones, dreamt after each of 400 real frames."""
@@ -360,6 +362,7 @@ def test_events_are_learned_where_latents_jump_together():
     config = dataclasses.replace(config, decay=0.99, num_events=2)
     half, whole = jumps(train_memory(0, task, latents, config, log=QUIET, memory=memory))
     # over 12 seeds 0.039 ± 0.002 and 0.001 ± 0.0006; 0.047 of the real frames jump
+    # (in bfloat16 one seed of four dreams 0.027 of half jumps)
     assert 0.03 < whole < 0.07 and half < 0.01
 
 
