@@ -25,7 +25,7 @@ PRESETS = {
         vision=VisionConfig(steps=1500, learning_rate=1e-3),
         memory=MemoryConfig(steps=800, batch_size=64, sequence_length=128),
         evolve=EvolveConfig(generations=20, eval_every=5, eval_rollouts=256),
-        learn=LearnConfig(steps=4_000_000),
+        learn=LearnConfig(steps=12_000_000),
         controller="learn",
     ),
     # At most 3 hours on 2 cores.
