@@ -19,7 +19,7 @@ PRESETS = {
         ),
         evaluate=EvaluateConfig(episodes=4, baseline_episodes=10),
     ),
-    # 20 to 40 minutes on 2 cores.
+    # 20 to 50 minutes on 2 cores.
     "quick": RunConfig(
         collect=CollectConfig(episodes=400),
         vision=VisionConfig(steps=1500, learning_rate=1e-3),
@@ -28,7 +28,7 @@ PRESETS = {
         learn=LearnConfig(steps=12_000_000),
         controller="learn",
     ),
-    # At most 3 hours on 2 cores.
+    # 1 to 3 hours on 2 cores.
     "cpu": RunConfig(
         collect=CollectConfig(episodes=3400, policy="habits"),
         vision=VisionConfig(
