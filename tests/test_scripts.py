@@ -38,6 +38,7 @@ from dreamjax.run import cli
 from dreamjax.run.phases import phases_of
 from dreamjax.run.presets import PRESETS
 from dreamjax.tasks import TAKE_COVER
+from dreamjax.training.devices import product_dtype
 from experiments import ensemble, gradient, mosaic, open_loop, ppo, strategies
 
 
@@ -226,7 +227,7 @@ def test_what_cannot_be_planned_is_named(name, tmp_path, capsys):
 
 def test_several_devices_are_measured_as_rows():
     (row,) = dream_throughput.scaling(stand_in(), lanes=64, steps=2)
-    assert (row["name"], row["lanes"]) == ("devices 1 float32", 64)
+    assert (row["name"], row["lanes"]) == (f"devices 1 {product_dtype()}", 64)
     assert row["share_of_ceiling"] == 1 and row["value"] > 0
 
 
