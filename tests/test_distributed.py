@@ -40,7 +40,8 @@ fixed = {"config": vision.VisionConfig(), "task": task, "dtype": jnp.dtype("floa
 state = vision.initial_state(4, jax.random.key(0))
 seen, metrics = vision.updates(state, jax.random.key(1), 0, frames, **fixed)
 
-lengths, config = np.full(20, 40, np.int32), MemoryConfig(batch_size=16, sequence_length=40)
+lengths = np.full(20, 40, np.int32)
+config = MemoryConfig(batch_size=16, sequence_length=40, bfloat16=False)
 played = LatentSequences(
     mu=rng.standard_normal((800, 4)).astype(np.float16),
     logvar=np.full((800, 4), -2, np.float16),

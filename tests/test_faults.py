@@ -225,8 +225,8 @@ def test_where_an_error_came_from_can_be_seen(tmp_path, capsys):
 
 def test_sigterm_is_heard_while_starting_up(tmp_path):
     """Row 4e: at moments of the imports, when an exception would get lost."""
-    words = ("evolve", "take-cover", "--world", "take-cover", "--run-dir", tmp_path)
-    processes = [start(*words) for _ in range(4)]
+    words = ("evolve", "take-cover", "--world", "take-cover", "--run-dir")
+    processes = [start(*words, tmp_path / str(number)) for number in range(4)]
     time.sleep(0.7)
     for process in processes:
         process.send_signal(signal.SIGTERM)
