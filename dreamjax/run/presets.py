@@ -19,7 +19,7 @@ PRESETS = {
         ),
         evaluate=EvaluateConfig(episodes=4, baseline_episodes=10),
     ),
-    # 20 to 50 minutes on 2 cores.
+    # Less than an hour on 2 cores.
     "quick": RunConfig(
         collect=CollectConfig(episodes=400),
         vision=VisionConfig(steps=1500, learning_rate=1e-3),
@@ -28,15 +28,11 @@ PRESETS = {
         learn=LearnConfig(steps=12_000_000),
         controller="learn",
     ),
-    # 1 to 3 hours on 2 cores.
+    # 46 minutes on 2 fast cores, hours on slow ones.
     "cpu": RunConfig(
         collect=CollectConfig(episodes=3400, policy="habits"),
         vision=VisionConfig(
-            steps=13_000,
-            learning_rate=1e-3,
-            final_learning_rate=2e-5,
-            salient_weight=10.0,
-            reader_weight=10.0,
+            steps=13_000, learning_rate=1e-3, final_learning_rate=2e-5, salient_weight=10.0
         ),
         memory=MemoryConfig(
             steps=2000, batch_size=32, sequence_length=512, decay=0.998, num_events=4, clock=True
