@@ -1,4 +1,4 @@
-"""The real game: collecting, blind play, and the awake agent.
+"""The real game: collecting, blind play, and the awake agent, once its engines run.
 
 python -m benchmarks.real_game
 """
@@ -9,15 +9,17 @@ from pathlib import Path
 
 import jax
 
-from dreamjax.agent import evaluate, games_at_once
+from dreamjax.agent import Agent, Tape, evaluation_seeds, games_at_once, play_all
 from dreamjax.dream.worlds import World
 from dreamjax.game.rollouts import collect
-from dreamjax.game.workers import default_workers, play
+from dreamjax.game.workers import VectorGame, default_workers, play
+from dreamjax.training.logbook import Logbook
 
 from . import timing
 from .world import stand_in
 
 EPISODES = 48  # a worker: on two, about as many as an evaluation plays
+RECORDED = 192  # a worker: so long that starting it is no more than a few percent
 
 
 def rows(world: World) -> list[timing.Row]:
@@ -26,21 +28,32 @@ def rows(world: World) -> list[timing.Row]:
     episodes = EPISODES * workers
     with tempfile.TemporaryDirectory() as directory:
         start = time.perf_counter()
-        found = collect(world.task, Path(directory), episodes, seed=0)
+        found = collect(world.task, Path(directory), RECORDED * workers, seed=0)
         recording = found.frames / (time.perf_counter() - start)
     start = time.perf_counter()
     blind = play(world.task, "uniform", range(episodes))
     blind_rate = blind.lengths.sum() / (time.perf_counter() - start)
-    weights = 0.1 * jax.random.normal(jax.random.key(0), (world.controller().num_params,))
-    evaluate(world, weights, games_at_once(episodes), seed=1)  # compiles
-    start = time.perf_counter()
-    awake = evaluate(world, weights, episodes, seed=0)
-    awake_rate = awake.lengths.sum() / (time.perf_counter() - start)
+    awake_rate = _awake_rate(world, episodes)
     return [
         timing.row("VizDoom, recording", workers, recording, "frames/s"),
         timing.row("VizDoom, random play without pictures", workers, blind_rate, "steps/s"),
         timing.row("VizDoom, V + M + C awake", workers, awake_rate, "steps/s"),
     ]
+
+
+def _awake_rate(world: World, episodes: int) -> float:
+    """Steps/s of V, M and a random C, compiled and with all engines running."""
+    weights = 0.1 * jax.random.normal(jax.random.key(0), (world.controller().num_params,))
+    games = games_at_once(episodes)
+    agent = Agent(world, weights, games, jax.random.key(0))
+    with (
+        VectorGame(world.task, games) as game,
+        Logbook(quiet=True).progress("awake", episodes, "episodes") as bar,
+    ):
+        play_all(agent, game, evaluation_seeds(1, games), bar, Tape())
+        start = time.perf_counter()
+        played = play_all(agent, game, evaluation_seeds(0, episodes), bar, Tape())
+        return played.lengths.sum() / (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,9 @@ from dreamjax.training.team import Team
 from dreamjax.vision.model import VAE
 
 FIRST_PLAYED = 10_000  # number of the first shard that an agent recorded
-GAMES = 32  # games of a shard, and at once
+SHARD = 32  # episodes of a shard
 BATCH = 16  # frames that V sees at once: enough to fill a matrix product, few enough to wait for
+GAMES = 3 * BATCH  # games at once: two batches play while V sees the third
 ACCELERATED = 4  # times as many of both at once on an accelerator, which each call keeps waiting
 
 
@@ -236,14 +237,14 @@ def record(
       team: the processes that share the shards among them; None is this one alone.
     """
     directory, log = writable(directory), log or Logbook(quiet=True)
-    shards = range(-(-episodes // GAMES))
-    seeds = [odd - 1 for odd in evaluation_seeds(seed, len(shards) * GAMES)]
+    shards = range(-(-episodes // SHARD))
+    seeds = [odd - 1 for odd in evaluation_seeds(seed, len(shards) * SHARD)]
     paths = {shard: directory / f"shard-{FIRST_PLAYED + shard:05d}.npz" for shard in shards}
     own = (team or Team()).own(list(paths.items()))
     missing = {shard: path for shard, path in own if not path.exists()}
     if not missing:
         return
-    seeds = [seed for shard in missing for seed in seeds[shard * GAMES :][:GAMES]]
+    seeds = [seed for shard in missing for seed in seeds[shard * SHARD :][:SHARD]]
     games = games_at_once(len(seeds))
     agent = Agent(world, weights, games, jax.random.key(seed), policy)
     tape = ShardTape(list(missing.values()), seeds, world.task)
@@ -297,11 +298,11 @@ class _Reel(Tape):
 
 
 class ShardTape(Tape):
-    """Writes every `GAMES` episodes as a shard, as soon as they are over.
+    """Writes every `SHARD` episodes as a shard, as soon as they are over.
 
     Args:
       paths: where the shards go.
-      seeds: of the episodes, `GAMES` for each path.
+      seeds: of the episodes, `SHARD` for each path.
       task: the game.
     """
 
@@ -318,8 +319,8 @@ class ShardTape(Tape):
     def end(self, episode: int) -> None:
         """As `Tape`; writes the shard that this completes."""
         self._ended.add(episode)
-        shard = episode // GAMES
-        episodes = range(shard * GAMES, (shard + 1) * GAMES)
+        shard = episode // SHARD
+        episodes = range(shard * SHARD, (shard + 1) * SHARD)
         if self._ended.issuperset(episodes):
             rollouts.write(self._paths[shard], self._stacked(episodes))
 

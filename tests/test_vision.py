@@ -101,7 +101,12 @@ def test_initial_kernels_are_glorot_uniform_and_biases_zero():
         assert not layer.bias[...].any()
 
 
-def test_encoder_equals_plain_convolutions_and_so_do_its_gradients():
+def in_training(vae, x):
+    return vae.posterior(vision.images(x))
+
+
+@pytest.mark.parametrize("encoder", [VAE.encode, in_training])
+def test_encoder_equals_plain_convolutions_and_so_do_its_gradients(encoder):
     x = frames() / np.float32(255)
     weight = jax.random.normal(jax.random.key(5), (2, 3, Z))
 
@@ -112,7 +117,7 @@ def test_encoder_equals_plain_convolutions_and_so_do_its_gradients():
 
         return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(model(), x)
 
-    assert_close(run(VAE.encode), run(plain_encode))
+    assert_close(run(encoder), run(plain_encode))
 
 
 def test_decoder_equals_plain_transposed_convolutions_and_so_do_its_gradients():

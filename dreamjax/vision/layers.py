@@ -2,6 +2,7 @@
 
 The batch is the last axis, so patches are copies of whole rows, and no product needs an operand
 transposed but the kernel. XLA's own gradients of strided convolutions are an order slower on a CPU.
+Only `Layer.look` has it first: of a few frames those rows are short.
 
 Shapes: B batch, C channels and [H, W] of the larger image, D channels and [h, w] of the smaller.
 """
@@ -27,6 +28,22 @@ def _patches(image: jax.Array, size: int) -> jax.Array:
     x = jnp.stack([x[:, :, j : j + 2 * w - 1 : 2] for j in range(size)])
     x = jnp.stack([x[:, :, i : i + 2 * h - 1 : 2] for i in range(size)])
     return lax.bitcast_convert_type(x, image.dtype).reshape(size * size * C, h, w, B)
+
+
+def _windows(frames: jax.Array, size: int) -> jax.Array:
+    """`_patches` of [B, H, W, C] -> [B, h, w, size * size * C]; `size` is even."""
+    B, H, W, C = frames.shape
+    h, w = ((length - size) // _STRIDE + 1 for length in (H, W))
+    steps = size // _STRIDE
+    x = _moved(frames)[:, : 2 * (h + steps - 1), : 2 * (w + steps - 1)]
+    x = x.reshape(B, h + steps - 1, _STRIDE, w + steps - 1, _STRIDE * C)
+    runs = [
+        x[:, i : i + h, row, j : j + w]
+        for i in range(steps)
+        for row in range(_STRIDE)
+        for j in range(steps)
+    ]
+    return lax.bitcast_convert_type(jnp.concatenate(runs, axis=-1), frames.dtype)
 
 
 def _overlap(parts: list[jax.Array], axis: int, length: int) -> jax.Array:
@@ -95,6 +112,25 @@ _narrow.defvjp(_narrow_forward, _narrow_backward)
 
 
 @jax.custom_vjp
+def _look(kernel: jax.Array, frames: jax.Array) -> jax.Array:
+    """`_narrow` of [B, H, W, C] -> [B, h, w, D], whose gradient it borrows."""
+    windows = _windows(frames.astype(kernel.dtype), len(kernel))
+    flat = windows.reshape(-1, windows.shape[-1])
+    product = jnp.dot(flat, _rows(kernel), preferred_element_type=jnp.float32)
+    return product.reshape(*windows.shape[:3], -1)
+
+
+def _turned(kernel, frames):
+    return _narrow(kernel, frames.transpose(3, 1, 2, 0)).transpose(3, 1, 2, 0)
+
+
+_look.defvjp(
+    lambda kernel, frames: (_look(kernel, frames), (kernel, frames)),
+    lambda saved, gradient: jax.vjp(_turned, *saved)[1](gradient),
+)
+
+
+@jax.custom_vjp
 def _widen(kernel: jax.Array, image: jax.Array) -> jax.Array:
     """Transpose of `_narrow`, [D, h, w, B] -> [C, H, W, B], kernel [size, size, C, D]."""
     return _widen_forward(kernel, image)[0]
@@ -135,6 +171,10 @@ class Layer(nnx.Module):
     def narrow(self, image: jax.Array) -> jax.Array:
         """Convolution, [C, H, W, B] -> [D, h, w, B]."""
         return _narrow(self.kernel[...], image) + self.bias[:, None, None, None]
+
+    def look(self, frames: jax.Array) -> jax.Array:
+        """`narrow` of [B, H, W, C] -> [B, h, w, D]."""
+        return _look(self.kernel[...], frames) + self.bias[...]
 
     def widen(self, image: jax.Array) -> jax.Array:
         """Transposed convolution, [D, h, w, B] -> [C, H, W, B]."""

@@ -51,18 +51,25 @@ class VAE(nnx.Module):
         Raises:
           ValueError: frames of another shape or type.
         """
-        return self.posterior(images(frames))
+        h = _scaled(_checked(frames))
+        for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
+            h = jax.nn.relu(layer.look(h))
+        return self._posterior(h)
 
     def decode(self, z: jax.Array) -> jax.Array:
         """The frame of each latent, [B, Z] -> float32 [B, 64, 64, 3] in [0, 1]."""
         return self.picture(z).transpose(3, 1, 2, 0)
 
     def posterior(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`encode` of pictures as `images` lays them, [3, 64, 64, B]."""
+        """`encode` of pictures as `images` lays them, [3, 64, 64, B], with a fast gradient."""
         h = images
         for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
             h = jax.nn.relu(layer.narrow(h))
-        h = h.transpose(3, 1, 2, 0).reshape(-1, 1024)
+        return self._posterior(h.transpose(3, 1, 2, 0))
+
+    def _posterior(self, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """From what the last convolution makes, [B, 2, 2, 256]."""
+        h = h.reshape(-1, 1024)
         return self.mu.dense(h), self.logvar.dense(h)
 
     def picture(self, z: jax.Array) -> jax.Array:
@@ -86,6 +93,16 @@ def drawn(vision: VAE, z: jax.Array) -> np.ndarray:
 
 def images(frames: jax.Array) -> jax.Array:
     """Frames as the layers read them, [B, 64, 64, 3] -> float32 [3, 64, 64, B] in [0, 1]."""
+    return _scaled(jnp.transpose(_checked(frames), (3, 1, 2, 0)))
+
+
+def _scaled(pixels: jax.Array) -> jax.Array:
+    """Pixels as float32 in [0, 1]."""
+    is_float = jnp.issubdtype(pixels.dtype, jnp.floating)
+    return pixels.astype(jnp.float32) if is_float else pixels.astype(jnp.float32) / 255
+
+
+def _checked(frames: jax.Array) -> jax.Array:
     is_float = jnp.issubdtype(frames.dtype, jnp.floating)
     if (
         frames.ndim != 4
@@ -96,5 +113,4 @@ def images(frames: jax.Array) -> jax.Array:
             f"frames must be uint8 or floats in [0, 1] of shape [B, 64, 64, 3], got "
             f"{frames.dtype}{list(frames.shape)}; pass frames as recorded"
         )
-    laid = jnp.transpose(frames, (3, 1, 2, 0)).astype(jnp.float32)
-    return laid if is_float else laid / 255
+    return frames
