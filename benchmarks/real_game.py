@@ -18,8 +18,9 @@ from dreamjax.training.logbook import Logbook
 from . import timing
 from .world import stand_in
 
-EPISODES = 48  # a worker: on two, about as many as an evaluation plays
-RECORDED = 192  # a worker: so long that starting it is no more than a few percent
+EPISODES = 48  # a worker, of play without pictures
+RECORDED = 192  # a worker: so many that starting it is no more than a few percent
+AWAKE = 150  # a worker: on two, as many as a row of our tables
 
 
 def rows(world: World) -> list[timing.Row]:
@@ -33,7 +34,7 @@ def rows(world: World) -> list[timing.Row]:
     start = time.perf_counter()
     blind = play(world.task, "uniform", range(episodes))
     blind_rate = blind.lengths.sum() / (time.perf_counter() - start)
-    awake_rate = _awake_rate(world, episodes)
+    awake_rate = _awake_rate(world, AWAKE * workers)
     return [
         timing.row("VizDoom, recording", workers, recording, "frames/s"),
         timing.row("VizDoom, random play without pictures", workers, blind_rate, "steps/s"),

@@ -274,9 +274,10 @@ def awake_step(world: World, controller: Controller) -> Call:
     """V, M and C on a batch of frames of the real game."""
     slots, seeds = np.arange(BATCH), np.zeros(BATCH, np.uint32)
     frames, age = np.zeros((BATCH, *FRAME_SHAPE), np.uint8), np.zeros(BATCH, np.int32)
-    models, carry = (world.vision, world.memory), world.memory.initial_carry((GAMES + 1,))
-    given = jax.random.key(0), jnp.zeros(controller.num_params), models, carry
-    return Call(agent._act, controller, *given, slots, frames, seeds, age)
+    arrays, form = jax.tree.flatten((world.vision, world.memory))
+    carry = world.memory.initial_carry((GAMES + 1,))
+    given = jax.random.key(0), jnp.zeros(controller.num_params), arrays, carry
+    return Call(agent._act, controller, form, *given, slots, frames, seeds, age)
 
 
 def programs(lane_counts: tuple[int, ...] = (1024, 16_384, 65_536)) -> Iterator[tuple]:

@@ -92,5 +92,6 @@ def test_a_step_awake(dream, small_task):
     policy, vision = controller_for(env.task), VAE(small_task.latent_size, rngs=nnx.Rngs(0))
     frames, age = np.zeros((2, 64, 64, 3), np.uint8), np.zeros(2, np.int32)
     carry, weights = params.memory.initial_carry((2,)), jnp.zeros(policy.num_params)
-    models, seeds, slots = (vision, params.memory), np.zeros(2, np.uint32), np.arange(2)
-    lowers(agent._act, policy, jax.random.key(0), weights, models, carry, slots, frames, seeds, age)
+    (arrays, form), seeds = jax.tree.flatten((vision, params.memory)), np.zeros(2, np.uint32)
+    now = np.arange(2), frames, seeds, age
+    lowers(agent._act, policy, form, jax.random.key(0), weights, arrays, carry, *now)
