@@ -35,7 +35,7 @@ def _windows(frames: jax.Array, size: int) -> jax.Array:
     B, H, W, C = frames.shape
     h, w = ((length - size) // _STRIDE + 1 for length in (H, W))
     steps = size // _STRIDE
-    x = _moved(frames)[:, : 2 * (h + steps - 1), : 2 * (w + steps - 1)]
+    x = _moved(frames)[:, : _STRIDE * (h + steps - 1), : _STRIDE * (w + steps - 1)]
     x = x.reshape(B, h + steps - 1, _STRIDE, w + steps - 1, _STRIDE * C)
     runs = [
         x[:, i : i + h, row, j : j + w]
