@@ -128,18 +128,29 @@ def best_side(seen: Seen) -> int:
     All fireballs are taken to fly straight on. They were aimed at where the player was, so of
     plans that are as good, one that moves on is the best.
     """
+    sides, hits, first, berth = foreseen(seen)
+    best = np.lexsort((-(berth // STEP), -first, hits))[0]
+    return int(sides[best, 0])
+
+
+def foreseen(seen: Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What plans lead to.
+
+    Returns:
+      the plans [P, T]; of each [P] the tics in which it is hit, how many it lasts until then, and
+      by how much, up to `BERTH`, fireballs miss.
+    """
     sides = plans(heading(seen.y, seen.speed))
     if not len(seen.places):
-        return int(sides[0, 0])
+        none = np.zeros(len(sides))
+        return sides, none, none + LOOK_AHEAD, none + BERTH
     path = paths(seen.y, seen.speed, sides) - seen.y
     away, along = flights(seen)
     there = np.abs(away) < REACH
     miss = np.where(there, np.abs(along - path[..., None]), np.inf).min(axis=2)  # [P, T]
     hit = miss < REACH
     first = np.where(hit.any(axis=1), hit.argmax(axis=1), LOOK_AHEAD)
-    berth = np.minimum(miss, BERTH).min(axis=1) // STEP
-    best = np.lexsort((-berth, -first, hit.sum(axis=1)))[0]
-    return int(sides[best, 0])
+    return sides, hit.sum(axis=1), first, np.minimum(miss, BERTH).min(axis=1)
 
 
 def flights(seen: Seen) -> np.ndarray:

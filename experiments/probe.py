@@ -10,6 +10,7 @@ Legend: F features, G games side by side, N steps, O offsets, P plans, T tics, W
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +127,11 @@ def danger_of(seen: planner.Seen) -> np.ndarray:
     return hits.any(axis=1).reshape(WINDOWS, WINDOW, -1).any(axis=1)
 
 
+def danger_and_own(seen: planner.Seen) -> Told:
+    """What the probe learns to tell of a step: danger [W, O], and own [2]."""
+    return danger_of(seen), np.array((seen.y, seen.speed))
+
+
 class Probe(nnx.Module):
     """Two hidden layers over features [..., F], which say danger [..., W, O] and own [..., 2].
 
@@ -182,24 +188,32 @@ def _descend(probe: Probe, optimiser: nnx.Optimizer, features, danger, own) -> N
 
 
 def play(
-    world: World, choose: Sides, config: Config, seeds: Iterator[int], frames: int | None = None
+    world: World,
+    choose: Sides,
+    config: Any,
+    seeds: Iterator[int],
+    frames: int | None = None,
+    tell: Callable[[planner.Seen], tuple[Any, ...]] = danger_and_own,
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """Play games of `seeds`, to the end of all or for so many `frames`.
 
+    Args:
+      world, choose, seeds, frames: see above.
+      config: has `games` and `seed`.
+      tell: what to keep of the truth of a step.
+
     Returns:
-      the steps survived in those that ended; and of each step features [N, F], danger [N, W, O]
-      and own [N, 2], kept where `frames` are asked for.
+      the steps survived in those that ended; and of each step features [N, F] and what is told of
+      it, [N, ...] of each, kept where `frames` are asked for.
     """
-    player, lived, rows = Player(world, config, seeds), [], [[], [], []]
-    while player.playing.any() and (frames is None or len(rows[0]) < frames):
+    player, lived, kept = Player(world, config, seeds), [], []
+    while player.playing.any() and (frames is None or len(kept) < frames):
         features, seen = player.look()
         if frames is not None:
-            own = [(now.y, now.speed) for now in seen]
-            for row, part in zip(rows, (features, map(danger_of, seen), own), strict=True):
-                row += list(part)
+            kept += [(row, *tell(now)) for row, now in zip(features, seen, strict=True)]
         lived += player.step(choose(features, seen))
     player.close()
-    return np.array(lived), tuple(map(np.array, rows))
+    return np.array(lived), tuple(map(np.array, zip(*kept, strict=True)))
 
 
 class Player:
@@ -209,7 +223,7 @@ class Player:
       playing: bool [G], those for which there was a seed.
     """
 
-    def __init__(self, world: World, config: Config, seeds: Iterator[int]):
+    def __init__(self, world: World, config: Any, seeds: Iterator[int]):
         self._models, self._seeds = (world.vision, world.memory), seeds
         self._carry = world.memory.initial_carry((config.games,))
         self._key, self._z = jax.random.key(config.seed), None

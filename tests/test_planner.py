@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from dreamjax.agent import evaluation_seeds
+from dreamjax.controller.model import controller_for
 from dreamjax.dream.worlds import load_world
 from dreamjax.tasks import TAKE_COVER
 from dreamjax.training.settings import SettingError
-from experiments import planner, probe
+from experiments import clone, planner, probe
 
 
 def seen(y, speed, *balls):
@@ -95,3 +96,31 @@ def test_the_probe_learns_where_fireballs_will_pass(short_games, capsys):
     said, where = map(np.asarray, probe.told(found, features))
     assert said[danger].mean() > 5 * said[~danger].mean() > 0
     assert np.abs(where[:, 0] - own[:, 0]).mean() < 0.5 * own[:, 0].std()
+
+
+def test_a_side_costs_what_its_best_plan_does():
+    left, stay, right = clone.side_costs(seen(384.0, 3.0))
+    assert left == 0 < stay == right, "with nothing to dodge it is best to move on"
+    left, stay, right = clone.side_costs(seen(384.0, 0.0, (40.0, 18.0, -10.0, 0.0)))
+    assert right < stay < left and left >= 1, "too near to be passed"
+
+
+def test_a_clone_does_what_costs_least(short_games, capsys):
+    config = clone.Config(rounds=2, frames=600, steps=300, games=2, episodes=2, hidden=8)
+    assert clone.main(config)["n"] == 2
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("round 0: ") and second.startswith("round 1: ")
+    assert last.startswith("the clone: ")
+
+
+@pytest.mark.parametrize("hidden", [0, 8])
+def test_a_clone_reads_what_the_features_tell(hidden):
+    controller = controller_for(TAKE_COVER, 3, hidden)
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(4_000, 3)).astype(np.float32) * (1, 10, 100) + (0, 0, 5)
+    costs = np.stack((features[:, 1] > 0, np.full(4_000, 0.6), features[:, 1] <= 0), axis=1)
+    config = clone.Config(hidden=hidden, steps=600)
+    weights, cost = clone.cloned(controller, (features, costs.astype(np.float32)), config)
+    side = np.asarray(controller(weights, features))[:, 0]
+    assert (np.sign(side) == np.where(features[:, 1] > 0, 1, -1)).mean() > 0.95
+    assert cost < 0.4, "a guess costs 0.5"
