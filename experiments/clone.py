@@ -30,6 +30,7 @@ from experiments import planner, probe
 SIDES = planner.LEFT, planner.STAY, planner.RIGHT  # as `Keys.choices`, which are their negatives
 LATE, NEAR, TURNED = 1.0, 0.3, 0.02  # costs, in hits: of one at once, of a near miss, of turning
 FEATURE = 1e-3  # the smallest standard deviation of one
+RATE = 3e-3  # at which the clone learns at first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,7 @@ def cloned(
     features, costs = data
     costs = costs - costs.min(axis=1, keepdims=True)
     mean, std = features.mean(axis=0), features.std(axis=0) + FEATURE
-    optimiser = optax.adam(optax.cosine_decay_schedule(1e-3, config.steps))
+    optimiser = optax.adam(optax.cosine_decay_schedule(RATE, config.steps))
     weights = controller.initial(jax.random.key(config.seed))
 
     def expected(weights, features, costs):

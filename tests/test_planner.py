@@ -119,7 +119,7 @@ def test_a_clone_reads_what_the_features_tell(hidden):
     rng = np.random.default_rng(0)
     features = rng.normal(size=(4_000, 3)).astype(np.float32) * (1, 10, 100) + (0, 0, 5)
     costs = np.stack((features[:, 1] > 0, np.full(4_000, 0.6), features[:, 1] <= 0), axis=1)
-    config = clone.Config(hidden=hidden, steps=600)
+    config = clone.Config(hidden=hidden, steps=1_000)
     weights, cost = clone.cloned(controller, (features, costs.astype(np.float32)), config)
     side = np.asarray(controller(weights, features))[:, 0]
     assert (np.sign(side) == np.where(features[:, 1] > 0, 1, -1)).mean() > 0.95
