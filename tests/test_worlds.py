@@ -82,6 +82,18 @@ def test_a_run_adopts_a_world_and_its_controller_once(world, folder, tmp_path):
         adopt_world(tmp_path / "taken", folder, TAKE_COVER)
 
 
+def test_a_run_adopts_the_c_of_another_run_if_it_is_of_that_world(world, tmp_path):
+    source, run, later = (tmp_path / name for name in ("source", "run", "later"))
+    save_world(source, world, {"steps": 3})
+    save_controller(source, world, WEIGHTS, {"dream": 321.0})
+    adopt_world(run, source, TAKE_COVER)
+    np.testing.assert_array_equal(load_controller(run, load_world(run))[1], WEIGHTS)
+    assert Store(run / "controller").meta()["dream"] == 321
+    save_world(source, dataclasses.replace(world, initial_mu=world.initial_mu + 1), {})
+    adopt_world(later, source, TAKE_COVER)
+    assert not (later / "controller").exists(), "its world went on without it"
+
+
 def test_damage_is_named(folder, tmp_path):
     path = folder / "arrays.safetensors"
     blob = bytearray(path.read_bytes())

@@ -444,20 +444,30 @@ def adopt_world(directory: Path | str, source: Path | str, task: Task) -> None:
                 f"{directory} already has another world than {source}; use another run directory"
             )
         return
-    folder, weights = _folder(source), None
+    made = _adopt_controller(directory, _folder(source), world)
+    save_world(directory, world, {"source": Path(source).name, "made": made})
+
+
+def _adopt_controller(directory: Path, folder: Path, world: World) -> Any:
+    """Copy the C of `world`, if `folder` has one; how the world was made.
+
+    C comes before its world, because a run that has a world adopts nothing more.
+    """
     if (folder / "world.json").exists():
         _, weights, meta = _load_exported(folder)
-        made = meta.get("world")
-    else:
-        made = Store(folder / "world").meta()
-    if weights is not None:  # C first: a run that has a world adopts nothing more
-        if "dream" not in meta:
-            raise CheckpointError(
-                f'{folder / "world.json"} lacks "dream", what its C earned; export it again'
-            )
-        controller = world.controller(_fact(meta, "controller_hidden"))
-        save_controller(directory, world, weights, {"dream": meta["dream"]}, controller)
-    save_world(directory, world, {"source": Path(source).name, "made": made})
+        if weights is not None:
+            if "dream" not in meta:
+                raise CheckpointError(
+                    f'{folder / "world.json"} lacks "dream", what its C earned; export it again'
+                )
+            controller = world.controller(_fact(meta, "controller_hidden"))
+            save_controller(directory, world, weights, {"dream": meta["dream"]}, controller)
+        return meta.get("world")
+    store = Store(folder / "controller")
+    if store.steps() and store.meta()["world"] in _identities(store.meta(), world):
+        controller, weights = load_controller(folder, world)
+        save_controller(directory, world, weights, {"dream": store.meta()["dream"]}, controller)
+    return Store(folder / "world").meta()
 
 
 def save_controller(
