@@ -25,11 +25,24 @@ PRESETS = {
         ),
         evaluate=EvaluateConfig(episodes=4, baseline_episodes=10),
     ),
-    # Less than an hour on 2 cores.
+    # A quarter of an hour on 2 fast cores, less than an hour on slow ones.
     "quick": RunConfig(
-        collect=CollectConfig(episodes=400),
-        vision=VisionConfig(steps=1500, learning_rate=1e-3),
-        memory=MemoryConfig(steps=800, batch_size=64, sequence_length=128),
+        collect=CollectConfig(episodes=1600, policy="habits"),
+        vision=VisionConfig(
+            steps=4000, learning_rate=1e-3, final_learning_rate=2e-5, salient_weight=10.0
+        ),
+        memory=MemoryConfig(
+            steps=2500,
+            batch_size=64,
+            sequence_length=64,
+            learning_rate=4e-3,
+            decay=0.9984,
+            num_events=4,
+            clock=True,
+            dropout=0.05,
+            moments=3000,
+        ),
+        dream=DreamConfig(dropout=0.05),
         evolve=EvolveConfig(generations=20, eval_every=5, eval_rollouts=256),
         learn=LearnConfig(steps=12_000_000),
         controller="learn",
