@@ -187,10 +187,11 @@ def test_a_c_without_components_evolves_weight_by_weight_and_says_so(smoke, tmp_
 def test_c_can_be_learnt_instead_of_evolved(smoke, tmp_path):
     directory = tmp_path / "run"
     shutil.copytree(smoke[0], directory)
-    world = load_world(directory)
-    _, evolved = load_controller(directory, world)
+    _, evolved = load_controller(directory, load_world(directory))
+    world = dataclasses.replace(load_world(directory), dropout=0.05)
+    save_world(directory, world, {})
     words = ["learn", GAME, "--preset", "smoke", "--run-dir", str(directory)]
-    assert cli.main([*words, "--dream.dropout", "0.05"]) == 0
+    assert cli.main(words) == 0
     meta = Store(directory / "controller").meta()
     assert meta["phase"] == "learn" and meta["config"]["num_envs"] == 32
     assert meta["temperature"] == pytest.approx(1.15) and meta["world"] == world.digest()
@@ -238,7 +239,8 @@ def test_m_is_trained_on_where_v_is_the_same(smoke, tmp_path, capsys):
         shutil.copytree(smoke[0] / part, run / part)
     words = ["train-memory", GAME, "--preset", "smoke", *TINY, "--run-dir", str(run)]
     words += ["--memory.start-from", str(smoke[0]), "--memory.learning-rate", "1e-9"]
-    assert cli.main(words) == 0
+    assert cli.main([*words, "--memory.dropout", "0.25"]) == 0
+    assert [load_world(x).dropout for x in (run, smoke[0])] == [0.25, None], "its dreams' too"
     ours, theirs = (load_world(directory).memory.head_kernel[...] for directory in (run, smoke[0]))
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     made = Store(run / "world").meta()["config"]

@@ -34,7 +34,7 @@ WEIGHTS = np.linspace(-1, 1, 1088, dtype=np.float32)
 def world():
     rngs, mu = nnx.Rngs(0), jax.random.normal(jax.random.key(0), (7, 64))
     models = VAE(64, rngs=rngs), MDNRNN(TAKE_COVER, rngs=rngs)
-    tuned = {"death_threshold": 1.5, "death_noise": 1.0, "temperature": 1.3}
+    tuned = {"death_threshold": 1.5, "death_noise": 1.0, "temperature": 1.3, "dropout": 0.1}
     return World(TAKE_COVER, *models, mu, mu - 2, **tuned)
 
 
@@ -70,6 +70,8 @@ def test_a_run_adopts_a_world_and_its_controller_once(world, folder, tmp_path):
     assert Store(run / "world").meta()["made"] == {"steps": 12}, "how it was made is handed on"
     assert adopted.digest() == load_world(folder).digest()
     assert (adopted.death_threshold, adopted.death_noise, adopted.temperature) == (1.5, 1.0, 1.3)
+    dropped = [adopted.params(dropout=x).dropout for x in (None, 0.2, 0.0)]
+    assert dropped == [0.1, 0.2, None], "its own, another, none"
     np.testing.assert_array_equal(load_controller(run, adopted)[1], WEIGHTS)
     save_controller(run, adopted, -WEIGHTS, {"dream": 1.0})
     adopt_world(run, folder, TAKE_COVER)

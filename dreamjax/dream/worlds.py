@@ -44,6 +44,8 @@ MOMENTS = 750  # of real episodes, that a world to hand on keeps: each is as lar
 CONTROLLER = "controller"  # C's weights among the arrays of an exported world
 SHIPPED = Path(__file__).parents[1] / "shipped"
 
+TUNED = "death_threshold", "death_noise", "temperature", "dropout"  # of a world, beside its arrays
+
 _FAULTS = (OSError, ValueError, KeyError, RecursionError, MemoryError, safetensors.SafetensorError)
 _LARGEST = float(np.finfo(np.float32).max)
 _FACTS = {  # what a world's facts may say: value where there is none, type, range, in words
@@ -52,6 +54,7 @@ _FACTS = {  # what a world's facts may say: value where there is none, type, ran
     "death_threshold": (PAPER_THRESHOLD, (int, float), -_LARGEST, _LARGEST, "a finite float32"),
     "death_noise": (PAPER_NOISE, (int, float), 0, _LARGEST, "a finite float32 of at least 0"),
     "temperature": (None, (int, float, type(None)), 1e-6, 1e6, "a number from 10^-6 to 10^6"),
+    "dropout": (None, (int, float, type(None)), 0, 0.999, "a number from 0 to 0.999"),
     "num_events": (0, (int,), 0, 10**5, "a whole number from 0 to 10^5"),
     "clock": (False, (bool,), False, True, "true or false"),
     "keys": (False, (bool,), False, True, "true or false"),
@@ -75,6 +78,7 @@ class World:
       moments: of real episodes, from which dreams can go on; older worlds have None.
       temperature: tau at which its dreams last as long as games, see
         `dreamjax.fidelity.true_temperature`; None, where that was not found, is the task's.
+      dropout: of its dreams, see `EnvParams`: that with which its M was trained; None is none.
     """
 
     task: Task
@@ -86,6 +90,7 @@ class World:
     death_noise: float = PAPER_NOISE
     moments: Moments | None = None
     temperature: float | None = None
+    dropout: float | None = None
 
     def env(self) -> DreamEnv:
         """The dream of this game as a gymnax environment."""
@@ -116,8 +121,9 @@ class World:
           dtype: of the operands of M's matrix products, all else is float32; None is what the
             device multiplies fastest, see `product_dtype`.
           death_noise: scale of the logistic noise on that logit; None is the world's.
-          dropout: see `EnvParams`.
+          dropout: see `EnvParams`; None is the world's, and 0 drops nothing.
         """
+        dropout = self.dropout if dropout is None else dropout
         return env_params(
             self.task,
             cast(self.memory, product_dtype() if dtype is None else dtype),
@@ -126,7 +132,7 @@ class World:
             temperature=self.temperature if temperature is None else temperature,
             death_threshold=self.death_threshold if death_threshold is None else death_threshold,
             death_noise=self.death_noise if death_noise is None else death_noise,
-            dropout=dropout,
+            dropout=dropout or None,
         )
 
     def anywhere(self, params: EnvParams) -> EnvParams:
@@ -158,6 +164,7 @@ class World:
             "death_threshold": self.death_threshold,
             "death_noise": self.death_noise,
             "temperature": self.temperature,
+            "dropout": self.dropout,
             **{name: getattr(self.memory, name) for name in VARIANT},
             **_form(self.memory, self.task),
         }
@@ -299,7 +306,7 @@ def _blank_world(meta: dict[str, Any], origin: Path) -> World:
             f"profile is {reprlib.repr(meta.get('profile'))}, but {task.name} is {task.profile!r}"
         )
     starts = jax.ShapeDtypeStruct((facts["starts"], task.latent_size), jnp.float32)
-    tuned = {name: facts[name] for name in ("death_threshold", "death_noise", "temperature")}
+    tuned = {name: facts[name] for name in TUNED}
     variant = {name: facts[name] for name in (*VARIANT, "hidden_size")}
     models = blank_models(task, _known_kind(meta, origin), heads=_heads(meta, task), **variant)
     moments = blank_moments(models[1], facts["moments"]) if facts["moments"] else None

@@ -57,9 +57,10 @@ def bind(run: Run, vision: VAE, memory: Memory, latents: LatentSequences) -> Non
     train, held = latents.split(made["config"]["held_out"])
     threshold = calibrated_threshold(memory, held)
     starts = (jnp.asarray(part) for part in latents.starts(NUM_STARTS))
-    deaths = {"death_threshold": threshold, "death_noise": 1.0}
+    tuned = {"death_threshold": threshold, "death_noise": 1.0}
+    tuned["dropout"] = made["config"].get("dropout") or None
     moments = moments_of(memory, train, run.config.memory.moments, run.seed)
-    world = World(run.task, vision, memory, *starts, **deaths, moments=moments)
+    world = World(run.task, vision, memory, *starts, **tuned, moments=moments)
     metrics = memory_metrics(memory, held) | {"death_threshold": threshold}
     run.log.log("held-out", made["step"], metrics)
     run.log.say("M on held-out episodes: " + listed(metrics))

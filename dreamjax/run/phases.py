@@ -191,7 +191,7 @@ def _dream(run: Run, world: World) -> EnvParams:
     """A world's dream as the run's settings have it."""
     dream = run.config.dream
     dtype = product_dtype(dream.bfloat16)
-    tuned = dream.death_threshold, dtype, dream.death_noise, dream.dropout or None
+    tuned = dream.death_threshold, dtype, dream.death_noise, dream.dropout
     return world.params(dream.temperature, *tuned)
 
 
@@ -208,8 +208,8 @@ def _find_controller(
     world, dream = load_world(run.directory), run.config.dream
     params = _dream(run, world)
     settings = {"products": str(product_dtype(dream.bfloat16))}
-    if dream.dropout:
-        settings["dropout"] = dream.dropout
+    if params.dropout is not None:
+        settings["dropout"] = params.dropout
     if beside:
         settings["beside"] = [other.digest()[:12] for other in beside]
     for name in ("temperature", "death_threshold", "death_noise"):

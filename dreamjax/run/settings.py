@@ -47,7 +47,7 @@ class DreamConfig:
     temperature: float | None = None  # tau; None is the world's own, or else the task's
     death_threshold: float | None = None  # of M's logit; the paper's is 0, None is as calibrated
     death_noise: float | None = None  # the paper's is 0; 1, and None, sample deaths
-    dropout: float = 0.0  # probability that a dream drops a number that M reads, to its end
+    dropout: float | None = None  # of what M reads, a whole dream long; None is the world's own
     bfloat16: bool | None = None  # products in bfloat16; None where the device is faster so
 
     def __post_init__(self):
@@ -55,7 +55,8 @@ class DreamConfig:
             check_temperature(self.temperature)
         if self.death_noise is not None:
             check_death_noise(self.death_noise)
-        check_dropout(self.dropout)
+        if self.dropout is not None:
+            check_dropout(self.dropout)
         if self.death_threshold is not None:
             check_death_threshold(self.death_threshold)
 
