@@ -1,5 +1,7 @@
 """Named sizes of a run. `paper` is the paper's; the others are what a machine and a wait allow."""
 
+from dataclasses import replace
+
 from dreamjax.controller.evolution import EvolveConfig
 from dreamjax.controller.policy_gradient import LearnConfig
 from dreamjax.dream.env import PAPER_NOISE, PAPER_THRESHOLD
@@ -12,6 +14,10 @@ from dreamjax.run.settings import (
     RunConfig,
 )
 from dreamjax.vision.training import VisionConfig
+
+# Beyond the paper: V sees what is small and bright, M knows events and age; of `quick` and `cpu`.
+_VISION = VisionConfig(learning_rate=1e-3, final_learning_rate=2e-5, salient_weight=10.0)
+_MEMORY = MemoryConfig(num_events=4, clock=True, dropout=0.05)
 
 PRESETS = {
     # About a minute on 2 cores: proves that every phase works, not that it learns.
@@ -28,18 +34,14 @@ PRESETS = {
     # A quarter of an hour on 2 fast cores, less than an hour on slow ones.
     "quick": RunConfig(
         collect=CollectConfig(episodes=1600, policy="habits"),
-        vision=VisionConfig(
-            steps=4000, learning_rate=1e-3, final_learning_rate=2e-5, salient_weight=10.0
-        ),
-        memory=MemoryConfig(
+        vision=replace(_VISION, steps=4000),
+        memory=replace(
+            _MEMORY,
             steps=2500,
             batch_size=64,
             sequence_length=64,
             learning_rate=4e-3,
             decay=0.9984,
-            num_events=4,
-            clock=True,
-            dropout=0.05,
             moments=3000,
         ),
         evolve=EvolveConfig(generations=20, eval_every=5, eval_rollouts=256),
@@ -49,18 +51,14 @@ PRESETS = {
     # 50 minutes on 2 fast cores, hours on slow ones; as `iterate`, 28 more for each round.
     "cpu": RunConfig(
         collect=CollectConfig(episodes=3400, policy="habits"),
-        vision=VisionConfig(
-            steps=13_000, learning_rate=1e-3, final_learning_rate=2e-5, salient_weight=10.0
-        ),
-        memory=MemoryConfig(
+        vision=replace(_VISION, steps=13_000),
+        memory=replace(
+            _MEMORY,
             steps=10_000,
             batch_size=32,
             sequence_length=128,
             learning_rate=3e-3,
             decay=0.9995,
-            num_events=4,
-            clock=True,
-            dropout=0.05,
             moments=6000,
         ),
         evolve=EvolveConfig(generations=60, eval_every=10, eval_rollouts=256),
