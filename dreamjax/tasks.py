@@ -44,17 +44,43 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Colour:
-    """One side of a plane among colours: `red * R + green * G + blue * B > above`, in [0, 1]."""
+    """One side of a plane among colours: `red * R + green * G + blue * B > above`, in [0, 1].
+
+    A flash mixes one colour into a whole picture and dims what is in it. Where `flash` tells its
+    share, as weights of R, G and B whose least sum in a picture is that share, `above` is dimmed
+    alike: the same things are found in a flash and without. It must be a flash of a colour that
+    `red`, `green` and `blue` weigh by 0.
+    """
 
     red: float
     green: float
     blue: float
     above: float
+    flash: tuple[float, float, float] | None = None
 
     @property
     def weights(self) -> tuple[float, float, float]:
         """Of red, green and blue."""
         return self.red, self.green, self.blue
+
+    def where(self, pixels: Any, rows: int) -> Any:
+        """Which pixels of pictures are of this colour, bool without the axis of colours.
+
+        Args:
+          pixels: floats in [0, 1], (3, ...): R, G and B first; of NumPy or of JAX.
+          rows: axis of what remains, (...), along which the rows of a picture lie; its columns
+            lie along the next.
+        """
+        found = _weighed(self.weights, pixels)
+        if self.flash is None:
+            return found > self.above
+        share = _weighed(self.flash, pixels).min((rows, rows + 1), keepdims=True)
+        return found > self.above * (1 - share.clip(0, 1))
+
+
+def _weighed(weights: tuple[float, float, float], pixels: Any) -> Any:
+    parts = [weight * x for weight, x in zip(weights, pixels, strict=True) if weight]
+    return sum(parts[1:], parts[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +249,7 @@ TAKE_COVER = Task(
     habits="dreamjax.game.take_cover:habits",
     ages=(0, 150, 300, 500, 800, 1300, 2100),
     package="vizdoom",
-    salient=Colour(0, 1, 0, 0.51),  # fireballs; walls stay below 0.5, the red flash below 0.2
+    salient=Colour(0, 1, 0, 0.51, flash=(1, -1, 0)),  # fireballs; walls stay below 0.5
     flash=Colour(1, -1, 0, 0.1),
     solved_at=750.0,
     paper=Score(1092.0, 556.0, 100),

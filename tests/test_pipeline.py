@@ -251,7 +251,7 @@ def test_m_is_trained_on_where_v_is_the_same(smoke, tmp_path, capsys):
     save_world(other, dataclasses.replace(theirs, vision=doubled), {})
     words[words.index(str(smoke[0]))] = str(other)
     assert cli.main(words) == 1
-    assert "start from an M of the same V, or from nothing" in capsys.readouterr().err
+    assert "start from an M of the same V or of the one that it was" in capsys.readouterr().err
     clocked = load_world(smoke[0])
     clocked.memory.clock = True
     save_world(tmp_path / "clocked", clocked, {})
@@ -261,6 +261,27 @@ def test_m_is_trained_on_where_v_is_the_same(smoke, tmp_path, capsys):
     words[words.index(str(tmp_path / "clocked"))] = str(smoke[0])
     assert cli.main([*words, "--memory.residual"]) == 1
     assert "has residual=False, but this run asks for True" in capsys.readouterr().err
+
+
+def test_v_is_trained_on_and_an_m_of_the_v_before_goes_on_with_it(smoke, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(smoke[0] / "rollouts", run / "rollouts")
+    words = [GAME, "--preset", "smoke", *TINY, "--run-dir", str(run)]
+    start = ["--vision.start-from", str(smoke[0]), "--vision.learning-rate", "1e-9"]
+    start += ["--vision.final-learning-rate", "1e-9"]
+    for other in "car-racing", str(tmp_path / "none"):
+        assert cli.main(["train-vision", *words, "--vision.start-from", other]) == 1
+    said = capsys.readouterr().err
+    assert "V of car-racing has 32 latents, but" in said and f"no world in {tmp_path}" in said
+    assert cli.main(["train-vision", *words, *start]) == 0
+    assert cli.main(["encode", *words]) == 0
+    words += ["--memory.learning-rate", "1e-9", "--memory.start-from"]
+    assert cli.main(["train-memory", *words, str(smoke[0])]) == 0
+    heads = [load_world(place).memory.head_kernel[...] for place in (run, smoke[0])]
+    np.testing.assert_allclose(*heads, atol=1e-4)
+    kernels = [load_world(place).vision.mu.kernel[...] for place in (run, smoke[0])]
+    np.testing.assert_allclose(*kernels, atol=1e-5)
+    assert np.any(kernels[0] != kernels[1]), "it is another V"
 
 
 def test_c_is_learnt_on_where_its_form_is_the_same(smoke, tmp_path, capsys):

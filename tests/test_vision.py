@@ -243,6 +243,23 @@ def test_a_colour_is_one_side_of_a_plane():
     assert not training._are(None, vision.images(x)).any() and not is_of(None, x).any()
 
 
+def test_the_same_things_are_found_in_a_flash():
+    colour = Colour(0, 1, 0, 0.5, flash=(1, -1, 0))
+    calm = np.random.default_rng(0).random((6, 64, 64, 3), np.float32) * 0.45
+    calm[..., 0] = calm[..., 1]
+    calm[1:, 10:13, 20:22, 1], calm[1:, 10:13, 20:22, 0] = 0.9, 0.95
+    share = np.float32([0, 0, 0.1, 0.4, 0.8, 1])[:, None, None, None]
+    x = (1 - share) * calm + share * np.float32([1, 0, 0])
+    wanted = np.zeros((6, 64, 64), bool)
+    wanted[1:5, 10:13, 20:22] = True  # nothing is left to see in the last
+    found = training._are(colour, vision.images(x)).transpose(2, 0, 1)
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(is_of(colour, x), wanted)
+    np.testing.assert_array_equal(is_of(colour, x[3]), wanted[3])
+    blind = is_of(dataclasses.replace(colour, flash=None), x)
+    assert blind[:3].sum() == wanted[:3].sum() and not blind[4].any()
+
+
 def test_latents_are_drawn_as_frames():
     class Grey:  # as bright as the first latent
         def decode(self, z):

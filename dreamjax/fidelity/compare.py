@@ -223,7 +223,7 @@ def is_of(colour: Colour | None, pictures: np.ndarray) -> np.ndarray:
     """Which pixels of pictures [..., 64, 64, 3] in [0, 1] are of a colour; none are of None."""
     if colour is None:
         return np.zeros(pictures.shape[:-1], bool)
-    return pictures @ np.asarray(colour.weights, np.float32) > colour.above
+    return colour.where(np.moveaxis(pictures, -1, 0), rows=pictures.ndim - 3)
 
 
 def flash(colour: Colour, pictures: np.ndarray) -> np.ndarray:

@@ -42,6 +42,35 @@ def load_vision(run: Run):
     return store.load(vision, prefix=".model")[0]
 
 
+def vision_to_train_on(run: Run) -> VAE | None:
+    """The V that `start_from` names, where this run has none yet."""
+    source = run.config.vision.start_from
+    if source is None or run.store("vision").steps():
+        return None
+    vision = _vision_of(source, run.task)
+    if vision.mu.bias.shape != (run.task.latent_size,):
+        raise CheckpointError(
+            f"V of {source} has {vision.mu.bias.shape[0]} latents, but {run.task.name} has "
+            f"{run.task.latent_size}; start from a V of this game, or from nothing"
+        )
+    return vision
+
+
+def _vision_of(source: Path | str, task: Task) -> VAE:
+    """The newest V of a run, or that of a world."""
+    store = Store(Path(source) / "vision")
+    if not store.steps():
+        return load_world(source).vision
+    return store.load(blank_models(task)[0], prefix=".model")[0]
+
+
+def _is_trained_on_from(run: Run, theirs: str) -> bool:
+    """Whether the run's V began as the V of that digest, so that M finds its latents again."""
+    store = run.store("vision")
+    source = store.meta()["config"].get("start_from") if store.steps() else None
+    return source is not None and digest(_vision_of(source, run.task)) == theirs
+
+
 def is_bound(run: Run, vision: VAE, memory: Memory) -> bool:
     """Whether the run's world is of these V and M already."""
     store = run.store("world")
@@ -154,10 +183,11 @@ def memory_to_train_on(run: Run) -> Memory | None:
     memory, theirs = _memory_of(config.start_from, run.task)
     warn_of_flattery(run, config.start_from)
     ours = digest(load_vision(run))
-    if theirs != ours:
+    if theirs != ours and not _is_trained_on_from(run, theirs):
         raise CheckpointError(
             f"M of {config.start_from} was trained on V {theirs[:12]}, but this run's V is "
-            f"{ours[:12]}; start from an M of the same V, or from nothing"
+            f"{ours[:12]}; start from an M of the same V or of the one that it "
+            "was trained on from, or from nothing"
         )
     _check_grows(memory, config)
     memory.clock, memory.keys = config.clock, config.keys

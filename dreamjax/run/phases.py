@@ -48,6 +48,7 @@ from dreamjax.run.lineage import (
     load_vision,
     memory_to_train_on,
     portable,
+    vision_to_train_on,
     warn_of_flattery,
     worlds_beside,
 )
@@ -103,9 +104,9 @@ def vision_phase(run: Run) -> None:
     store, meta = run.store("vision"), run.meta("vision", data=data, products=products)
     again = "run collect, which makes again what was set aside, use another run directory"
     check_resumable(store, meta, run.config.vision.grows, again)
-    train_vision(
-        run.seed, run.task, run.rollouts, run.config.vision, log=run.log, store=store, meta=meta
-    )
+    kept = {"log": run.log, "store": store, "meta": meta}
+    began = vision_to_train_on(run)
+    train_vision(run.seed, run.task, run.rollouts, run.config.vision, vision=began, **kept)
 
 
 def encode_phase(run: Run) -> None:

@@ -107,10 +107,7 @@ def bands(there: jax.Array) -> jax.Array:
 
 def _are(colour: Colour | None, pixels: jax.Array) -> jax.Array:
     """Which of pixels [3, 64, 64, B] are of a colour, bool [64, 64, B]; none are of None."""
-    if colour is None:
-        return jnp.zeros(pixels.shape[1:], bool)
-    parts = [weight * x for weight, x in zip(colour.weights, pixels, strict=True) if weight]
-    return sum(parts[1:], parts[0]) > colour.above
+    return jnp.zeros(pixels.shape[1:], bool) if colour is None else colour.where(pixels, rows=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +121,7 @@ class VisionConfig:
     salient_weight: float = 1.0  # what an error in a pixel worth dodging counts; the paper's is 1
     beta: float = 1.0  # what the KL divergence counts; the paper's is 1, less gives finer latents
     reader_weight: float = 0.0  # what it counts that z tells linearly where such pixels are
+    start_from: str | None = None  # run or world whose V is trained on; None starts from chance
     bfloat16: bool | None = None  # products in bfloat16; None where the device is faster so
     steps_per_call: int = 16  # steps between two rows of metrics
     memory_gb: float = 4.0  # frames held in memory; more of them are streamed from disk
@@ -177,6 +175,7 @@ def train_vision(
     config: VisionConfig,
     *,
     log: Logbook,
+    vision: VAE | None = None,
     store: Store | None = None,
     meta: Mapping[str, Any] | None = None,
 ) -> VAE:
@@ -188,6 +187,7 @@ def train_vision(
       rollouts_directory: shards written by `rollouts.collect`.
       config: how.
       log: receives metrics and progress.
+      vision: V to train on, if `store` has none; None starts from chance.
       store: where checkpoints go; None keeps none.
       meta: written into every checkpoint.
 
@@ -202,6 +202,7 @@ def train_vision(
     mesh = devices_for(config.batch_size, "vision.batch_size", log)
     stream = FrameStream(rollouts_directory, config.batch_size, seed, config.memory_gb * 1e9)
     key_model, key_noise = jax.random.split(jax.random.key(seed))
+    reads = config.reader_weight > 0
     dtype = product_dtype(config.bfloat16)
 
     ahead = {}  # frames of the call that follows, fetched while the device is at work
@@ -221,7 +222,7 @@ def train_vision(
 
     state = fit(
         "vision",
-        initial_state(task.latent_size, key_model, mesh, reads=config.reader_weight > 0),
+        initial_state(task.latent_size, key_model, mesh, reads=reads, vision=vision),
         advance,
         config.steps,
         log=log,
@@ -234,14 +235,19 @@ def train_vision(
 
 
 def initial_state(
-    latent_size: int, key: jax.Array, mesh: Mesh | None = None, *, reads: bool = False
+    latent_size: int,
+    key: jax.Array,
+    mesh: Mesh | None = None,
+    *,
+    reads: bool = False,
+    vision: VAE | None = None,
 ) -> State:
     """The state before the first step, on every device of `mesh`, or of all if it is None.
 
-    With a reader beside V if it `reads`.
+    Of `vision`, or of chance if it is None; with a reader beside V if it `reads`.
     """
     start = jax.jit(optax.scale_by_adam().init)
-    model, reader = _untrained(latent_size, key), None
+    model, reader = vision or _untrained(latent_size, key), None
     if reads:
         layer = Layer((latent_size, BANDS), BANDS, rngs=nnx.Rngs(jax.random.fold_in(key, 1)))
         reader = Reader(layer, start(layer))
