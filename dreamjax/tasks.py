@@ -74,8 +74,11 @@ class Colour:
         found = _weighed(self.weights, pixels)
         if self.flash is None:
             return found > self.above
-        share = _weighed(self.flash, pixels).min((rows, rows + 1), keepdims=True)
-        return found > self.above * (1 - share.clip(0, 1))
+        return found > self.above * (1 - self.flash_share(pixels, rows))
+
+    def flash_share(self, pixels: Any, rows: int) -> Any:
+        """How much of pictures is the flash, 0 to 1; arguments of `where`, pictures of 1 x 1."""
+        return _weighed(self.flash, pixels).min((rows, rows + 1), keepdims=True).clip(0, 1)
 
 
 def _weighed(weights: tuple[float, float, float], pixels: Any) -> Any:

@@ -32,6 +32,7 @@ from dreamjax.controller.population import rollout
 from dreamjax.controller.strategies import STRATEGIES
 from dreamjax.dream.gymnax_env import NamedDream
 from dreamjax.dream.worlds import export_world, load_world
+from dreamjax.game import rollouts
 from dreamjax.memory.heads import Mixture
 from dreamjax.memory.training import MemoryConfig
 from dreamjax.run import cli
@@ -39,7 +40,7 @@ from dreamjax.run.phases import phases_of
 from dreamjax.run.presets import PRESETS
 from dreamjax.tasks import TAKE_COVER
 from dreamjax.training.devices import product_dtype
-from experiments import ensemble, gradient, mosaic, open_loop, ppo, strategies
+from experiments import deaths, ensemble, gradient, mosaic, open_loop, ppo, strategies
 
 
 @pytest.fixture(scope="module")
@@ -315,6 +316,25 @@ def test_expected_steps_are_the_chances_to_live(world):
     kept, fresh = (gradient.go_on(env, params, state, x, jax.random.key(3)) for x in (1.0, -1.0))
     np.testing.assert_array_equal(kept.z, state.z)
     assert fresh.time == 0
+
+
+def test_deaths_are_told_by_hits_and_walls(tmp_path, capsys):
+    frames = np.full((100, 64, 64, 3), 70, np.uint8)
+    frames[60:, :20, :16] = 140, 100, 70  # the second game's last steps: a wall at the left
+    flash = np.linspace(0.8, 0.05, 19)[:, None, None, None]
+    frames[70:89] = (1 - flash) * frames[70:89] + flash * np.uint8([255, 0, 0])
+    lengths, died = np.int32([40, 60]), np.array([False, True])
+    actions, rewards = np.zeros((100, 1), np.float32), np.ones(100, np.float32)
+    rest = {"lengths": lengths, "terminated": died, "seeds": np.int64([2, 4]), "profile": "x"}
+    played = rollouts.Rollouts(frames=frames, actions=actions, rewards=rewards, **rest)
+    rollouts.write(tmp_path / "shard-00000.npz", played)
+    hits, walls = deaths.main(deaths.Config(tmp_path, before=15)).values()
+    assert [row["deaths"] for row in hits] == [0, 1, 0, 0, 0]
+    assert [round(100 * row["share"]) for row in hits] == [20, 10, 0, 0, 70]
+    assert [row["deaths"] for row in walls] == [0, 0, 0, 1, 0, 0]
+    assert [round(100 * row["share"]) for row in walls] == [60, 0, 0, 40, 0, 0]
+    assert hits[1]["rate"] == hits[1]["error"] == 100
+    assert "2 games of 50 steps, 1 deaths" in capsys.readouterr().out
 
 
 def test_straight_through_draws_as_the_dream_does():
