@@ -310,16 +310,20 @@ def test_average_precision_by_hand():
     assert np.isnan(average_precision(score, ~np.ones(4, bool)))
 
 
-@pytest.mark.parametrize(("knows", "least", "most"), [("z", 0.95, 1.0), ("nothing", -0.2, 0.1)])
-def test_what_z_tells_linearly_is_known(monkeypatch, knows, least, most):
+@pytest.mark.parametrize(
+    ("knows", "least", "most", "flashing"), [("z", 0.95, 1.0, 5), ("nothing", -0.2, 0.1, None)]
+)
+def test_what_z_tells_linearly_is_known(monkeypatch, knows, least, most, flashing):
     rng = np.random.default_rng(0)
     task = dataclasses.replace(TAKE_COVER, latent_size=32, hidden_size=8)
     games = []
-    for _ in range(6):
+    for game in range(6):
         frames = np.zeros((120, 64, 64, 3), np.uint8)
         for frame in frames:  # one thing of 3, 9 or 24 pixels
             column, height = 2 * rng.integers(32), rng.choice([3, 9, 24])
-            frame[:height, column, 1] = 255
+            frame[:height, column, :2] = 255
+        if game == flashing:  # by half
+            frames = np.uint8(0.5 * frames + np.float32([127, 0, 0]))
         games.append((frames, np.zeros((120, 1), np.float32)))
 
     def posteriors(vision, frames):
@@ -332,7 +336,9 @@ def test_what_z_tells_linearly_is_known(monkeypatch, knows, least, most):
     found = probe.known(World(task, VAE(32, rngs=nnx.Rngs(0)), memory, start, start), games)
     for reader in ("z", "C"):
         assert least <= found["all"][reader] <= most
-    assert set(found) == {"all", *probe.SIZES}
-    assert all(row["share"] == pytest.approx(1 / 94, rel=0.3) for row in list(found.values())[1:])
+    flashes = {f"{size}, in a flash" for size in probe.SIZES} if flashing else set()
+    assert set(found) == {"all", *probe.SIZES, *flashes}
+    assert all(row["share"] == pytest.approx(1 / 94, rel=0.5) for row in list(found.values())[1:])
+    assert all(found[label]["share"] != found[label[:-12]]["share"] for label in flashes)
     for row in list(found.values())[1:]:
         assert row["z"] > 0.95 if knows == "z" else row["z"] < 0.2

@@ -20,6 +20,7 @@ from dreamjax.vision.training import BANDS
 
 SIZES = {"1 to 5": (1, 5), "6 to 12": (6, 12), "more": (13, 64 * 64)}  # salient pixels of a band
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # of the features' variance, added to it
+FLASH = 0.05  # share of a picture from which on it flashes
 LENGTH = 256  # steps, a multiple of which is compiled
 
 Game = tuple[np.ndarray, np.ndarray]  # frames uint8 [T, 64, 64, 3] and actions [T, A]
@@ -37,11 +38,12 @@ def known(world: World, games: Sequence[Game], seed: int = 0) -> dict[str, dict[
       for each of `SIZES`, of the bands that are so or empty: the `share` of those that are so, and
       the average precision, from `share` to 1, with which `z` and all that `C` reads find them.
       For "all": the share of the variance of log(1 + pixels) that is foretold, 0 for `share`.
+      For each of `SIZES` + ", in a flash": the same of pictures that flash, if there are any.
     """
     noise = np.random.default_rng(seed)
     rows = [_seen(world, frames, actions, noise) for frames, actions in games]
-    half = sum(len(shown) for _, shown in rows[: len(rows) // 2])
-    features, shown = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    half = sum(len(shown) for _, shown, _ in rows[: len(rows) // 2])
+    features, shown, flash = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     pixels = np.log1p(shown)
     size = world.memory.latent_size
     read = {
@@ -52,11 +54,15 @@ def known(world: World, games: Sequence[Game], seed: int = 0) -> dict[str, dict[
     spread = ((told - told.mean(axis=0)) ** 2).sum()
     found = {"all": {"share": 0.0}}
     found["all"] |= {name: 1 - ((x - told) ** 2).sum() / spread for name, x in read.items()}
-    for label, (least, most) in SIZES.items():
-        there = (judged >= least) & (judged <= most)
-        asked = there | (judged == 0)
-        scores = {name: average_precision(x[asked], there[asked]) for name, x in read.items()}
-        found[label] = {"share": there[asked].mean(), **scores}
+    pictures = {"": np.full(len(judged), True)}
+    if (flash[half:] > FLASH).any():
+        pictures[", in a flash"] = flash[half:] > FLASH
+    for when, looked_at in pictures.items():
+        for label, (least, most) in SIZES.items():
+            there = (judged >= least) & (judged <= most)
+            asked = (there | (judged == 0)) & looked_at[:, None]
+            scores = {name: average_precision(x[asked], there[asked]) for name, x in read.items()}
+            found[label + when] = {"share": there[asked].mean(), **scores}
     return {label: {name: float(x) for name, x in row.items()} for label, row in found.items()}
 
 
@@ -68,14 +74,17 @@ def average_precision(score: np.ndarray, there: np.ndarray) -> float:
 
 
 def _seen(world: World, frames: np.ndarray, actions: np.ndarray, noise: np.random.Generator):
-    """What C reads [T, F] at each step of a game, and the salient pixels of each band [T, B]."""
+    """Of each step of a game: what C reads [T, F], salient pixels by band [T, B], flash [T]."""
     mu, logvar = posteriors(world.vision, frames)
     z = mu + np.exp(logvar / 2) * noise.standard_normal(mu.shape, np.float32)
     steps, spare = len(frames), -len(frames) % LENGTH
     z, actions = (np.pad(x, ((0, spare), (0, 0))) for x in (z, np.float32(actions)))
     features = np.asarray(_features(world.memory, z, actions))[:steps]
-    there = is_of(world.task.salient, frames / np.float32(255))
-    return features, there.reshape(steps, 64, BANDS, -1).sum(axis=(1, 3))
+    shown, salient = frames / np.float32(255), world.task.salient
+    there = is_of(salient, shown).reshape(steps, 64, BANDS, -1).sum(axis=(1, 3))
+    if salient.flash is None:
+        return features, there, np.zeros(steps, np.float32)
+    return features, there, salient.flash_share(np.moveaxis(shown, -1, 0), rows=1).reshape(steps)
 
 
 @jax.jit

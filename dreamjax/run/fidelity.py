@@ -177,9 +177,9 @@ def print_fidelity(task: Task, found: dict[str, Any], log: Logbook) -> None:
             log.say(f"  {side:<8}{rates}")
     log.say("V on unseen frames: " + listed(found["vision"]))
     if "known" in found:
-        log.say(f"{'salient pixels':<16}{'share':>8}{'read from z':>14}{'from all C reads':>18}")
+        log.say(f"{'salient pixels':<20}{'share':>8}{'read from z':>14}{'from all C reads':>18}")
         for size, row in found["known"].items():
-            log.say(f"{size:<16}{row['share']:>8.3f}{row['z']:>14.2f}{row['C']:>18.2f}")
+            log.say(f"{size:<20}{row['share']:>8.3f}{row['z']:>14.2f}{row['C']:>18.2f}")
     if "salient" in found:
         ages = ", ".join(f"{age}" for age in task.ages)
         log.say(f"salient pixels a frame, between the ages {ages}:")
