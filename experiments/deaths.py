@@ -44,9 +44,10 @@ def main(config: Config) -> dict[str, list[dict[str, float]]]:
         seen = walls[: max(1, len(walls) - config.before)]
         wall.append((walls, seen[-1:] if died else seen[:0]))
         lives.append((len(red), died, int((since == 0).sum())))
+    if not lives:
+        raise SystemExit(f"no rollouts in {config.rollouts}; record some first")
     steps, died, hits = np.transpose(lives)
-    print(f"{len(lives)} games of {steps.mean():.0f} steps, {died.sum()} deaths")
-    print(f"hits seen in those that ended in death: {hits[died > 0].mean():.2f} a game")
+    print(f"{len(lives)} games of {steps.mean():.0f} steps, {hits.sum()} hits, {died.sum()} deaths")
     found = {"since the newest hit": banded(hit, SINCE)}
     found[f"wall in the upper edge, {config.before} steps before"] = banded(wall, WALL)
     for title, rows in found.items():

@@ -334,7 +334,9 @@ def test_deaths_are_told_by_hits_and_walls(tmp_path, capsys):
     assert [row["deaths"] for row in walls] == [0, 0, 0, 1, 0, 0]
     assert [round(100 * row["share"]) for row in walls] == [60, 0, 0, 40, 0, 0]
     assert hits[1]["rate"] == hits[1]["error"] == 100
-    assert "2 games of 50 steps, 1 deaths" in capsys.readouterr().out
+    assert "2 games of 50 steps, 1 hits, 1 deaths" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=f"no rollouts in {tmp_path}/none; record some first"):
+        deaths.main(deaths.Config(tmp_path / "none"))
 
 
 def test_straight_through_draws_as_the_dream_does():
