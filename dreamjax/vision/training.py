@@ -195,10 +195,7 @@ def train_vision(
       ValueError: no rollouts there; a batch that the processes of a job cannot share; a reader of
         a game that has no salient colour.
     """
-    if config.reader_weight and task.salient is None:
-        raise SettingError(
-            f"{task.name} has no salient colour to read; leave out vision.reader_weight"
-        )
+    _check_reader(config, task)
     mesh = devices_for(config.batch_size, "vision.batch_size", log)
     stream = FrameStream(rollouts_directory, config.batch_size, seed, config.memory_gb * 1e9)
     key_model, key_noise = jax.random.split(jax.random.key(seed))
@@ -232,6 +229,13 @@ def train_vision(
         units_per_step=config.batch_size,
     )
     return on_own(state.model)
+
+
+def _check_reader(config: VisionConfig, task: Task) -> None:
+    if config.reader_weight and task.salient is None:
+        raise SettingError(
+            f"{task.name} has no salient colour to read; leave out vision.reader_weight"
+        )
 
 
 def initial_state(
