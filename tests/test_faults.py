@@ -163,7 +163,9 @@ def test_settings_that_had_other_names_are_still_compared(tmp_path):
     store.save(1, {"weights": jnp.zeros(1)}, {**meta, "config": config})
     check_resumable(store, meta, ())
     meta["config"]["gamma"] = 0.5
-    with pytest.raises(CheckpointError, match=f"gamma={TAKE_COVER.gamma}, now gamma=0.5"):
+    with pytest.raises(
+        CheckpointError, match=f"was made with gamma={TAKE_COVER.gamma}, now gamma=0.5"
+    ):
         check_resumable(store, meta, ())
 
 
