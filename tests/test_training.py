@@ -60,7 +60,21 @@ def test_ctrl_c_finishes_the_call_saves_and_resumes(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(9, store=Store(tmp_path), advance=interrupted)
     assert Store(tmp_path).steps() == [4]
+    assert Store(tmp_path).unfinished() == "4 of 9"
     assert run(9, store=Store(tmp_path)) == run(9)
+    assert Store(tmp_path).unfinished() is None
+
+
+def test_a_training_can_be_ended_where_it_was_stopped(tmp_path):
+    def interrupted(state, step):
+        signal.raise_signal(signal.SIGINT)
+        return advance(state, step)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(9, store=Store(tmp_path), advance=interrupted)
+    (step,) = Store(tmp_path).steps()
+    assert run(step, store=Store(tmp_path)) == run(step)
+    assert Store(tmp_path).steps() == [step] and Store(tmp_path).unfinished() is None
 
 
 def test_what_has_diverged_is_stopped():

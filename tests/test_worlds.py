@@ -312,6 +312,15 @@ def test_a_controller_of_an_earlier_run_still_loads(world, tmp_path):
         load_controller(tmp_path, other)
 
 
+@pytest.mark.parametrize("step, told", [(3, True), (9, False)])
+def test_a_controller_from_before_a_stopped_search_is_told(world, tmp_path, capsys, step, told):
+    save_controller(tmp_path, world, WEIGHTS, {"dream": 1.0})
+    Store(tmp_path / "evolve").save(step, {"weights": WEIGHTS}, {"total": 9})
+    load_controller(tmp_path, world)
+    line = "evolve was stopped at 3 of 9, so this is the C from before it; run evolve again"
+    assert (line in capsys.readouterr().out) == told
+
+
 def test_a_run_that_was_killed_as_it_adopted_a_world_adopts_it_again(
     world, folder, tmp_path, monkeypatch
 ):

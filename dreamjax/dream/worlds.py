@@ -44,6 +44,7 @@ MOMENTS = 750  # of real episodes, that a world to hand on keeps: each is as lar
 CONTROLLER = "controller"  # C's weights among the arrays of an exported world
 SHIPPED = Path(__file__).parents[1] / "shipped"
 
+SEARCHES = {"evolve": "evolve.generations", "learn": "learn.steps"}  # for C, and their lengths
 TUNED = "death_threshold", "death_noise", "temperature", "dropout"  # of a world, beside its arrays
 
 _FAULTS = (OSError, ValueError, KeyError, RecursionError, MemoryError, safetensors.SafetensorError)
@@ -514,6 +515,8 @@ def load_controller(source: Path | str, world: World) -> tuple[Controller, jax.A
 
     Raises:
       CheckpointError: none there, damaged, or evolved in another world.
+
+    Says so if it is older than a search for C that was stopped.
     """
     folder = _folder(source)
     if (folder / "world.json").exists():
@@ -526,9 +529,21 @@ def load_controller(source: Path | str, world: World) -> tuple[Controller, jax.A
     meta = store.meta()
     with _refusing(store.directory, "evolve again"):
         _check_bound(store.directory, meta["task"], meta["world"], _identities(meta, world), world)
+        _tell_of_unfinished(folder)
         template = {"weights": jax.ShapeDtypeStruct((meta["size"],), jnp.float32)}
         controller = world.controller(_fact(meta, "controller_hidden"))
         return controller, _checked_weights(store.load(template)[0]["weights"], controller)
+
+
+def _tell_of_unfinished(folder: Path) -> None:
+    for search, length in SEARCHES.items():
+        reached = Store(folder / search).unfinished()
+        if reached is not None:
+            print(
+                f"{folder / search} was stopped at {reached}, so this is the C from before it; "
+                f"run {search} again to go on, or end it there by --{length}",
+                flush=True,
+            )
 
 
 def _identities(meta: dict[str, Any], world: World) -> set[str]:

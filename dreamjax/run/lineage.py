@@ -117,7 +117,8 @@ def begin_again(run: Run, meta: dict[str, Any]) -> None:
 
 def _made(made: dict[str, Any]) -> dict[str, Any]:
     """What M was made with, to hand on with a world."""
-    told = {key: value for key, value in made.items() if key not in ("format", "versions", "step")}
+    untold = "format", "versions", "step", "total"
+    told = {key: value for key, value in made.items() if key not in untold}
     return portable(told) | {"steps": made["step"]}
 
 

@@ -25,6 +25,7 @@ from dreamjax.controller.model import Controller
 from dreamjax.controller.policy_gradient import SHARED, Learning, learn
 from dreamjax.dream.env import EnvParams
 from dreamjax.dream.worlds import (
+    SEARCHES,
     World,
     adopt_world,
     export_world,
@@ -225,6 +226,8 @@ def _find_controller(
     kept = {"log": run.log, "store": store, "meta": meta}
     kept["watch"] = _alarm(run, world, controller)
     found = find(world.env(), params, controller, **kept)
+    if not np.isfinite(found.best_score):
+        raise ValueError(f"{phase} has evaluated no C yet; raise --{SEARCHES[phase]}")
     meta |= portable(meta) | {"phase": phase, "dream": float(found.best_score)}
     save_controller(run.directory, world, found.best, meta, controller)
 

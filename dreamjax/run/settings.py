@@ -14,6 +14,7 @@ from dreamjax.dream.env import (
     check_dropout,
     check_temperature,
 )
+from dreamjax.dream.worlds import SEARCHES
 from dreamjax.fidelity.departures import WINDOW
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.training import MemoryConfig
@@ -112,7 +113,7 @@ class IterateConfig:
             require_positive(self, "memory_steps")
 
 
-CONTROLLERS = ("evolve", "learn")  # phases that find C; a run does one of them
+CONTROLLERS = tuple(SEARCHES)  # phases that find C; a run does one of them
 FIRST_VALUES = {"components": None}  # of settings that older checkpoints do not tell
 OLDER_NAMES = {  # of settings of `learn`, before they had the field's
     "lanes": "num_envs",

@@ -162,6 +162,13 @@ class Store:
         """`meta.json` of a checkpoint that passes its manifest; the newest one by default."""
         return self._sound(step)[1]
 
+    def unfinished(self) -> str | None:
+        """How far a training got that was stopped before its end; None of any other."""
+        meta = self.meta() if self.steps() else {}
+        if meta.get("step", 0) >= meta.get("total", 0):
+            return None
+        return f"{meta['step']:,} of {meta['total']:,}"
+
     def load(self, template: Any, prefix: str = "") -> tuple[Any, dict[str, Any]]:
         """The newest sound checkpoint as `(tree, meta)`.
 

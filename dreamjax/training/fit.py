@@ -45,7 +45,7 @@ def fit(
       total: step to stop at.
       log: receives metrics and progress.
       store: where checkpoints go, and how often; None keeps none.
-      meta: written into every checkpoint.
+      meta: written into every checkpoint, beside `total`.
       unit, units_per_step, show: what the progress counts, and the metric beside it.
       most: value of that metric beyond which the phase has diverged.
 
@@ -59,16 +59,19 @@ def fit(
     state, step = _resumed(state, store, log)
     if store is not None:
         log.rewind(phase, step)  # what was logged after the checkpoint is logged again
-    if step >= total:
-        log.say(f"{phase}: finished before, at step {step}; nothing to do")
-        return state
     saved, kept = time.monotonic(), None
 
     def save():
         nonlocal saved, kept
         if store is not None and step != kept:
-            store.save(step, gathered(state), meta or {})
+            store.save(step, gathered(state), {"total": total, **(meta or {})})
             saved, kept = time.monotonic(), step
+
+    if step >= total:
+        log.say(f"{phase}: finished before, at step {step}; nothing to do")
+        if store is not None and store.unfinished():
+            save()  # that this is the end
+        return state
 
     with (
         log.progress(phase, total * units_per_step, unit, step * units_per_step) as bar,
