@@ -109,10 +109,13 @@ def test_reconstruction_counts_salient_pixels_apart(world):
 
 def test_hazard_is_deaths_over_steps_at_each_age():
     lengths = np.array([100, 150, 400, 2100])
-    found = fidelity.hazard(lengths, TAKE_COVER)
+    found, errors = fidelity.hazard(lengths, TAKE_COVER)
     assert found[0] == pytest.approx(1000 * 2 / (100 + 3 * 150))
     assert found[1] == 0 and found[2] == pytest.approx(1000 * 1 / (100 + 200))
     assert found[3:] == [0, 0, 0], "the last one was cut, it did not die"
+    assert errors[0] == pytest.approx(found[0] / 2**0.5) and errors[2] == pytest.approx(found[2])
+    assert errors[5] == pytest.approx(1000 * 1 / 800)
+    assert fidelity.hazard(lengths[:1], TAKE_COVER)[1][3:] == [0, 0, 0]
 
 
 def test_flashes_are_counted_and_timed():

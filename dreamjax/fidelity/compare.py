@@ -75,19 +75,23 @@ def _play_plans(env: Blindfold, rollouts: int, key, params, plans) -> Dreamt:
     return rollout(key, env, params, _planned, plans, rollouts)
 
 
-def hazard(lengths: np.ndarray, task: Task) -> list[float]:
-    """Deaths in 1,000 steps between the task's ages; 0 where nobody got so old.
+def hazard(lengths: np.ndarray, task: Task) -> tuple[list[float], list[float]]:
+    """Deaths in 1,000 steps between the task's ages, and their standard errors.
+
+    An error is that of the count of deaths, of one where there was none; both are 0 where nobody
+    got so old.
 
     Args:
       lengths: steps survived, [E]; those of `task.max_steps` did not die.
       task: the game.
     """
-    lengths, found, max_steps = np.asarray(lengths), [], task.max_steps
+    lengths, rates, errors = np.asarray(lengths), [], []
     for young, old in zip(task.ages, task.ages[1:], strict=False):
         steps = np.clip(lengths - young, 0, old - young).sum()
-        deaths = ((lengths > young) & (lengths <= old) & (lengths < max_steps)).sum()
-        found.append(float(1000 * deaths / max(steps, 1)))
-    return found
+        died = ((lengths > young) & (lengths <= old) & (lengths < task.max_steps)).sum()
+        rates.append(float(1000 * died / max(steps, 1)))
+        errors.append(float(1000 * max(died, 1) ** 0.5 / steps) if steps else 0.0)
+    return rates, errors
 
 
 def controllers_between(best: jax.Array, count: int, seed: int) -> np.ndarray:

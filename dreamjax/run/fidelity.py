@@ -139,8 +139,9 @@ def _compared(task: Task, dreamt: Dreamt, real: Any) -> dict[str, Any]:
     if task.step_reward is not None:
         found["ratio"] = round(dream / game, 3)
     if task.ends:
-        found["dream_hazard"] = fidelity.hazard(np.ravel(dreamt.steps), task)
-        found["real_hazard"] = fidelity.hazard(real.lengths, task)
+        for side, lengths in zip(SIDES, (np.ravel(dreamt.steps), real.lengths), strict=True):
+            rates = fidelity.hazard(lengths, task)
+            found[f"{side}_hazard"], found[f"{side}_hazard_error"] = rates
     return found
 
 
@@ -171,10 +172,11 @@ def print_fidelity(task: Task, found: dict[str, Any], log: Logbook) -> None:
         log.say(f"{name:<10}{dream:>12}{real:>14}{apart:>12}")
     if task.ends:
         ages = ", ".join(f"{age}" for age in task.ages)
-        log.say(f"C's ends in 1,000 steps, between the ages {ages}:")
+        log.say(f"C's ends in 1,000 steps, ± the standard error, between the ages {ages}:")
         for side in SIDES:
-            rates = "  ".join(f"{x:.2f}" for x in found["policies"]["C"][f"{side}_hazard"])
-            log.say(f"  {side:<8}{rates}")
+            row = found["policies"]["C"]
+            rates = zip(row[f"{side}_hazard"], row[f"{side}_hazard_error"], strict=True)
+            log.say(f"  {side:<8}" + "  ".join(f"{x:.2f} ± {error:.2f}" for x, error in rates))
     log.say("V on unseen frames: " + listed(found["vision"]))
     if "known" in found:
         log.say(f"{'salient pixels':<20}{'share':>8}{'read from z':>14}{'from all C reads':>18}")
