@@ -15,6 +15,9 @@ import tyro
 from PIL import Image
 
 from dreamjax.dream.worlds import load_world
+from dreamjax.run.pictures import save_gif
+
+PICTURES_PER_SECOND = 12.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +67,7 @@ def main(config: Config) -> None:
         pictures.append(Image.fromarray(np.asarray(draw(state.z, alive))))
         state, obs, alive = advance(key, state, obs, alive)
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    pictures[0].save(config.out, save_all=True, append_images=pictures[1:], duration=80, loop=0)
+    save_gif(pictures, config.out, PICTURES_PER_SECOND)
     print(
         f"{config.out}: {count} dreams, {int(alive.sum())} alive after "
         f"{config.frames * config.skip} steps"

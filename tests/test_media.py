@@ -39,6 +39,16 @@ def weights(world):
     return jax.random.normal(jax.random.key(5), (world.memory.feature_size,))
 
 
+def test_a_film_keeps_what_is_small_and_bright(tmp_path):
+    """Median cut, Pillow's own, makes a fireball as brown as the wall behind it."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(50, 120, (PANEL // 2, PANEL, 1)).repeat(3, axis=2).astype(np.uint8)
+    pixels[40:50, 60:66] = 250, 245, 130
+    media.save_gif([Image.fromarray(pixels)] * 2, tmp_path / "film.gif", 12)
+    shown = np.asarray(Image.open(tmp_path / "film.gif").convert("RGB"), int)
+    assert np.abs(shown - pixels).max(axis=-1)[40:50, 60:66].max() < 24
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda n: n.name)
 def test_a_film_whose_engine_dies_or_hangs_is_the_same_film(
     number, world, weights, tmp_path, monkeypatch

@@ -119,7 +119,7 @@ def film(
         dream = imagined[i] if alive else imagined[i] // 2
         caption = "dream" if alive else f"dream: over at {died}"
         pictures.append(_panels((frames[t], "real"), (seen[i], "reconstruction"), (dream, caption)))
-    _save_gif(pictures, target, world.task.steps_per_second / stride)
+    save_gif(pictures, target, world.task.steps_per_second / stride)
     return len(frames)
 
 
@@ -146,7 +146,9 @@ def _panels(*panels: tuple[np.ndarray, str]) -> Image.Image:
     return canvas
 
 
-def _save_gif(pictures: Iterable[Image.Image], target: Path, pictures_per_second: float) -> None:
-    first, *others = (p.quantize(64) for p in pictures)
+def save_gif(pictures: Iterable[Image.Image], target: Path, pictures_per_second: float) -> None:
+    """Save RGB pictures as an endless GIF."""
+    octree = Image.Quantize.FASTOCTREE  # keeps what is bright and small: fireballs
+    first, *others = (p.quantize(256, octree) for p in pictures)
     duration = round(1000 / pictures_per_second)
     first.save(target, save_all=True, append_images=others, duration=duration, loop=0)
