@@ -1,4 +1,4 @@
-"""The directions in which C is evolved: as large in what they do, and as many as there are."""
+"""The directions in which C is evolved: as large as their components, as many as there are."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from probes import CONTROLLER, Imitate, ProbeParams
 
-from dreamjax.controller.components import directions
+from dreamjax.controller.components import SPREAD, directions
 from dreamjax.controller.evolution import EvolveConfig, evolve
 from dreamjax.controller.heads import head_of
 from dreamjax.controller.model import LinearController
@@ -31,11 +31,13 @@ def linear(task, features=6):
     return LinearController(features, head_of(task.actions), task.controller_bias)
 
 
-def test_directions_make_outputs_as_large_and_apart():
+def test_directions_move_outputs_apart_by_as_much_as_components_vary():
     controller, x = linear(TAKE_COVER), examples()
     found = directions(controller, x, 4)
     out = np.asarray(jax.vmap(lambda w: controller.outputs(w, jnp.float32(x)))(found))[..., 0]
-    np.testing.assert_allclose(np.cov(out, bias=True), np.eye(4), atol=1e-3)
+    variances = np.linalg.eigvalsh(np.corrcoef(x.T))[::-1][:4]
+    variances *= SPREAD**2 / variances.sum()
+    np.testing.assert_allclose(np.cov(out, bias=True), np.diag(variances), atol=0.05)
     assert len(directions(controller, x, 99)) == 5, "six features, of which two say the same"
 
 
@@ -45,8 +47,11 @@ def test_directions_of_several_outputs_with_a_bias():
     assert found.shape == ((2 + 1) * 3, controller.num_params)
     out = np.asarray(jax.vmap(lambda w: controller.outputs(w, jnp.float32(x)))(found))
     out = out.reshape(3, 3, len(x), 3)  # direction, its output, example, output
-    gram = np.einsum("aino,bjno->aibj", out, out) / len(x)
-    np.testing.assert_allclose(gram, np.eye(9).reshape(3, 3, 3, 3), atol=1e-3)
+    gram = np.einsum("aino,bjno->aibj", out, out).reshape(9, 9) / len(x)
+    np.testing.assert_allclose(gram, np.diag(np.diag(gram)), atol=0.05)
+    first, along = np.diag(gram)[:3], np.diag(gram)[3:].reshape(2, 3)
+    np.testing.assert_allclose(first, 1, atol=1e-3)
+    np.testing.assert_allclose(along.sum(axis=0), SPREAD**2, rtol=1e-3)
     np.testing.assert_allclose(out[0], np.broadcast_to(np.eye(3)[:, None], out[0].shape), atol=1e-3)
     assert not out[1, 0, :, 1:].any(), "a direction moves one output"
 

@@ -175,7 +175,7 @@ def test_an_evolution_from_before_there_were_components_is_told_apart(tmp_path):
     older = {name: value for name, value in meta["config"].items() if name != "components"}
     store.save(1, {"weights": jnp.zeros(1)}, {**meta, "config": older})
     check_resumable(store, {**meta, "config": none}, ())
-    with pytest.raises(CheckpointError, match="made with components=None, now components=128"):
+    with pytest.raises(CheckpointError, match="made with components=None, now components=512"):
         check_resumable(store, meta, ())
 
 

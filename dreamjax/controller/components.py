@@ -1,9 +1,9 @@
 """Principal components of what C reads: the directions in which it is evolved.
 
 M's numbers differ a hundredfold in size and mostly move together, so equal steps in all of C's
-weights differ along a few directions only, and a small thing in the picture is in none of them. In
-its largest components, all as large, CMA-ES has an eighth of the numbers to learn. C stays linear
-in what it reads. Not in the paper.
+weights are steps in its largest numbers. Each number is divided by its deviation here, and C moves
+along the largest components of them all, in each by as much as that component varies. C stays
+linear in what it reads. Not in the paper.
 Legend: D weights of C, F features, K components, N examples, O outputs, S directions.
 """
 
@@ -14,10 +14,11 @@ import numpy as np
 from dreamjax.controller.model import LinearController
 
 SMALLEST = 1e-3  # deviation of a feature, and of a component against the largest
+SPREAD = 128**0.5  # deviation of an output under steps of 1 along all components
 
 
 def directions(controller: LinearController, features: np.ndarray, count: int) -> jax.Array:
-    """Weights [S, D], S = K * O or with a bias (K + 1) * O; the outputs of each deviate by 1.
+    """Weights [S, D], S = K * O or with a bias (K + 1) * O; outputs deviate as their components do.
 
     Args:
       controller: C.
@@ -29,7 +30,8 @@ def directions(controller: LinearController, features: np.ndarray, count: int) -
     unit = (features - center) / size / np.sqrt(len(features))
     _, deviation, axes = np.linalg.svd(unit, full_matrices=False)
     count = min(count, int((deviation > SMALLEST * deviation[0]).sum()))
-    kernel = jnp.asarray(axes[:count] / deviation[:count, None], jnp.float32)
+    scale = SPREAD / np.linalg.norm(deviation[:count])
+    kernel = jnp.asarray(axes[:count] * scale, jnp.float32)
     outputs = controller.head.outputs
 
     def spread(along: jax.Array) -> jax.Array:

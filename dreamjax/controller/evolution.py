@@ -39,7 +39,7 @@ class EvolveConfig:
     rollouts: int = 16  # episodes a controller; its fitness is their mean return
     sigma: float = 0.1  # first standard deviation of the weights
     strategy: str = "cma-es"  # or sep-cma-es, snes, open-es
-    components: int | None = 128  # principal ones, of what a linear C reads, to move along, or None
+    components: int | None = 512  # principal ones, of what a linear C reads, to move along, or None
     eval_every: int = 25  # generations between evaluations of the CMA mean
     eval_rollouts: int = 1024  # episodes of such an evaluation
 
