@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -170,6 +171,14 @@ def test_c_evolves_along_components_of_what_it_reads(smoke, tmp_path):
     off = weights - np.linalg.lstsq(found.T, weights)[0] @ found
     assert np.abs(off).max() < 1e-3 * np.abs(weights).max() > 0
     assert Store(tmp_path / "a" / "controller").meta()["config"]["components"] == 5
+
+
+def test_a_search_that_has_evaluated_no_c_saves_none(smoke, tmp_path, monkeypatch, capsys):
+    nothing = types.SimpleNamespace(best_score=-np.inf)
+    monkeypatch.setattr("dreamjax.run.phases.evolve", lambda *args, **kept: nothing)
+    words = ["evolve", GAME, "--preset", "smoke", *TINY[3:], "--world", str(smoke[0])]
+    assert cli.main([*words, "--run-dir", str(tmp_path / "a")]) == 1
+    assert "evolve has evaluated no C yet; raise --evolve.generations" in capsys.readouterr().err
 
 
 def test_a_c_without_components_evolves_weight_by_weight_and_says_so(smoke, tmp_path, capsys):

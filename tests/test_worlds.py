@@ -313,11 +313,11 @@ def test_a_controller_of_an_earlier_run_still_loads(world, tmp_path):
 
 
 @pytest.mark.parametrize("step, told", [(3, True), (9, False)])
-def test_a_controller_from_before_a_stopped_search_is_told(world, tmp_path, capsys, step, told):
+def test_a_controller_that_is_not_a_stopped_search_s_is_told(world, tmp_path, capsys, step, told):
     save_controller(tmp_path, world, WEIGHTS, {"dream": 1.0})
     Store(tmp_path / "evolve").save(step, {"weights": WEIGHTS}, {"total": 9})
     load_controller(tmp_path, world)
-    line = "evolve was stopped at 3 of 9, so this is the C from before it; run evolve again"
+    line = "evolve was stopped at 3 of 9, before it saved its C, so this is another one; run evolve"
     assert (line in capsys.readouterr().out) == told
 
 

@@ -516,7 +516,7 @@ def load_controller(source: Path | str, world: World) -> tuple[Controller, jax.A
     Raises:
       CheckpointError: none there, damaged, or evolved in another world.
 
-    Says so if it is older than a search for C that was stopped.
+    Tells of a search for C that was stopped before it saved its own.
     """
     folder = _folder(source)
     if (folder / "world.json").exists():
@@ -540,8 +540,8 @@ def _tell_of_unfinished(folder: Path) -> None:
         reached = Store(folder / search).unfinished()
         if reached is not None:
             print(
-                f"{folder / search} was stopped at {reached}, so this is the C from before it; "
-                f"run {search} again to go on, or end it there by --{length}",
+                f"{folder / search} was stopped at {reached}, before it saved its C, so this is "
+                f"another one; run {search} again to go on, or lower --{length}",
                 flush=True,
             )
 
