@@ -23,10 +23,10 @@ const weights = arrays.get("controller")?.data;
 const controller = weights && new Controller(facts.controller, weights, facts.actions);
 const decoder = new Decoder(within(arrays, "vision."));
 
-const { steps, tau, pictures, draws } = JSON.parse(fs.readFileSync(fed));
+const { steps, tau, mask, pictures, draws, rate } = JSON.parse(fs.readFileSync(fed));
 const dream = new Dream(facts, memory, starts);
 dream.tau = tau;
-dream.goOn({ time: 0, z: Float32Array.from(steps[0].z), carry: memory.initialCarry() });
+dream.goOn({ time: 0, z: Float32Array.from(steps[0].z), carry: memory.initialCarry(), mask });
 const told = steps.map(({ z, action, noise }) => {
   dream.goOn({ ...dream.state, z: Float32Array.from(z) });
   const features = dream.features();
@@ -44,7 +44,9 @@ const told = steps.map(({ z, action, noise }) => {
 
 const random = new Random(7);
 const noises = Array.from({ length: draws }, () => random.noise(facts.memory.latent_size));
+const masks = Array.from({ length: draws }, () => random.mask(facts.memory, rate));
 const found = {
+  masks: masks.map((mask) => mask && [...mask.z, ...mask.h]),
   steps: told,
   pictures: pictures.map((z) => [...decoder.decode(Float32Array.from(z))]),
   noises: noises.map((noise) => ({ ...noise, uniform: [...noise.uniform], normal: [...noise.normal] })),

@@ -49,6 +49,14 @@ def test_a_film_keeps_what_is_small_and_bright(tmp_path):
     assert np.abs(shown - pixels).max(axis=-1)[40:50, 60:66].max() < 24
 
 
+def test_the_filmed_dream_has_the_dropout_of_its_world(world):
+    z, actions = np.ones(world.task.latent_size, np.float32), np.zeros((5, 1), np.float32)
+    worlds = (dataclasses.replace(world, dropout=x) for x in (None, 0.0, 0.5))
+    bare, none, thinned = (media._dream(dropping, z, actions, 1)[0] for dropping in worlds)
+    np.testing.assert_array_equal(bare, none)
+    assert np.abs(thinned - bare).max() > 0.01
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda n: n.name)
 def test_a_film_whose_engine_dies_or_hangs_is_the_same_film(
     number, world, weights, tmp_path, monkeypatch

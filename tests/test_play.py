@@ -99,13 +99,13 @@ def recorded(world, tau, act):
     """A dream by JAX, step by step: what was fed, and what came."""
     env, params = world.env(), world.params(tau, dtype=jnp.float32)
     predict, step = jax.jit(params.memory.__call__), jax.jit(env.transition)
-    z = params.initial_mu[0]
+    z, mask = params.initial_mu[0], params.draw_mask(jax.random.key(5))
     carry, fed, came = world.memory.initial_carry(), [], []
     for time_ in range(STEPS):
         obs = world.memory.features(z, carry)
         action = act(obs, time_)
-        state = EnvState(time=jnp.int32(time_), z=z, carry=carry)
-        _, found = predict(carry, z, env.clipped(action), state.time)
+        state = EnvState(time=jnp.int32(time_), z=z, carry=carry, mask=mask)
+        _, found = predict(carry, z, env.clipped(action), state.time, mask)
         noise = drawn_noise(time_, found, tau)
         _, state, reward, dead, _ = step(noise, state, action, params)
         chance = params.death_chance(found.end) if found.end is not None else 0
@@ -114,7 +114,8 @@ def recorded(world, tau, act):
         carry = state.carry
         came.append((obs, state.z, carry, float(reward), float(chance), bool(dead)))
         z = state.z
-    return fed, came
+    mask = mask and {name: np.asarray(x).tolist() for name, x in vars(mask).items()}
+    return {"steps": fed, "tau": tau, "mask": mask}, came
 
 
 def check_dream(world, page, tau, controller, weights):
@@ -127,8 +128,8 @@ def check_dream(world, page, tau, controller, weights):
         return 1.5 * jnp.asarray(world.task.actions.draw(np.random.default_rng(time_)))
 
     fed, came = recorded(world, tau, varied)
-    pictures = [step["z"] for step in fed[::40]]
-    told = ran(page, {"steps": fed, "tau": tau, "pictures": pictures, "draws": 0})
+    pictures = [step["z"] for step in fed["steps"][::40]]
+    told = ran(page, fed | {"pictures": pictures, "draws": 0})
     for step, (obs, z, carry, reward, chance, dead) in zip(told["steps"], came, strict=True):
         np.testing.assert_allclose(step["z"], z, atol=1e-3)
         np.testing.assert_allclose(step["carry"], np.concatenate(carry), atol=1e-3)
@@ -180,7 +181,8 @@ def test_other_forms_of_a_world_dream_in_the_page_as_in_jax(form, world, tmp_pat
     narrow = places(memory.layout)["logstd"].start  # two latents below the floor of logstd
     memory.head_bias[...] = memory.head_bias[...].at[narrow : narrow + 2].set(-15)
     mu = jax.random.normal(key, (5, 64))
-    world = World(task, load_world(world).vision, memory, mu, mu - 2, 1.5, 1.0)
+    dropout = 0.3 if variant.get("keys") or variant.get("residual") else None
+    world = World(task, load_world(world).vision, memory, mu, mu - 2, 1.5, 1.0, dropout=dropout)
     controller = world.controller(hidden)
     weights = jax.random.normal(key, (controller.num_params,))
     page, world = page_of(world, controller, weights, tmp_path)
@@ -197,7 +199,12 @@ def test_the_pages_noise_is_what_it_claims(world, tmp_path):
     z = loaded.initial_mu[0].tolist()
     noise = {"uniform": [0.5] * 64, "normal": [0.0] * 64, "logistic": -9.0, "event": 0.5}
     steps = [{"z": z, "action": [0.0], "noise": noise}]
-    told = ran(page, {"steps": steps, "tau": 1, "pictures": [], "draws": 200})["noises"]
+    fed = {"steps": steps, "tau": 1, "mask": None, "pictures": [], "draws": 200, "rate": 0.1}
+    told = ran(page, fed)
+    masks, told = np.asarray(told["masks"]), told["noises"]
+    assert masks.shape == (200, 64 + 512) and set(masks.ravel()) == {0, float(np.float32(1 / 0.9))}
+    np.testing.assert_allclose((masks == 0).mean(), 0.1, atol=0.005)  # 5 standard errors
+    assert ran(page, fed | {"rate": None})["masks"] == [None] * 200
     uniform, normal = (np.concatenate([n[name] for n in told]) for name in ("uniform", "normal"))
     # p of a right generator is below 1e-4 once in 10,000 seeds; the seed is fixed, so never here.
     assert stats.kstest(uniform, "uniform").pvalue > 1e-4
@@ -352,7 +359,7 @@ def served(page):
 @pytest.fixture(scope="module")
 def racing(tmp_path_factory):
     """The folder of Car Racing's page, as `--out` writes it, but without a recording."""
-    world = load_world("car-racing")
+    world = dataclasses.replace(load_world("car-racing"), dropout=0.2)
     target = tmp_path_factory.mktemp("racing")
     page = folder.write(target, world, *load_controller("car-racing", world))
     folder.tell(page, "none")
@@ -389,10 +396,25 @@ def hands(page):
     return page.evaluate("dreamPage.hands.action() && [...dreamPage.hands.action()]")
 
 
+def check_mask(page):
+    """Each dream drops something else of what M reads, and the same from first to last."""
+    mask = "[...dreamPage.dream.state.mask.h]"
+    page.evaluate("dreamPage.begin(4)")
+    first = page.evaluate(mask)
+    assert 0.1 < np.mean(np.equal(first, 0)) < 0.35
+    wait(page, "dreamPage.dream.state.time > 3")
+    assert page.evaluate(mask) == first
+    page.evaluate("dreamPage.begin(5)")
+    assert page.evaluate(mask) != first
+    page.evaluate("dreamPage.begin(4)")
+    assert page.evaluate(mask) == first
+
+
 def test_keys_mouse_touch_and_gamepad_steer(browser, racing):
     """A box of three: steer, gas, brake."""
     with served(racing) as root, opened(browser, root, has_touch=True) as page:
         wait(page, "globalThis.dreamPage?.screen.drawn > 0")
+        check_mask(page)
         assert hands(page) is None
         for keys, wanted in {("d", "ArrowUp"): [1, 1, 0], ("ArrowLeft", "s"): [-1, 0, 1]}.items():
             for key in keys:
@@ -564,6 +586,22 @@ def test_a_dream_goes_on_from_a_real_game():
     assert int(after.time) == 21 and isinstance(after, EnvState)
     first = dream_from(world, frames[:1], actions[:0])
     np.testing.assert_array_equal(first.carry[1], 0)
+
+
+def test_a_dream_with_dropout_goes_on_with_one_mask():
+    """Of the world's dropout or the one asked for, through `env.step`, which resets as well."""
+    world = dataclasses.replace(load_world("take-cover"), dropout=0.3)
+    env, step = world.env(), np.zeros((1, 1), np.float32)
+    game = world, np.zeros((2, 64, 64, 3), np.uint8), step
+    for key, dropout in ((None, None), (jax.random.key(1), None), (jax.random.key(1), 0.0)):
+        state, params = dream_from(*game, key, dropout), world.params(dropout=dropout)
+        _, after, *_ = env.step(jax.random.key(0), state, step[0], params)
+        jax.tree.map(np.testing.assert_array_equal, after.mask, state.mask)
+        if dropout == 0:
+            assert state.mask is None
+        else:
+            share = np.mean(np.asarray(state.mask.h) == 0)
+            assert share == 0 if key is None else 0.15 < share < 0.45
 
 
 @pytest.mark.parametrize(

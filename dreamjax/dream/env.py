@@ -78,6 +78,14 @@ class EnvParams(environment.EnvParams):
         risk = (total_logit(end) - self.death_threshold) / jnp.maximum(self.death_noise, 1e-6)
         return jax.nn.sigmoid(risk)
 
+    def draw_mask(self, key: jax.Array) -> Mask | None:
+        """What M does not read in the dream that begins with `key`, which stays unused."""
+        if self.dropout is None:
+            return None
+        numbers = self.memory.latent_size + self.memory.hidden_size
+        uniform = jax.random.uniform(jax.random.fold_in(key, 1), (numbers,), jnp.float32)
+        return self.memory.mask(uniform, self.dropout)
+
 
 def observation_box(size: int) -> spaces.Box:
     """Box [size] of what z, c and h can be; its bounds are arrays, as those of gymnax's own."""
@@ -189,16 +197,6 @@ def state_at(now: Moments) -> EnvState:
     return EnvState(time=time, z=now.z, carry=now.carry, dead=jnp.bool_(False))
 
 
-def _mask(key: jax.Array, params: EnvParams) -> Mask | None:
-    """The dropout of a dream that begins with `key`."""
-    if params.dropout is None:
-        return None
-    memory = params.memory
-    numbers = memory.latent_size + memory.hidden_size
-    uniform = jax.random.uniform(jax.random.fold_in(key, 1), (numbers,), jnp.float32)
-    return memory.mask(uniform, params.dropout)
-
-
 @dataclasses.dataclass(eq=False)
 class DreamEnv(environment.Environment[EnvState, EnvParams]):
     """M's dream of a game.
@@ -245,14 +243,14 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         if params.moments is not None:
             number = jax.random.randint(key, (), 0, len(params.moments.age), jnp.int32)
             state = state_at(jax.tree.map(lambda x: x[number], params.moments))
-            state = state.replace(mask=_mask(key, params))
+            state = state.replace(mask=params.draw_mask(key))
             return self.observe(key, state, None, params), state
         key_start, key_z = jax.random.split(key)
         start = jax.random.randint(key_start, (), 0, len(params.initial_mu), jnp.int32)
         mu, logvar = params.initial_mu[start], params.initial_logvar[start]
         z = mu + jnp.exp(logvar / 2) * jax.random.normal(key_z, mu.shape, mu.dtype)
         carry = params.memory.initial_carry()
-        dead, mask = jnp.bool_(False), _mask(key, params)
+        dead, mask = jnp.bool_(False), params.draw_mask(key)
         state = EnvState(time=jnp.int32(0), z=z, carry=carry, dead=dead, mask=mask)
         return self.observe(key, state, None, params), state
 

@@ -7,24 +7,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax.dream.env import EnvState
+from dreamjax.dream.env import EnvParams, EnvState
 from dreamjax.dream.worlds import World
 from dreamjax.memory.latents import posteriors
+from dreamjax.memory.model import Mask
 from dreamjax.tasks import FRAME_SHAPE
 
 
 def dream_from(
-    world: World, frames: np.ndarray, actions: np.ndarray, key: jax.Array | None = None
+    world: World,
+    frames: np.ndarray,
+    actions: np.ndarray,
+    key: jax.Array | None = None,
+    dropout: float | None = None,
 ) -> EnvState:
     """The state of a dream that goes on where a real game is.
 
-    `env.step(key, state, action, params)` of `world.env()` and `world.params()` dreams on.
+    `env.step(key, state, action, params)` of `world.env()` and `world.params()` dreams on. M
+    remembers the game with nothing dropped.
 
     Args:
       world: whose dream it is.
       frames: uint8 [T, 64, 64, 3], an episode from its first frame on, as `make_env` shows it.
       actions: [T - 1, A], what was done between them, in the task's form.
-      key: PRNG key of V's sampling; consumed. None takes the mean of what V sees.
+      key: PRNG key of V's sampling and of the dream's dropout; consumed. None takes the mean of
+        what V sees, and drops nothing.
+      dropout: that of the `params` it is dreamt on with, as `World.params` takes it.
 
     Raises:
       ValueError: frames or actions of another shape, one that is no number, or an episode that
@@ -40,7 +48,19 @@ def dream_from(
         ages = jnp.arange(len(actions))
         inputs = world.memory.inputs(z[:-1], world.env().clipped(actions), ages)
         carry = world.memory.run(carry, inputs, (ages == 0).astype(jnp.float32))[0]
-    return EnvState(time=jnp.int32(len(actions)), z=z[-1], carry=carry, dead=jnp.bool_(False))
+    mask = _mask(world.params(dropout=dropout), key)
+    time = jnp.int32(len(actions))
+    return EnvState(time=time, z=z[-1], carry=carry, dead=jnp.bool_(False), mask=mask)
+
+
+def _mask(params: EnvParams, key: jax.Array | None) -> Mask | None:
+    """The dropout of a dream that goes on; without a key, one that drops nothing."""
+    if params.dropout is None:
+        return None
+    if key is not None:
+        return params.draw_mask(key)
+    memory = params.memory
+    return memory.mask(jnp.ones(memory.latent_size + memory.hidden_size), 0.0)
 
 
 def _check(world: World, frames: np.ndarray, actions: np.ndarray) -> None:

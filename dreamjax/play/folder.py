@@ -120,7 +120,8 @@ def facts_of(world: World, controller: Controller | None) -> dict[str, Any]:
     found |= {name: getattr(world, name) for name in ("death_threshold", "death_noise")}
     if not math.isfinite(world.death_threshold):  # JSON knows no infinity
         found["death_threshold"] = math.copysign(1e30, world.death_threshold)
-    found["temperature"] = world.params().temperature
+    params = world.params()
+    found |= {"temperature": params.temperature, "dropout": params.dropout}
     found["actions"] = _actions(task.actions)
     names = (*VARIANT, "latent_size", "hidden_size", "num_mixtures", "reads_restart")
     form = {name: getattr(memory, name) for name in (*names, "reward_scale", "pressed")}

@@ -126,8 +126,14 @@ def film(
 def _dream(world: World, z: np.ndarray, actions: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
     """Latents [T, Z] dreamt from `z` under `actions`, and the step at which M ended it."""
     env, params = world.env(), world.params(dtype=jnp.float32)
-    start = EnvState(time=jnp.int32(0), z=jnp.asarray(z), carry=world.memory.initial_carry())
-    keys = jax.random.split(jax.random.key(seed), len(actions))
+    key = jax.random.key(seed)
+    start = EnvState(
+        time=jnp.int32(0),
+        z=jnp.asarray(z),
+        carry=world.memory.initial_carry(),
+        mask=params.draw_mask(key),
+    )
+    keys = jax.random.split(key, len(actions))
     dream = jax.jit(functools.partial(unroll, env, choose=follow))
     latents, alive = dream(params, start, keys, inputs=jnp.asarray(actions))
     return np.asarray(latents), int(alive.sum()) - 1 if not alive[-1] else len(actions)

@@ -21,9 +21,14 @@ export class Memory {
     return { c: new Float32Array(this.hidden_size), h: new Float32Array(this.hidden_size) };
   }
 
-  /** The carry after z [Z] and action [A] at an age, and what M predicts of the next step. */
-  step(carry, z, action, age) {
-    const after = this.remember(carry, z, action, age);
+  /**
+   * The carry after z [Z] and action [A] at an age, and what M predicts of the next step. `mask`
+   * {z, h} are factors of what M reads, or null.
+   */
+  step(carry, z, action, age, mask) {
+    const read = (name, x) => (mask ? x.map((number, i) => number * mask[name][i]) : x);
+    const thinned = { c: carry.c, h: read("h", carry.h) };
+    const after = this.remember(thinned, read("z", z), action, age);
     return { carry: after, predicted: this.predict(after.h, z) };
   }
 

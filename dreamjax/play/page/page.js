@@ -43,9 +43,14 @@ class Page {
   begin(seed) {
     this.seed = seed;
     this.random = new Random(seed);
-    this.goOn(() => this.dream.reset(this.random.noise(this.memory.latent_size)));
+    this.goOn(() => this.dream.reset(this.random.noise(this.memory.latent_size), this.mask()));
     this.replaying = false;
     this.remember();
+  }
+
+  /** What M does not read in a new dream. */
+  mask() {
+    return this.random.mask(this.memory, this.facts.dropout);
   }
 
   /** Set the dream's state by `place`, and count anew. */
@@ -219,7 +224,7 @@ class Page {
   dreamOn() {
     const t = Number($("moment").value);
     this.rolling = false;
-    this.goOn(() => this.dream.goOn(this.recording.moment(t)));
+    this.goOn(() => this.dream.goOn({ ...this.recording.moment(t), mask: this.mask() }));
     this.replaying = $("same").checked;
     this.pause(false);
   }

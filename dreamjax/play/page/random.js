@@ -29,6 +29,14 @@ export class Random {
     return radius * Math.cos(2 * Math.PI * this.uniform());
   }
 
+  /** What a dream of M does not read, at the rate `dropout`: factors {z, h}; null drops nothing. */
+  mask({ latent_size, hidden_size }, dropout) {
+    if (!dropout) return null;
+    const factor = () => (this.uniform() < dropout ? 0 : 1 / (1 - dropout));
+    const draw = (size) => Float32Array.from({ length: size }, factor);
+    return { z: draw(latent_size), h: draw(hidden_size) };
+  }
+
   /** The noise of a step in a dream of Z latent numbers. */
   noise(Z) {
     const draw = (one) => Float32Array.from({ length: Z }, () => one.call(this));
