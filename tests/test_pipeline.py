@@ -18,12 +18,13 @@ from short_cover import SHORT
 
 from dreamjax.controller.components import directions
 from dreamjax.controller.policy_gradient import LearnConfig
-from dreamjax.dream.worlds import adopt_world, load_controller, load_world, save_world
+from dreamjax.dream.worlds import TUNED, adopt_world, load_controller, load_world, save_world
 from dreamjax.memory.latents import read_latents
 from dreamjax.memory.model import with_events
 from dreamjax.run import cli, lineage
 from dreamjax.run.phases import export, phases_of
 from dreamjax.run.presets import PRESETS
+from dreamjax.run.settings import DreamConfig
 from dreamjax.tasks import TAKE_COVER, TASKS
 from dreamjax.training.checkpoint import CheckpointError, Store, digest
 from experiments import take_cover, temperature
@@ -118,17 +119,38 @@ def test_fidelity_compares_dream_and_game(smoke, capsys):
     assert found["departures"]["n"] > 0 and len(found["departures"]["dreaming"]) == 5
     said = capsys.readouterr().out
     assert "rank correlation over 3 controllers" in said and "open loop" in said
+    assert cli.main(["fidelity", GAME, "--run-dir", str(directory), *words, *DEADLY]) == 0
+    found = json.loads((directory / "fidelity.json").read_text())
+    assert [row["dream"]["mean"] for row in found["policies"].values()] == [1] * 4
+    assert found["controllers"]["dream"] == [1] * 3
+
+
+# A dream in which the first step is the last.
+DEADLY = "--dream.death-threshold", "-1e6"
+
+
+def test_a_dream_is_tuned_as_asked_for():
+    world = dataclasses.replace(load_world("take-cover"), dropout=0.1)
+    own = {name: getattr(world, name) for name in TUNED}
+    assert {name: getattr(DreamConfig().of(world), name) for name in TUNED} == own
+    asked = {"temperature": 1.7, "death_threshold": 0.0, "death_noise": 0.0, "dropout": 0.2}
+    assert set(asked) == set(TUNED)
+    tuned = DreamConfig(**asked).of(world)
+    assert {name: getattr(tuned, name) for name in asked} == asked
+    assert DreamConfig(dropout=0.0).of(world).params().dropout is None
 
 
 def test_a_world_is_calibrated_and_handed_on(tmp_path, capsys):
     run, words = tmp_path / "run", ["--fidelity.real-episodes", "2", "--fidelity.episodes", "4"]
+    words += ["--dream.dropout", "0.07"]
     adopt_world(run, "take-cover", TAKE_COVER)
     before = Store(run / "world").meta()
     assert cli.main(["calibrate", "take-cover", "--run-dir", str(run), *words]) == 0
     tau, after = load_world(run).temperature, Store(run / "world").meta()
     assert f"temperature {tau:.2f};" in capsys.readouterr().out, "told as it is kept"
     changed = {name for name in after if after[name] != before.get(name)}
-    assert "temperature" in changed and changed <= {"temperature", "step", "time"}
+    assert {"temperature", "dropout"} <= changed <= {"temperature", "dropout", "step", "time"}
+    assert load_world(run).dropout == 0.07, "that of the dreams in which tau was found"
     assert load_controller(run, load_world(run))[1].size, "C is still of this world"
     export(run, tmp_path / "on")
     assert load_world(tmp_path / "on").params().temperature == tau

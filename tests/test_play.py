@@ -338,6 +338,7 @@ def check_recording(page):
     page.click("#dream-on")
     wait(page, f"dreamPage.dream.state.time > {length // 2} + 5")
     assert page.inner_text("#badge") in ("As recorded", "C plays")
+    assert page.evaluate("dreamPage.dream.state.mask.h.some((factor) => factor === 0)")
     said = page.evaluate("fetch('recording.json').then((answer) => answer.json())")
     kept = page.evaluate("[...dreamPage.recording.moment(20).carry.h]")
     world = load_world("take-cover")

@@ -32,14 +32,14 @@ from dreamjax.training.files import write_json
 from dreamjax.training.logbook import Logbook
 
 SIDES = ("dream", "real")
-PLAIN = 1.0  # tau at which a dream is M's plain belief
 
 
 def fidelity_phase(run: Run) -> None:
     """Compare the dream with the game; write fidelity.json."""
     world, config = load_world(run.directory), run.config.fidelity
-    controller, best = load_controller(run.directory, world)
-    player = controller, best
+    player = load_controller(run.directory, world)
+    world = run.config.dream.of(world)
+    tau = world.params().temperature
     found = {"policies": {}}
     if run.latents.exists():
         _, held = read_latents(run.latents).split(run.config.memory.held_out)
@@ -49,7 +49,6 @@ def fidelity_phase(run: Run) -> None:
         if run.task.ends and (held.lengths > young).any():
             ages = {"young": young, "old": run.task.max_steps}
             found["departures"] = departures(world, *player, held, **ages, seed=run.seed)
-    tau = run.config.dream.temperature or world.temperature or PLAIN
     for name in fidelity.BLINDFOLDED:
         dreamt = fidelity.dreamt_play(world, name, config.episodes, run.seed, tau)
         found["policies"][name] = _compared(run.task, dreamt, _played_blindly(run, name))
@@ -66,13 +65,16 @@ def fidelity_phase(run: Run) -> None:
 
 
 def calibrate_phase(run: Run) -> None:
-    """Give the run's world the temperature at which its dreams last as long as games."""
+    """Give the run's world the temperature at which its dreams last as long as games.
+
+    The other settings of the dream are as asked for, and kept as well.
+    """
     if run.task.step_reward is None or not run.task.ends:
         raise ValueError(
             f"games of {run.task.name} are not told apart by how long they last; choose its "
             "temperature by --dream.temperature"
         )
-    world, made = load_world(run.directory), world_meta(run.directory)
+    world, made = run.config.dream.of(load_world(run.directory)), world_meta(run.directory)
     names = fidelity.BLINDFOLDED
     lived = {name: float(_played_blindly(run, name).lengths.mean()) for name in names}
     tau, dreamt = true_temperature(world, lived, run.config.fidelity.episodes, run.seed)
@@ -120,9 +122,9 @@ def _shown(run: Run, world: World, games: list[np.ndarray], tau: float) -> dict[
 
 
 def _played_by(run: Run, world: World, controller: Controller, best: jax.Array):
-    """Play of C in the dream, at the tau it was evolved at, and in the game."""
-    config, tau = run.config.fidelity, run.config.dream.temperature
-    dreamt = fidelity.dreamt_returns(world, controller, best[None], config.episodes, run.seed, tau)
+    """Play of C in the dream, and in the game."""
+    config = run.config.fidelity
+    dreamt = fidelity.dreamt_returns(world, controller, best[None], config.episodes, run.seed)
     how = {"policy": controller, "log": run.log, "workers": run.config.workers}
     real = evaluate(world, best, config.real_episodes, run.seed + WATCH_SEED, **how)
     return dreamt, real

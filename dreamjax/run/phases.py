@@ -192,9 +192,7 @@ def learn_phase(run: Run) -> None:
 def _dream(run: Run, world: World) -> EnvParams:
     """A world's dream as the run's settings have it."""
     dream = run.config.dream
-    dtype = product_dtype(dream.bfloat16)
-    tuned = dream.death_threshold, dtype, dream.death_noise, dream.dropout
-    return world.params(dream.temperature, *tuned)
+    return dream.of(world).params(dtype=product_dtype(dream.bfloat16))
 
 
 def _find_controller(

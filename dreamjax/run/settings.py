@@ -14,7 +14,7 @@ from dreamjax.dream.env import (
     check_dropout,
     check_temperature,
 )
-from dreamjax.dream.worlds import SEARCHES
+from dreamjax.dream.worlds import SEARCHES, TUNED, World
 from dreamjax.fidelity.departures import WINDOW
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.training import MemoryConfig
@@ -49,7 +49,13 @@ class DreamConfig:
     death_threshold: float | None = None  # of M's logit; the paper's is 0, None is as calibrated
     death_noise: float | None = None  # the paper's is 0; 1, and None, sample deaths
     dropout: float | None = None  # of what M reads, a whole dream long; None is the world's own
-    bfloat16: bool | None = None  # products in bfloat16; None where the device is faster so
+    bfloat16: bool | None = None  # C is found by such products; None where the device is faster so
+
+    def of(self, world: World) -> World:
+        """`world`, its dream tuned as asked for."""
+        asked = {name: getattr(self, name) for name in TUNED}
+        tuned = {name: value for name, value in asked.items() if value is not None}
+        return dataclasses.replace(world, **tuned)
 
     def __post_init__(self):
         if self.temperature is not None:
