@@ -106,7 +106,7 @@ def test_a_side_costs_what_its_best_plan_does():
 
 
 def test_a_clone_does_what_costs_least(short_games, capsys):
-    config = clone.Config(rounds=2, frames=600, steps=300, games=2, episodes=2, hidden=8)
+    config = clone.Config(rounds=2, frames=150, steps=300, games=2, episodes=2, hidden=8)
     assert clone.main(config)["n"] == 2
     first, second, last = capsys.readouterr().out.splitlines()
     assert first.startswith("round 0: ") and second.startswith("round 1: ")
