@@ -1,15 +1,18 @@
 """The form of a game's actions: one vector of numbers, for the game, M, C and the dream alike.
 
-A `Box` is the game's own numbers; `Keys` is one number that presses one of two keys, or neither;
-a `Choice` is the one-hot vector of a discrete action. No jax here: the processes that only play a
-game import this.
+A `Box` is the game's own numbers, in its units; `Keys` is one number that presses one of two keys,
+or neither; a `Choice` is the one-hot vector of a discrete action. No jax here: the processes that
+only play a game import this.
 A: numbers in an action.
 """
 
 import dataclasses
+import math
 
 import gymnasium
 import numpy as np
+
+LARGEST = 1e18  # bounds of an action beyond it count as none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +46,34 @@ class Box:
     def corners(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Two opposite extremes, float32 [A] each."""
         low, high = (np.asarray(bound, np.float32) for bound in (self.low, self.high))
-        one = np.where(rng.random(self.size) < 0.5, low, high)
-        return one, low + high - one
+        side = rng.random(self.size) < 0.5
+        return np.where(side, low, high), np.where(side, high, low)
 
-    def to_game(self, action: np.ndarray) -> np.ndarray:
-        """What the game's `step` is given for a vector [A]."""
-        return action
+    def to_game(self, action: np.ndarray, space: gymnasium.spaces.Box) -> np.ndarray:
+        """What the game's `step` is given for a vector [A]: a point of its own action space."""
+        exact = np.asarray(action, np.float64).reshape(space.shape)
+        if np.issubdtype(space.dtype, np.integer):
+            exact = np.rint(exact)
+        return np.clip(exact, space.low, space.high).astype(space.dtype)
+
+    @property
+    def scale(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Center and half width [A] by which the numbers become [-1, 1]; None if they are so.
+
+        A number keeps its units where its bounds lie in [-1, 1] and at least 1 apart.
+        """
+        if all(_keeps_units(*bounds) for bounds in zip(self.low, self.high, strict=True)):
+            return None
+        pairs = [
+            (0.0, 1.0) if _keeps_units(low, high) else ((low + high) / 2, (high - low) / 2 or 1.0)
+            for low, high in zip(self.low, self.high, strict=True)
+        ]
+        center, half = zip(*pairs, strict=True)
+        return center, half
+
+
+def _keeps_units(low: float, high: float) -> bool:
+    return low >= -1 and high <= 1 <= high - low
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +96,8 @@ class Choice:
 
     n: int
     start: int = 0
+
+    scale = None  # a one-hot vector lies in [0, 1]
 
     @property
     def size(self) -> int:
@@ -100,8 +127,9 @@ class Choice:
         one, other = (int(x) for x in rng.permutation(max(self.n, 2))[:2] % self.n)
         return self._hot(one), self._hot(other)
 
-    def to_game(self, action: np.ndarray) -> int:
+    def to_game(self, action: np.ndarray, space: gymnasium.spaces.Discrete) -> int:
         """The game's number of a vector [A]."""
+        del space
         return self.start + int(np.argmax(action))
 
     def _hot(self, choice: int) -> np.ndarray:
@@ -112,20 +140,26 @@ Actions = Box | Choice
 
 
 def actions_of(space: gymnasium.Space) -> Actions:
-    """The form of a game's action space.
+    """The form of a game's action space; a `Box` of any shape is laid out flat.
 
     Raises:
-      ValueError: neither `Discrete` nor a flat `Box` with bounds.
+      ValueError: neither `Discrete` nor a `Box` with bounds that float32 can tell apart.
     """
     if isinstance(space, gymnasium.spaces.Discrete):
         return Choice(int(space.n), int(space.start))
-    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
+    if not isinstance(space, gymnasium.spaces.Box) or not math.prod(space.shape):
         raise ValueError(
-            f"actions must be Discrete or a flat Box, got {in_a_line(space)}; wrap the game"
+            f"actions must be Discrete or a Box, got {in_a_line(space)}; wrap the game"
         )
-    if not space.is_bounded():
+    low, high = (np.float64(bound).ravel() for bound in (space.low, space.high))
+    if not (np.maximum(abs(low), abs(high)) < LARGEST).all():
         raise ValueError(f"actions must have bounds, got {in_a_line(space)}; wrap the game")
-    return Box(tuple(map(float, space.low)), tuple(map(float, space.high)))
+    if (np.equal(*np.float32((low, high))) & (low < high)).any():
+        raise ValueError(
+            f"the bounds of actions are too near each other for float32, got {in_a_line(space)}; "
+            "wrap the game by gymnasium.wrappers.RescaleAction"
+        )
+    return Box(tuple(map(float, low)), tuple(map(float, high)))
 
 
 def in_a_line(space: gymnasium.Space) -> str:

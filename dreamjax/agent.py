@@ -19,7 +19,7 @@ from dreamjax.controller.population import Policy
 from dreamjax.dream.worlds import World
 from dreamjax.game import rollouts
 from dreamjax.game.env import engine_seed
-from dreamjax.game.workers import NONE_PLAYED, Played, VectorGame
+from dreamjax.game.workers import NONE_PLAYED, Played, VectorGame, games_beside
 from dreamjax.memory.model import Carry, Memory, reset
 from dreamjax.tasks import FRAME_SHAPE, Task
 from dreamjax.training.devices import cast, product_dtype
@@ -105,9 +105,9 @@ def batch_size() -> int:
     return BATCH * _times()
 
 
-def games_at_once(episodes: int) -> int:
+def games_at_once(task: Task, episodes: int, workers: int | None) -> int:
     """Games that are played at once where so many episodes are asked for."""
-    return min(GAMES * _times(), episodes)
+    return games_beside(task, min(GAMES * _times(), episodes), workers)
 
 
 def _times() -> int:
@@ -201,7 +201,7 @@ def evaluate(
     seeds = (team or Team()).own(evaluation_seeds(seed, episodes))
     if not seeds:
         return NONE_PLAYED
-    games = games_at_once(len(seeds))
+    games = games_at_once(world.task, len(seeds), workers)
     agent = Agent(world, weights, games, jax.random.key(seed), policy)
     log = log or Logbook(quiet=True)
     with (
@@ -247,7 +247,7 @@ def record(
     if not missing:
         return
     seeds = [seed for shard in missing for seed in seeds[shard * SHARD :][:SHARD]]
-    games = games_at_once(len(seeds))
+    games = games_at_once(world.task, len(seeds), workers)
     agent = Agent(world, weights, games, jax.random.key(seed), policy)
     tape = ShardTape(list(missing.values()), seeds, world.task)
     with (
@@ -328,20 +328,9 @@ class ShardTape(Tape):
 
     def _stacked(self, episodes: range) -> rollouts.Rollouts:
         """These episodes, which are then forgotten."""
-        played = [self._steps.pop(number) for number in episodes]
-        frames, actions, rewards, _ = (
-            np.stack(column) for column in zip(*(s for e in played for s in e), strict=True)
-        )
-        ends = np.array([episode[-1][3] for episode in played], np.int8)
-        return rollouts.Rollouts(
-            frames=frames,
-            actions=actions,
-            rewards=rewards.astype(np.float32),
-            lengths=np.array([len(episode) for episode in played], np.int32),
-            terminated=ends >= 0,
-            seeds=np.array(self._seeds[episodes.start : episodes.stop]),
-            profile=self._task.profile,
-            ends=ends,
+        seeds = self._seeds[episodes.start : episodes.stop]
+        return rollouts.of_steps(
+            [self._steps.pop(number) for number in episodes], seeds, self._task.profile
         )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamjax.actions import Actions, Box, Keys, actions_of
+from dreamjax.training.settings import require_positive, require_within
 
 __all__ = [
     "CAR_RACING",
@@ -29,6 +30,19 @@ __all__ = [
     "register",
 ]
 
+_SIZES = (  # fields of a Task that are more than 0
+    "frame_skip",
+    "max_steps",
+    "latent_size",
+    "hidden_size",
+    "num_mixtures",
+    "reward_scale",
+    "temperature",
+    "action_repeat",
+    "frames_per_second",
+    "seeds",
+    "timeout",
+)
 FRAME_SHAPE = (64, 64, 3)  # what V sees of any game, uint8
 GAMMA = 0.995  # the discount of C's learning where a task has no other
 
@@ -100,6 +114,8 @@ class Task:
         one episode can end in several ways, `info["end"]` of its last step names the way.
       profile: the exact variant of the game, recorded with every result; "" is the name.
       actions: the form of its actions; None until `register` looks.
+      picture: where the picture is: "observation", "render", or a key of observations that are a
+        Dict; None finds it.
       crop: rows and columns of the picture that V sees, (top, bottom, left, right); None is all.
       ends: the ways in which an episode ends by itself, which M learns to foresee; () is none.
       step_reward: what every step earns; None where that varies, and M learns it too.
@@ -126,6 +142,9 @@ class Task:
         `game.policies.POLICIES` or "module:function".
       habits: the policy whose recordings teach V and M most of what C may meet, named likewise.
       ages: steps between which deaths are told apart; () is parts of `max_steps`.
+      seeds: how many seeds the game takes, from 0 on; larger ones are wrapped.
+      timeout: seconds that it may take to start, to reset or to step before it counts as hung.
+      one_per_process: whether a process can hold only one such game.
       package: whose version is recorded with what is played; "" is that of `make`'s module.
       salient: the colour of small things that matter, which V may weigh more; None is none.
       flash: the mean colour by which a picture flashes with pain; None if none does.
@@ -137,6 +156,7 @@ class Task:
     make: str | Callable[[], Any]
     profile: str = ""
     actions: Actions | None = None
+    picture: str | None = None
     crop: tuple[int, int, int, int] | None = None
     ends: tuple[str, ...] = ("end",)
     step_reward: float | None = None
@@ -158,6 +178,9 @@ class Task:
     blind: str = "held"
     habits: str = "varied"
     ages: tuple[int, ...] = ()
+    seeds: int = 2**31
+    timeout: float = 600.0
+    one_per_process: bool = False
     package: str = ""
     salient: Colour | None = None
     flash: Colour | None = None
@@ -169,8 +192,19 @@ class Task:
             raise ValueError(
                 f"a task's name is of small letters, digits and hyphens, got {self.name!r}"
             )
-        if self.frame_skip < 1:
-            raise ValueError(f"frame_skip of {self.name} must be at least 1, got {self.frame_skip}")
+        require_positive(self, *_SIZES)
+        require_within(self, gamma="(0, 1]")
+        if self.crop is not None and [type(edge) for edge in self.crop] != [int] * 4:
+            raise ValueError(
+                f"crop of {self.name} must be (top, bottom, left, right), whole numbers, got "
+                f"{self.crop!r}"
+            )
+        for name in ("ends", "controller_reads"):
+            if not isinstance(getattr(self, name), tuple):
+                raise ValueError(
+                    f'{name} of {self.name} must be a tuple, such as ("fallen",), got '
+                    f"{getattr(self, name)!r}"
+                )
         object.__setattr__(self, "make", _importable(self.make, self.name))
         object.__setattr__(self, "profile", self.profile or self.name)
         parts = (0.0, 0.07, 0.14, 0.24, 0.38, 0.62, 1.0)
@@ -215,7 +249,12 @@ def _importable(make: str | Callable[[], Any], name: str) -> str | Callable[[], 
     if not callable(make):
         raise ValueError(f"make of {name} must be a function that makes the game, got {make!r}")
     module, function = getattr(make, "__module__", ""), getattr(make, "__qualname__", "")
-    if module == "__main__" and getattr(sys.modules[module], "__file__", None):
+    if module == "__main__":
+        if not getattr(sys.modules[module], "__file__", None):
+            raise ValueError(
+                f"make of {name} was defined in a notebook or at a prompt, where other processes "
+                "cannot find it; put the game into a file, such as game.py, and import it"
+            )
         module = Path(sys.modules[module].__file__).stem
     if function.isidentifier() and module != "__main__":
         return f"{module}:{function}"
@@ -251,6 +290,8 @@ TAKE_COVER = Task(
     blind="dreamjax.game.take_cover:left_and_right",
     habits="dreamjax.game.take_cover:habits",
     ages=(0, 150, 300, 500, 800, 1300, 2100),
+    seeds=2**32,
+    timeout=60.0,
     package="vizdoom",
     salient=Colour(0, 1, 0, 0.51, flash=(1, -1, 0)),  # fireballs; walls stay below 0.5
     flash=Colour(1, -1, 0, 0.1),
@@ -286,6 +327,8 @@ CAR_RACING = Task(
     gamma=0.99,
     frames_per_second=50,
     blind="dreamjax.game.car_racing:leftwards",
+    seeds=2**32,
+    timeout=60.0,
     package="gymnasium",
     salient=Colour(0, -1, 0, -0.6),  # the road, the car and kerbs; grass is above 0.8
     solved_at=900.0,
@@ -315,17 +358,19 @@ def register(task: Task) -> Task:
     Args:
       task: the game. Where its actions are not given, the game is made once to see them.
 
+    A task of the same name takes the place of the one before, unless that came with dreamjax.
+
     Returns:
       the task, complete.
 
     Raises:
-      ValueError: another task of that name is known, or the game cannot be used.
+      ValueError: dreamjax has another task of that name, or the game cannot be used.
     """
     if task.actions is None:
         task = dataclasses.replace(task, actions=_seen_actions(task))
-    known = TASKS.setdefault(task.name, task)
-    if known != task:
+    if any(known.name == task.name and known != task for known in _GAMES):
         raise ValueError(f"another task is called {task.name}; choose another name")
+    TASKS[task.name] = task
     from dreamjax.dream.registration import register_dream
 
     register_dream(task)
@@ -333,9 +378,13 @@ def register(task: Task) -> Task:
 
 
 def _seen_actions(task: Task) -> Actions:
-    game = find(task.make)()
+    from dreamjax.game.env import GameError, opened
+
+    game = opened(task)
     try:
         return actions_of(game.action_space)
+    except ValueError as error:
+        raise GameError(f"{task.name}: {error}") from None
     finally:
         game.close()
 

@@ -146,11 +146,11 @@ class BoxHead(Head):
 
     def act(self, out):
         """As `Head`."""
-        low, high = jnp.asarray(self.box.low), jnp.asarray(self.box.high)
+        low, high = (jnp.asarray(x, jnp.float32) for x in (self.box.low, self.box.high))
         squashed = jnp.tanh(out)
         stretched = (low + high) / 2 + (high - low) / 2 * squashed
         cut = jnp.asarray([place in self.box.clipped for place in range(self.box.size)])
-        return jnp.where(cut, jnp.clip(squashed, low, high), stretched)
+        return jnp.clip(jnp.where(cut, squashed, stretched), low, high)  # rounding may pass them
 
     def first_spread(self):
         """Log standard deviations [A]."""

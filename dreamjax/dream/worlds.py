@@ -60,6 +60,7 @@ _FACTS = {  # what a world's facts may say: value where there is none, type, ran
     "clock": (False, (bool,), False, True, "true or false"),
     "keys": (False, (bool,), False, True, "true or false"),
     "residual": (False, (bool,), False, True, "true or false"),
+    "scaled": (False, (bool,), False, True, "true or false"),
     "hidden_size": (None, (int, type(None)), 1, 10**5, "a whole number from 1 to 10^5"),
     "controller_hidden": (0, (int,), 0, 10**5, "a whole number from 0 to 10^5"),
     "dream": (0.0, (int, float), -_LARGEST, _LARGEST, "a finite float32"),  # what C earned in it

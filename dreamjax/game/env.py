@@ -1,5 +1,6 @@
 """Any real game as a gymnasium environment that shows 64x64 RGB frames and plays vectors.
 
+This is the gate: what a game answers is brought into one form here, or refused in one line.
 Original: `doomrnn/doomreal.py`, `carracing/env.py`.
 """
 
@@ -7,6 +8,7 @@ import functools
 import importlib
 import importlib.metadata
 import math
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,14 +16,22 @@ import gymnasium
 import numpy as np
 
 from dreamjax.actions import actions_of, in_a_line
+from dreamjax.game.pictures import Eye
 from dreamjax.tasks import FRAME_SHAPE, TASKS, Task, find
 
 SWITCH = "screen"  # an attribute by which a game can be told not to draw
-_SLACK = 1e-3  # how far rounding may carry an action past its bounds
+CONTRAST = 16  # between the darkest and the brightest value that a game shows, at least
+LEAST_LOOKS, MOST_LOOKS = 4, 64  # steps that `look` plays: at first, and until it sees so much
+_SLACK = 1e-3  # of half a number's range, by which rounding may carry an action past its bounds
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class EngineCrashError(RuntimeError):
     """The game's engine died; `reset` starts a new one."""
+
+
+class GameError(ValueError):
+    """A game that cannot be used, or an answer of a game that cannot be; one line."""
 
 
 def make_env(task: Task, *, screen: bool = True) -> gymnasium.Env:
@@ -29,7 +39,8 @@ def make_env(task: Task, *, screen: bool = True) -> gymnasium.Env:
 
     Observations are uint8 [64, 64, 3], actions float32 [A] in the task's form. An episode ends by
     `terminated`, and then `info["end"]` is its place in `task.ends`, or by `truncated` (the
-    game's own limit, or `task.max_steps` steps), never both.
+    game's own limit, or `task.max_steps` steps), never both. `render` gives the game's own picture,
+    uint8 [height, width, 3].
 
     Args:
       task: which game.
@@ -38,14 +49,94 @@ def make_env(task: Task, *, screen: bool = True) -> gymnasium.Env:
 
     Raises:
       ImportError: the game's package is missing; names the `pip install` that brings it.
-      ValueError: the game shows no pictures, or other actions than the task's.
+      GameError: the game cannot be made, shows no pictures, or has other actions than the task's.
     """
-    game = find(task.make)()
+    game = opened(task)
     try:
         return RealGame(game, task, screen)
     except Exception:
         game.close()
         raise
+
+
+def opened(task: Task) -> gymnasium.Env:
+    """What a task's `make` returns.
+
+    Raises:
+      ImportError: the game's package is missing.
+      GameError: it fails otherwise, or returns no gymnasium environment.
+    """
+    make = find(task.make)
+    try:
+        game = make()
+    except Exception as error:
+        if isinstance(error, EngineCrashError) or _tells_a_remedy(error):
+            raise
+        kind = ImportError if isinstance(error, ImportError) else GameError
+        raise kind(
+            f"{task.name}: make() failed ({in_a_sentence(error)}); call it in Python to see why, "
+            "and install or import there what it lacks"
+        ) from error
+    if not isinstance(game, gymnasium.Env):
+        raise GameError(
+            f"{task.name}: make() returned {reprlib.repr(game)}, which is no gymnasium.Env; return "
+            "one, or wrap what it is"
+        )
+    return game
+
+
+def _tells_a_remedy(error: Exception) -> bool:
+    """Whether an error is one of our own games', or of the system."""
+    own = isinstance(error, OSError) and error.errno is None
+    return own or (isinstance(error, ImportError) and "pip install" in str(error))
+
+
+def in_a_sentence(error: BaseException) -> str:
+    """The type of an error and what it says, in one line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) < 300 else f"{text[:300]}..."
+
+
+@functools.lru_cache(maxsize=1)
+def look(game: "RealGame") -> None:
+    """Look at a game once, before anything of it is recorded.
+
+    Raises:
+      GameError: it shows next to nothing, or as `RealGame`.
+    """
+    task, rng = game.task, np.random.default_rng(0)
+    low, high, over = 255, 0, True
+    for step in range(MOST_LOOKS):
+        if over:
+            (frame, _), over = game.reset(seed=task.seeds - 1), False
+        else:
+            frame, _, terminated, truncated, _ = game.step(task.actions.draw(rng))
+            over = terminated or truncated
+        low, high = min(low, int(frame.min())), max(high, int(frame.max()))
+        if step >= LEAST_LOOKS and high - low >= CONTRAST:
+            return
+    raise GameError(
+        f"{task.name} shows pictures whose values are all from {low} to {high} of 255; scale them, "
+        "find others by Task.picture, or mend what draws or crops them"
+    )
+
+
+def look_beside(game: "RealGame") -> None:
+    """Find out whether this process can play a second game, if it will have to.
+
+    Raises:
+      GameError: it cannot.
+    """
+    if game.task.one_per_process:
+        return
+    try:
+        opened(game.task).close()
+        game.reset(seed=0)
+    except Exception as error:
+        raise GameError(
+            f"{game.task.name}: a second game in one process fails ({in_a_sentence(error)}); set "
+            "one_per_process=True in its Task"
+        ) from error
 
 
 def engine_seed(seed: int) -> int:
@@ -76,37 +167,45 @@ def package(task: Task) -> str:
 
 
 class RealGame(gymnasium.Wrapper):
-    """Shows what V sees, plays vectors, checks them, caps episodes, and seeds with any integer.
+    """Shows what V sees, plays vectors, checks both, caps episodes, and seeds with any integer.
+
+    What a game answers may be in an older or another form of gymnasium's: pictures as `Eye` knows
+    them, rewards of one number in an array, four values of a step, a first observation alone.
 
     Args and errors: as for `make_env`.
     """
 
+    render_mode = "rgb_array"
+
     def __init__(self, game: gymnasium.Env, task: Task, screen: bool = True):
         super().__init__(game)
         self.task = task
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": task.frames_per_second}
         self.observation_space = gymnasium.spaces.Box(0, 255, FRAME_SHAPE, np.uint8)
         self.action_space = task.actions.space()
+        low, high = self.action_space.low, self.action_space.high
+        slack = _SLACK * (high - low) / 2
+        self._bounds = low - slack, high + slack
         self._check_actions()
-        self._sees_observations = _shows_pictures(game.observation_space)
-        if not self._sees_observations and game.render_mode != "rgb_array":
-            raise ValueError(
-                f"{task.name} shows no pictures: its observations are "
-                f"{in_a_line(game.observation_space)}, not uint8 [height, width, 3], and its "
-                f"render_mode is {game.render_mode}, not 'rgb_array'"
-            )
+        try:
+            self._eye = Eye(game, task.picture)
+        except Exception as error:
+            raise GameError(f"{task.name} {error}") from error
         # pygame's games have another attribute of that name
         has_switch = game.has_wrapper_attr(SWITCH)
         self._has_switch = has_switch and isinstance(game.get_wrapper_attr(SWITCH), bool)
         self._dark = not screen
+        self._seed, self._picture = None, None
         self._steps = None  # None: the episode is over or has not begun
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         """Start an episode; see `gymnasium.Env.reset`."""
         self._draw(not self._dark)
-        obs, info = self.env.reset(
-            seed=None if seed is None else engine_seed(seed), options=options
-        )
-        self._steps = 0
+        self._seed, self._steps = None if seed is None else int(seed) % self.task.seeds, 0
+        asked = {"seed": self._seed} | ({} if options is None else {"options": options})
+        answer = self._ask("reset", **asked)
+        is_pair = isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict)
+        obs, info = answer if is_pair else (answer, {})
         return self._seen(obs), info
 
     def step(self, action):
@@ -115,23 +214,28 @@ class RealGame(gymnasium.Wrapper):
         Of a step only the last frame is drawn, so none is seen of an end before it.
 
         Raises:
-          ValueError: the action has the wrong shape, leaves the action space or is not finite; or
-            the game ended in a way that the task does not name.
+          ValueError: the action has the wrong shape, leaves the action space or is not finite.
+          GameError: the game ended in a way that the task does not name, paid no finite number,
+            or answered what cannot be used.
           RuntimeError: no episode is running.
           EngineCrashError: the engine died.
         """
         if self._steps is None:
             raise RuntimeError("no episode is running; call reset() before step()")
-        action = self.task.actions.to_game(self._checked(action))
+        action = self.task.actions.to_game(self._checked(action), self.env.action_space)
         obs, reward, terminated, truncated, info = self._frames(action)
         self._steps += 1
-        terminated = bool(terminated)
         truncated = bool(truncated or self._steps >= self.task.max_steps) and not terminated
         if terminated:
             info = {**info, "end": self._end(info)}
+        frame = self._seen(obs)
         if terminated or truncated:
             self._steps = None
-        return self._seen(obs), float(reward), terminated, truncated, info
+        return frame, reward, terminated, truncated, info
+
+    def render(self) -> np.ndarray | None:
+        """The game's own picture, uint8 [height, width, 3]; None before the first."""
+        return None if self._picture is None else self._picture.copy()
 
     def _frames(self, action):
         """What a step's last frame answers, and the rewards of all."""
@@ -141,11 +245,59 @@ class RealGame(gymnasium.Wrapper):
         for frame in range(skipped + 1):
             if skipped and frame == skipped:
                 self._draw(not self._dark)
-            obs, reward, terminated, truncated, info = self.env.step(action)
+            obs, reward, terminated, truncated, info = self._frame(action)
             earned += reward
             if terminated or truncated:
                 break
         return obs, earned, terminated, truncated, info
+
+    def _frame(self, action):
+        """The five values of one frame."""
+        answer = self._ask("step", action)
+        if not isinstance(answer, tuple) or not isinstance(answer[-1], dict):
+            answer = ()
+        if len(answer) == 4:  # gym's, before there was `truncated`
+            obs, reward, done, info = answer
+            cut = info.get("TimeLimit.truncated", False)
+            answer = obs, reward, self._one(done, bool) and not cut, cut, info
+        if len(answer) != 5:
+            raise self._refused(
+                "step", "returned other than (obs, reward, terminated, truncated, info)"
+            )
+        obs, reward, terminated, truncated, info = answer
+        paid = reward if type(reward) is float else self._one(reward, float)
+        if not abs(paid) < _LARGEST:
+            raise self._refused("step", f"paid {reprlib.repr(reward)}; pay finite numbers")
+        return obs, paid, self._one(terminated, bool), self._one(truncated, bool), info
+
+    def _one(self, value: Any, kind: type) -> Any:
+        """A single number, or truth, that may come as an array of one."""
+        try:
+            return kind(value if np.ndim(value) == 0 else np.asarray(value).item())
+        except (TypeError, ValueError):
+            said = reprlib.repr(value)
+            raise self._refused(
+                "step", f"answered {said} where one {kind.__name__} belongs"
+            ) from None
+
+    def _ask(self, method: str, *args: Any, **named: Any) -> Any:
+        """What the game answers; its own errors in one line."""
+        try:
+            return getattr(self.env, method)(*args, **named)
+        except (EngineCrashError, MemoryError):
+            raise
+        except Exception as error:
+            said = f"failed ({in_a_sentence(error)})"
+            if method == "reset" and isinstance(error, TypeError):
+                said += "; define reset(self, *, seed=None, options=None)"
+            elif method == "reset":
+                said += "; Task.seeds says how many seeds it takes"
+            raise self._refused(method, said) from error
+
+    def _refused(self, method: str, said: str) -> GameError:
+        """An error that names the game, what was asked of it, and when."""
+        when = "" if method == "reset" else f" at step {self._steps} of the episode"
+        return GameError(f"{self.task.name}: {method}{when} with seed {self._seed} {said}")
 
     def _draw(self, on: bool) -> None:
         """Tell a game that can be told whether its frames are looked at."""
@@ -155,36 +307,48 @@ class RealGame(gymnasium.Wrapper):
     def _seen(self, obs) -> np.ndarray:
         """The picture, cropped and shrunk."""
         if self._dark:
-            return np.zeros(FRAME_SHAPE, np.uint8)
-        picture = obs if self._sees_observations else self.env.render()
-        if self.task.crop is not None:
-            top, bottom, left, right = self.task.crop
-            picture = picture[top:bottom, left:right]
-        return _shrinker(*picture.shape[:2])(picture)
+            self._picture = np.zeros(FRAME_SHAPE, np.uint8)
+            return self._picture.copy()
+        try:
+            self._picture = self._eye.see(obs)
+            return shrunk(self._picture, self.task.crop)
+        except (EngineCrashError, MemoryError):
+            raise
+        except Exception as error:
+            said = (
+                str(error) if isinstance(error, ValueError) else f"fails ({in_a_sentence(error)})"
+            )
+            raise GameError(
+                f"{self.task.name} at step {self._steps} of the episode with seed {self._seed} "
+                f"{said}"
+            ) from error
 
     def _end(self, info: dict[str, Any]) -> int:
         ends = self.task.ends
         name = info.get("end", ends[0] if ends else "an end")
         if name not in ends:
-            raise ValueError(
+            raise GameError(
                 f"{self.task.name} ended by {name!r}, but the task's ends are {ends}; add it there"
             )
         return ends.index(name)
 
     def _check_actions(self) -> None:
-        theirs, ours = actions_of(self.env.action_space), self.task.actions
+        try:
+            theirs, ours = actions_of(self.env.action_space), self.task.actions
+        except ValueError as error:
+            raise GameError(f"{self.task.name}: {error}") from error
         if (theirs.size, theirs.low, theirs.high) != (ours.size, ours.low, ours.high):
-            raise ValueError(
+            raise GameError(
                 f"{self.task.name} has the actions {in_a_line(self.env.action_space)}, but its "
                 f"task says {ours}"
             )
 
     def _checked(self, action) -> np.ndarray:
         action = np.asarray(action, np.float32)
-        space = self.action_space
+        space, (low, high) = self.action_space, self._bounds
         if action.shape != space.shape:
             raise ValueError(f"action must have shape {space.shape}, got {action.shape}")
-        inside = (action >= space.low - _SLACK) & (action <= space.high + _SLACK)
+        inside = (action >= low) & (action <= high)
         if not inside.all():
             raise ValueError(
                 f"action {action.tolist()} is not a point between "
@@ -193,9 +357,22 @@ class RealGame(gymnasium.Wrapper):
         return action
 
 
-def _shows_pictures(space: gymnasium.Space) -> bool:
-    shape = space.shape or ()
-    return space.dtype == np.uint8 and len(shape) == 3 and shape[2] == FRAME_SHAPE[2]
+def shrunk(picture: np.ndarray, crop: tuple[int, int, int, int] | None) -> np.ndarray:
+    """What V sees of a picture uint8 [height, width, 3], uint8 [64, 64, 3].
+
+    Raises:
+      ValueError: the crop is no part of the picture.
+    """
+    height, width = picture.shape[:2]
+    if crop is not None:
+        top, bottom, left, right = crop
+        if not (0 <= top < bottom <= height and 0 <= left < right <= width):
+            raise ValueError(
+                f"shows pictures of {height} rows and {width} columns, of which the crop (top, "
+                f"bottom, left, right) = {crop} is no part; mend Task.crop"
+            )
+        picture = picture[top:bottom, left:right]
+    return _shrinker(*picture.shape[:2])(picture)
 
 
 @functools.cache

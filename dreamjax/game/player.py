@@ -3,7 +3,7 @@
 It imports no JAX, so it starts fast and stays small. It answers requests `(method, *arguments)`
 that arrive on an inherited pipe with `(method, value)`, `("crash", reason)` or
 `("error", type, message, traceback)`, and sends `("tick", steps)` while a long one runs. Started
-by `dreamjax.game.workers` in a process group and a working directory of its own.
+by `dreamjax.game.workers` in a process group of its own, in the directory of its parent.
 """
 
 import contextlib
@@ -84,10 +84,10 @@ class Player:
 
 
 def main(descriptor: int, parent: int) -> None:
-    """Answer requests until the parent hangs up or dies; then remove the working directory."""
-    if not os.path.exists(scratch.LOCK):
-        sys.exit("only dreamjax.game.workers starts a player, in a directory made for it")
-    tempfile.tempdir = os.getcwd()
+    """Answer requests until the parent hangs up or dies; then remove its scratch directory."""
+    tempfile.tempdir = os.environ.get(scratch.OWNED, "")
+    if not os.path.exists(os.path.join(tempfile.tempdir, scratch.LOCK)):
+        sys.exit("only dreamjax.game.workers starts a player, with a directory made for it")
     os.set_inheritable(descriptor, False)  # an engine holding it would hide this process's death
     threading.Thread(target=_outlive_not, args=(parent,), daemon=True).start()
     connection = Connection(descriptor)
@@ -105,7 +105,12 @@ def _answer(player: Player, method: str, *arguments: Any) -> tuple:
     except EngineCrashError as error:
         return "crash", str(error)
     except Exception as error:
-        return "error", type(error).__name__, str(error), traceback.format_exc()
+        return "error", _builtin(error), str(error), traceback.format_exc()
+
+
+def _builtin(error: Exception) -> str:
+    """The name of Python's own exception that an error is a kind of."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
 
 
 def _outlive_not(parent: int) -> None:

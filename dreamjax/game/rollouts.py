@@ -16,14 +16,14 @@ import shutil
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from dreamjax.game import policies
-from dreamjax.game.env import RealGame, engine_seed, package
+from dreamjax.game.env import RealGame, engine_seed, look, look_beside, package
 from dreamjax.game.workers import _worker_count, run_jobs
 from dreamjax.tasks import FRAME_SHAPE, Task
 from dreamjax.training import files
@@ -32,6 +32,7 @@ from dreamjax.training.team import Team
 
 FORMAT = 1
 EPISODE_BYTES = 10_000  # less than most games need; the paper's need about a million
+FAR_OFF = 30  # times by which rewards may differ from the task's reward_scale
 MAX_READERS = 16  # threads that read shards
 MAX_TRIES = 1000  # episodes played for each one kept before `min_steps` counts as too high
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -329,7 +330,19 @@ def collect(
     team.wait("all shards are recorded")
     frames = team.first_then_all(lambda: frame_counts(directory, say=log.say))
     held = _episode_counts(directory, log.say)
+    _propose_scale(task, next(iter(frames)), log.say)
     return Collection(directory, len(frames), sum(held.values()), sum(frames.values()))
+
+
+def _propose_scale(task: Task, shard: Path, say: Callable[[str], None]) -> None:
+    """Say which `reward_scale` a game's rewards ask for, where the task's is far off."""
+    rewards = np.abs(_load(shard, ["rewards"])["rewards"].astype(float))
+    size = np.sqrt((rewards[rewards > 0] ** 2).mean()) if rewards.any() else task.reward_scale
+    if task.step_reward is None and not 1 / FAR_OFF < size / task.reward_scale < FAR_OFF:
+        say(
+            f"rewards of {task.name} are about {size:.2g}, but M predicts them in units of "
+            f"{task.reward_scale:g}; set reward_scale={size:.1g} in its Task before M is trained"
+        )
 
 
 def _settings(task, policy, seed, shard_episodes, min_steps) -> dict[str, int | str]:
@@ -468,19 +481,15 @@ def _record_all(task, jobs: list[_ShardJob], kept: int, count: int | None, log: 
 
 def record(env: RealGame, job: _ShardJob, tick: Callable[[int], None]) -> None:
     """Play the episodes of one shard and write it; runs in a worker."""
-    capacity = job.episodes * job.task.max_steps  # memory that is never touched costs nothing
-    columns = (
-        np.empty((capacity, *FRAME_SHAPE), np.uint8),
-        np.empty((capacity, *env.action_space.shape), np.float32),
-        np.empty(capacity, np.float32),
-    )
-    kept, end = [], 0
+    look(env)
+    if job.shard == 0:
+        look_beside(env)
+    kept, seeds = [], []
     for seed in _episode_seeds(job):
-        steps = policies.play_steps(env, job.policy, seed)
-        length, ended_by = _fill(columns, end, steps, tick)
-        if length >= job.min_steps:
-            kept.append((length, ended_by, seed))
-            end += length
+        steps = list(_ticking(policies.play_steps(env, job.policy, seed), tick))
+        if len(steps) >= job.min_steps:
+            kept.append(steps)
+            seeds.append(seed)
         if len(kept) == job.episodes:
             break
     else:
@@ -488,18 +497,29 @@ def record(env: RealGame, job: _ShardJob, tick: Callable[[int], None]) -> None:
             f"only {len(kept)} of {MAX_TRIES * job.episodes} episodes lasted {job.min_steps} "
             "steps; lower min_steps"
         )
-    lengths, ended_by, seeds = zip(*kept, strict=True)
-    ends = np.array([-1 if end is None else end for end in ended_by], np.int8)
-    write(
-        job.path,
-        Rollouts(
-            *(column[:end] for column in columns),
-            lengths=np.array(lengths, np.int32),
-            terminated=ends >= 0,
-            seeds=np.array(seeds),
-            profile=job.task.profile,
-            ends=ends,
-        ),
+    write(job.path, of_steps(kept, seeds, job.task.profile))
+
+
+def _ticking(steps: Iterable, tick: Callable[[int], None]) -> Iterator:
+    for step in steps:
+        yield step
+        tick(1)
+
+
+def of_steps(episodes: Sequence[list[tuple]], seeds: Sequence[int], profile: str) -> Rollouts:
+    """Episodes of steps `(frame, action, reward, end)`; an end is None or -1 where none came."""
+    columns = zip(*itertools.chain.from_iterable(episodes), strict=True)
+    frames, actions, rewards, _ = (np.stack(column) for column in columns)
+    ends = np.array([-1 if e[-1][3] is None else e[-1][3] for e in episodes], np.int8)
+    return Rollouts(
+        frames=frames,
+        actions=actions.astype(np.float32),
+        rewards=rewards.astype(np.float32),
+        lengths=np.array([len(episode) for episode in episodes], np.int32),
+        terminated=ends >= 0,
+        seeds=np.array(seeds),
+        profile=profile,
+        ends=ends,
     )
 
 
@@ -507,12 +527,3 @@ def _episode_seeds(job: _ShardJob) -> Iterator[int]:
     rng = np.random.default_rng([job.seed % 2**64, job.shard])
     for _ in range(MAX_TRIES * job.episodes):
         yield 2 * int(rng.integers(2**31))  # even: odd seeds are kept for evaluation
-
-
-def _fill(columns, start: int, steps: Iterable, tick) -> tuple[int, int | None]:
-    """Write an episode into `columns` from row `start` on; its length and how it ended."""
-    for row, (*values, end) in enumerate(steps, start):  # noqa: B007
-        for column, value in zip(columns, values, strict=True):
-            column[row] = value
-        tick(1)
-    return row + 1 - start, end

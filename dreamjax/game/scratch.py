@@ -17,10 +17,8 @@ from pathlib import Path
 
 SHARED = "ViZDoom"  # how the names of an engine's files in /dev/shm begin
 LOCK = "lock"  # the file whose lock the owner holds
-_PLAYERS = (
-    b"dreamjax.game.player",
-    b"viz_instance_id",
-)  # in the command lines of workers and engines
+OWNED = "DREAMJAX_SCRATCH"  # in the environment of a worker: its scratch directory
+_ENGINE = b"viz_instance_id"  # in the command lines of engines
 
 
 class Scratch:
@@ -74,10 +72,12 @@ def clear(directory: Path | str) -> None:
 
 
 def _players(directory: str) -> Iterator[int]:
-    """Other processes that play below a directory; none where there is no /proc."""
+    """Other processes that play for a directory; none where there is no /proc."""
+    mark = f"{OWNED}={directory}".encode()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or is another user's
+            ours = mark in (process / "environ").read_bytes().split(b"\0")
             inside = f"{os.readlink(process / 'cwd')}/".startswith(f"{directory}/")
-            command = (process / "cmdline").read_bytes() if inside else b""
-            if any(word in command for word in _PLAYERS) and int(process.name) != os.getpid():
+            engine = inside and _ENGINE in (process / "cmdline").read_bytes()
+            if (ours or engine) and int(process.name) != os.getpid():
                 yield int(process.name)

@@ -1,8 +1,8 @@
 """Processes that play the real game, kept alive.
 
 VizDoom's engine can crash, hang, or be orphaned, so every player (`dreamjax.game.player`) has a
-process group and a working directory of its own, every answer has a time limit, and a player
-that is lost is killed with its engines and replaced.
+process group and a scratch directory of its own, every answer has a time limit, and a player that
+is lost is killed with its engines and replaced.
 n: episodes. S: game slots in one request. A: numbers in an action.
 """
 
@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dreamjax.game import policies
-from dreamjax.game.scratch import Scratch
+from dreamjax.game.scratch import OWNED, Scratch
 from dreamjax.tasks import Task
 from dreamjax.training.logbook import Logbook
 
-TIMEOUT = 60.0  # seconds of silence after which a worker counts as hung
 RETRIES = 3  # how often a job or a reset is tried again after its worker was lost
 PLAYER = "dreamjax.game.player"  # the module that a worker runs
+TOLD = ValueError, ImportError, ArithmeticError, OSError, RuntimeError, MemoryError  # of a worker
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -38,6 +38,12 @@ class WorkerError(RuntimeError):
 
 class _LostError(Exception):
     """A worker, or an engine in it, crashed or hangs."""
+
+
+def _silent(seconds: float) -> _LostError:
+    return _LostError(
+        f"a worker was silent for {seconds:.0f} s; a game that needs longer says so by Task.timeout"
+    )
 
 
 class _WorkerTraceback(Exception):  # noqa: N818  # shown as the cause of the worker's own error
@@ -58,10 +64,20 @@ def _worker_count(workers: int | None, jobs: int) -> int:
     return max(1, min(workers or default_workers(), jobs))
 
 
+def games_beside(task: Task, games: int, workers: int | None) -> int:
+    """How many of `games` can be played at once: one a worker, where a process holds one only."""
+    return _worker_count(workers, games) if task.one_per_process else games
+
+
 class _Worker:
     """One player process, seen from its parent."""
 
     def __init__(self, task: Task, screen: bool):
+        if OWNED in os.environ:
+            raise WorkerError(
+                "a script that starts games was imported to make one; put what it does under: if "
+                '__name__ == "__main__":'
+            )
         self._scratch = Scratch("worker")
         self.directory = self._scratch.path
         self.heard = time.monotonic()
@@ -70,14 +86,16 @@ class _Worker:
             self.process = subprocess.Popen(
                 [
                     sys.executable,
+                    "-P",  # this directory is no package of Python's
                     "-m",
                     PLAYER,
                     str(theirs.fileno()),
                     str(os.getpid()),
                 ],
                 pass_fds=[theirs.fileno()],
-                cwd=self.directory,
-                env=os.environ | _ONE_THREAD | {"PYTHONPATH": _search_path()},
+                env=os.environ
+                | _ONE_THREAD
+                | {"PYTHONPATH": _search_path(), OWNED: os.path.realpath(self.directory)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -137,10 +155,13 @@ def _search_path() -> str:
 
 
 def _raise(name: str, message: str, trace: str) -> None:
-    """Raise a worker's exception here, with its traceback as the cause."""
-    kind = getattr(builtins, name, WorkerError)
-    known = kind if issubclass(kind, Exception) and kind is not KeyError else WorkerError
-    raise known(message) from _WorkerTraceback(trace)
+    """Raise a worker's exception here, in one line, with its traceback as the cause."""
+    kind = getattr(builtins, name)
+    told = issubclass(kind, TOLD) and kind is not KeyError
+    message = " ".join(message.split()) or name
+    raise (kind(message) if told else WorkerError(f"{name}: {message}")) from _WorkerTraceback(
+        trace
+    )
 
 
 def run_jobs(
@@ -150,7 +171,7 @@ def run_jobs(
     *,
     workers: int | None = None,
     screen: bool = True,
-    timeout: float = TIMEOUT,
+    timeout: float | None = None,
     retries: int = RETRIES,
     tick: Callable[[int], None] = lambda steps: None,
 ) -> Iterator[tuple[int, Any]]:
@@ -165,7 +186,8 @@ def run_jobs(
       jobs: picklable arguments.
       workers: processes; None for one a core.
       screen: whether frames are drawn.
-      timeout: seconds without a `tick` or an answer after which a worker counts as hung.
+      timeout: seconds without a `tick` or an answer after which a worker counts as hung; None is
+        the task's.
       retries: how often a job is tried again.
       tick: receives the steps played since it was last called.
 
@@ -189,7 +211,8 @@ class _JobPool:
 
     def __init__(self, task, target, jobs, screen, timeout, retries, tick):
         self.task, self.target, self.jobs = task, target, jobs
-        self.screen, self.timeout, self.retries, self.tick = screen, timeout, retries, tick
+        self.screen, self.timeout = screen, timeout or task.timeout
+        self.retries, self.tick = retries, tick
         self.pending = deque(range(len(jobs)))
         self.losses = dict.fromkeys(self.pending, 0)
         self.busy: dict[_Worker, int] = {}
@@ -209,7 +232,7 @@ class _JobPool:
         """Read one message, if there is one; the result if it ends the job."""
         if not worker.connection.poll():
             if time.monotonic() - worker.heard > self.timeout:
-                raise _LostError(f"a worker was silent for {self.timeout:.0f} s")
+                raise _silent(self.timeout)
             return
         kind, value = worker.message()
         if kind == "tick":
@@ -334,7 +357,7 @@ class VectorGame:
       task: the game.
       num_games: number of slots.
       workers: processes; None for one a core.
-      timeout: seconds of silence after which a worker is replaced.
+      timeout: seconds of silence after which a worker is replaced; None is the task's.
       retries: how often an episode is tried again.
 
     Raises:
@@ -347,17 +370,18 @@ class VectorGame:
         num_games: int,
         workers: int | None = None,
         *,
-        timeout: float = TIMEOUT,
+        timeout: float | None = None,
         retries: int = RETRIES,
     ):
         if num_games < 1:
             raise ValueError(f"num_games must be at least 1, got {num_games}")
         self.task, self.num_games = task, num_games
-        self._timeout, self._retries = timeout, retries
+        self._timeout, self._retries = timeout or task.timeout, retries
         self._episodes: list[_Episode | None] = [None] * num_games
         self._here = np.zeros(num_games, bool)  # the slot's game is where its episode is
         self._arrived: list[Steps] = []
-        self._workers = [None] * _worker_count(workers, num_games)
+        count = num_games if task.one_per_process else _worker_count(workers, num_games)
+        self._workers = [None] * count
         for index in range(len(self._workers)):
             self._start(index)
 
@@ -487,7 +511,7 @@ class VectorGame:
                 if connection in heard:
                     self._take(*self._workers[index].answer())
                 elif self._patience(index) <= 0:
-                    raise _LostError(f"a worker was silent for {self._timeout:.0f} s")
+                    raise _silent(self._timeout)
             except _LostError as loss:
                 self._lose(index, str(loss))
             except Exception:  # the worker lives on, but who knows how far it came

@@ -24,6 +24,7 @@ VARIANT = (
     "clock",
     "keys",
     "residual",
+    "scaled",
 )  # what sets an M apart from the paper's, in one form
 FORM = ("kind", "hidden_size", "heads")  # and in its form
 
@@ -69,6 +70,8 @@ class Memory(nnx.Module):
         paper's reads the number.
       residual: whether its mixture is of how much z changes, which from one step to the next is
         little; the paper's is of the next z itself.
+      scaled: whether it reads actions in [-1, 1], whatever the game's units, see `Box.scale`; of a
+        game whose actions are so anyway, `scaled` is false.
       hidden_size: H; None is the task's.
       heads: which of "reward" and "end" it predicts; None is the task's.
     """
@@ -82,6 +85,7 @@ class Memory(nnx.Module):
         clock: bool = False,
         keys: bool = False,
         residual: bool = False,
+        scaled: bool = True,
         hidden_size: int | None = None,
         heads: tuple[str, ...] | None = None,
     ):
@@ -92,6 +96,8 @@ class Memory(nnx.Module):
         self.clock = clock
         self.keys = keys
         self.residual = residual
+        self.scale = task.actions.scale if scaled else None
+        self.scaled = self.scale is not None
         self.heads = task.heads if heads is None else tuple(heads)
         self.num_ends = len(task.ends)
         self.reward_scale = task.reward_scale
@@ -208,6 +214,9 @@ class Memory(nnx.Module):
         """What the recurrence reads, [..., num_inputs]."""
         if self.keys:
             action = pressed(action, self.pressed)
+        if self.scale is not None:
+            center, half = (jnp.asarray(x, jnp.float32) for x in self.scale)
+            action = (action - center) / half
         if not self.reads_restart:
             return jnp.concatenate((z, action), axis=-1)
         age = jnp.asarray(age, jnp.float32)
@@ -269,7 +278,7 @@ def with_events(memory: Memory, task: Task, num_events: int, rngs: nnx.Rngs) -> 
     if memory.num_events == num_events:
         return memory
     form = {"hidden_size": memory.hidden_size, "heads": memory.heads}
-    form |= {name: getattr(memory, name) for name in ("clock", "keys", "residual")}
+    form |= {name: getattr(memory, name) for name in VARIANT if name != "num_events"}
     grown = type(memory)(task, rngs=rngs, num_events=num_events, **form)
     state = nnx.to_pure_dict(nnx.state(memory))
     for name, array in state.items():

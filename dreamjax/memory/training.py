@@ -186,6 +186,7 @@ class MemoryConfig:
     clock: bool = False  # whether M is told the age of an episode
     keys: bool = False  # whether M reads the key that an action presses, not the number
     residual: bool = False  # whether M predicts by how much z changes, not the next z itself
+    scaled: bool = True  # whether M reads actions in [-1, 1], whatever the game's units
     own_guesses: float = 0.0  # share of the steps at which M reads its guess of z, not what came
     dropout: float = 0.0  # probability that an update drops a number of z, or of h, that M reads
     kind: str = "lstm"  # M's form; your own is module:Class, a subclass of dreamjax.Memory

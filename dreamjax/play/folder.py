@@ -124,7 +124,7 @@ def facts_of(world: World, controller: Controller | None) -> dict[str, Any]:
     found |= {"temperature": params.temperature, "dropout": params.dropout}
     found["actions"] = _actions(task.actions)
     names = (*VARIANT, "latent_size", "hidden_size", "num_mixtures", "reads_restart")
-    form = {name: getattr(memory, name) for name in (*names, "reward_scale", "pressed")}
+    form = {name: getattr(memory, name) for name in (*names, "reward_scale", "pressed", "scale")}
     form |= {"reads": memory.reads, "heads": _heads(memory.layout)}
     found["memory"] = form
     if controller is not None:

@@ -38,7 +38,7 @@ export class Memory {
     const { c, h } = age === 0 ? this.initialCarry() : carry;
     const read = new Float32Array(this.inputSize + H);
     read.set(z);
-    read.set(this.keys ? action.map((x) => (Math.abs(x) > this.pressed ? Math.sign(x) : 0)) : action, z.length);
+    read.set(this.readAction(action), z.length);
     if (this.reads_restart) read[this.inputSize - 1] = age === 0 ? 1 : this.clock ? -age / CLOCK : 0;
     read.set(h, this.inputSize);
     const gates = this.product(read, "lstm_kernel", "lstm_bias");
@@ -49,6 +49,14 @@ export class Memory {
       next.h[i] = Math.tanh(next.c[i]) * sigmoid(gates[3 * H + i]);
     }
     return next;
+  }
+
+  /** What M reads of an action [A]: the keys that it presses, or its numbers in [-1, 1]. */
+  readAction(action) {
+    if (this.keys) return action.map((x) => (Math.abs(x) > this.pressed ? Math.sign(x) : 0));
+    if (!this.scale) return action;
+    const [center, half] = this.scale;
+    return action.map((x, i) => (x - center[i]) / half[i]);
   }
 
   /** The heads, by name, of h; the mixture's mean is of the next z itself. */
