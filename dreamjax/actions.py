@@ -54,7 +54,7 @@ class Box:
         exact = np.asarray(action, np.float64).reshape(space.shape)
         if np.issubdtype(space.dtype, np.integer):
             exact = np.rint(exact)
-        return np.clip(exact, space.low, space.high).astype(space.dtype)
+        return np.asarray(np.clip(exact, space.low, space.high), space.dtype)
 
     @property
     def scale(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

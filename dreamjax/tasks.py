@@ -250,12 +250,13 @@ def _importable(make: str | Callable[[], Any], name: str) -> str | Callable[[], 
         raise ValueError(f"make of {name} must be a function that makes the game, got {make!r}")
     module, function = getattr(make, "__module__", ""), getattr(make, "__qualname__", "")
     if module == "__main__":
-        if not getattr(sys.modules[module], "__file__", None):
+        script = Path(getattr(sys.modules[module], "__file__", None) or "")
+        if not script.is_file():
             raise ValueError(
                 f"make of {name} was defined in a notebook or at a prompt, where other processes "
                 "cannot find it; put the game into a file, such as game.py, and import it"
             )
-        module = Path(sys.modules[module].__file__).stem
+        module = script.stem
     if function.isidentifier() and module != "__main__":
         return f"{module}:{function}"
     try:

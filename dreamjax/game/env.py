@@ -134,7 +134,8 @@ def look_beside(game: "RealGame") -> None:
         game.reset(seed=0)
     except Exception as error:
         raise GameError(
-            f"{game.task.name}: a second game in one process fails ({in_a_sentence(error)}); set "
+            f"{game.task.name}: a second game in one process fails "
+            f"({in_a_sentence(error.__cause__ or error)}); set "
             "one_per_process=True in its Task"
         ) from error
 
@@ -201,9 +202,9 @@ class RealGame(gymnasium.Wrapper):
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         """Start an episode; see `gymnasium.Env.reset`."""
         self._draw(not self._dark)
-        self._seed, self._steps = None if seed is None else int(seed) % self.task.seeds, 0
-        asked = {"seed": self._seed} | ({} if options is None else {"options": options})
-        answer = self._ask("reset", **asked)
+        self._seed, self._steps = seed, 0
+        asked = {"seed": None if seed is None else int(seed) % self.task.seeds}
+        answer = self._ask("reset", **asked, **({} if options is None else {"options": options}))
         is_pair = isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict)
         obs, info = answer if is_pair else (answer, {})
         return self._seen(obs), info

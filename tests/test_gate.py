@@ -1,0 +1,519 @@
+"""The gate for somebody else's game: what is sound is brought into one form, the rest refused."""
+
+import contextlib
+import dataclasses
+import sys
+
+import gymnasium
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Tuple
+
+from dreamjax import actions
+from dreamjax.controller.heads import head_of
+from dreamjax.game.env import RealGame, look, look_beside, make_env, opened
+from dreamjax.game.rollouts import collect
+from dreamjax.game.workers import VectorGame
+from dreamjax.memory.lstm import MDNRNN
+from dreamjax.tasks import TASKS, Task, register
+from dreamjax.training.logbook import Logbook
+
+
+class Dot(gymnasium.Env):
+    """A bright dot drifts over a dim field; `change` makes another game of it."""
+
+    observation_space = Box(-1, 2, (1,), np.float32)
+    action_space = Discrete(3)
+    render_mode = "rgb_array"
+
+    def __init__(self, **change):
+        vars(self).update(change)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x = 0.5
+        return self.seen(), {}
+
+    def step(self, action):
+        self.done = action
+        self.x += 0.1 * self.np_random.normal()
+        return self.seen(), self.paid(), not 0 < self.x < 1, False, {}
+
+    def paid(self):
+        return 1.0
+
+    def seen(self):
+        return np.float32([self.x])
+
+    def picture(self):
+        found = np.full((48, 64, 3), 40, np.uint8)
+        found[20:30, :, 0] = 60
+        column = int(np.clip(self.x, 0, 1) * 54)
+        found[20:30, column : column + 10] = 255
+        return found
+
+    def render(self):
+        return self.picture()
+
+
+class Observed(Dot):
+    """Shows `shown(picture)` as observations in `observation_space`, and draws nothing."""
+
+    render_mode = None
+
+    def seen(self):
+        return self.shown(self.picture())
+
+
+DOT = Task("dot", make="test_gate:Dot", actions=actions.Choice(3), max_steps=60)
+
+
+def task_of(game, **fields):
+    """The task of a game."""
+    return dataclasses.replace(DOT, actions=actions.actions_of(game.action_space), **fields)
+
+
+def play(game, steps=3, seed=5, **fields):
+    """The gate around a game, some steps later, and the frame that it then shows."""
+    env = RealGame(game, task_of(game, **fields))
+    frame, _ = env.reset(seed=seed)
+    for _ in range(steps):
+        frame, *_ = env.step(np.array(env.action_space.low) * 0 + env.action_space.high)
+    return env, frame
+
+
+def refusal(call, *args, **kept):
+    """The one line with which a call is refused."""
+    with pytest.raises(ValueError) as caught:
+        call(*args, **kept)
+    line = str(caught.value)
+    assert line and "\n" not in line and len(line) < 600
+    return line
+
+
+def grey(picture):
+    return picture.mean(2).astype(np.uint8)
+
+
+FORMS = {  # of a picture: what is shown, and how near it comes to the picture itself
+    "as it should be": (lambda x: x, 0),
+    "floats in [0, 1]": (lambda x: x / np.float32(255), 0),
+    "float64 in [0, 1]": (lambda x: x / 255, 0),
+    "floats to 255": (lambda x: x.astype(np.float32), 0),
+    "floats in [-1, 1]": (lambda x: x / np.float32(127.5) - np.float32(1), 1),
+    "int64": (lambda x: x.astype(np.int64), 0),
+    "alpha": (lambda x: np.dstack([x, np.full(x.shape[:2], 9, np.uint8)]), 0),
+    "alpha in floats": (lambda x: np.dstack([x / 255, np.ones(x.shape[:2])]), 0),
+    "channels first": (lambda x: np.moveaxis(x, 2, 0), 0),
+    "grey": (grey, None),
+    "grey with an axis": (lambda x: grey(x)[..., None], None),
+    "grey in floats": (lambda x: grey(x) / 255.0, None),
+    "a stack": (lambda x: np.stack([0 * x, 0 * x, x]), 0),
+    "a stack of grey": (lambda x: np.stack([0 * grey(x)] * 3 + [grey(x)]), None),
+    "upside down in memory": (lambda x: x[::-1][::-1], 0),
+    "Fortran's order": (np.asfortranarray, 0),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_picture_in_any_form_is_seen(form):
+    change, near = FORMS[form]
+    expected = play(_Grey() if near is None else Dot())[1]
+    drawn = Dot()
+    drawn.render = lambda: change(drawn.picture())
+    shown = Observed(shown=change)
+    shown.observation_space = _space_of(change)
+    for game in (drawn, shown):
+        frame = play(game)[1].astype(int)
+        assert abs(frame - expected).max() <= (near or 0)
+
+
+class _Grey(Dot):
+    def render(self):
+        return np.repeat(grey(self.picture())[..., None], 3, axis=2)
+
+
+def _space_of(change):
+    """The space that a game would declare of such pictures."""
+    dark, light = (change(np.full((48, 64, 3), value, np.uint8)) for value in (0, 255))
+    low, high = min(0, dark.min()), light.max()
+    return Box(low, high, light.shape, light.dtype.type)
+
+
+BAD_PICTURES = {
+    "nothing": (lambda x: None, "no picture"),
+    "a row": (lambda x: x.ravel(), "no picture"),
+    "two channels": (lambda x: x[..., :2], "no picture"),
+    "words": (lambda x: np.full(x.shape, "a"), "no picture"),
+    "not a number": (lambda x: np.where(x > 200, np.nan, x / 255), "holds nan"),
+    "beyond 255": (lambda x: x.astype(int) * 9, "holds 360"),
+    "below 0": (lambda x: x.astype(int) - 99, "holds -59"),
+    "an empty one": (lambda x: x[:0], "no picture"),
+}
+
+
+@pytest.mark.parametrize("form", BAD_PICTURES)
+def test_what_is_no_picture_is_refused_with_game_and_step(form):
+    change, said = BAD_PICTURES[form]
+    game = Dot()
+    game.render = lambda: change(game.picture())
+    line = refusal(play, game)
+    assert line.startswith("dot at step 0 of the episode with seed 5 shows") and said in line
+
+
+def test_floats_that_turn_out_to_be_no_shares_are_refused():
+    game = Dot()
+    game.render = lambda: np.where(game.x == 0.5, 0.0, 7.0) * np.ones((48, 64, 3))
+    assert "holds 7, though its values were from 0 to 1" in refusal(play, game)
+
+
+DULL = {
+    "black": lambda x: 0 * x,
+    "white": lambda x: 0 * x + 255,
+    "bytes of floats": lambda x: (x / 255).astype(np.uint8),
+    "symbols": lambda x: x // 26,
+}
+
+
+@pytest.mark.parametrize("form", DULL)
+def test_a_game_that_shows_next_to_nothing_is_refused_before_it_is_recorded(form):
+    game = Dot()
+    game.render = lambda: DULL[form](game.picture())
+    env = RealGame(game, task_of(game))
+    assert "shows pictures whose values are all from" in refusal(look, env)
+
+
+@pytest.mark.parametrize("high", [10, 255])
+def test_symbols_are_no_picture_where_the_game_can_draw(high):
+    space = Box(0, high, (7, 7, 3), np.uint8)
+    game = Dot(observation_space=space, seen=lambda: np.ones((7, 7, 3), np.uint8))
+    assert np.array_equal(play(game)[1], play(Dot())[1])
+    if high == 255:
+        assert (play(game, picture="observation")[1] == 1).all()
+
+
+def test_the_picture_is_found_among_several_observations_or_named():
+    box = Box(0, 255, (48, 64, 3), np.uint8)
+    pictures = Dict({"map": box, "screen": box, "speed": Box(-1, 1, (1,))})
+    shown = Observed(observation_space=pictures, shown=None)
+    shown.seen = lambda: {"map": 0 * shown.picture(), "screen": shown.picture(), "speed": 0}
+    assert "name one by Task.picture: map, screen" in refusal(play, shown)
+    assert np.array_equal(play(shown, picture="screen")[1], play(Dot())[1])
+    assert "shows no picture" in refusal(play, shown, picture="speed")
+    assert "shows no picture" in refusal(play, shown, picture="nowhere")
+    assert "shows no picture" in refusal(play, shown, picture="render")
+    shown.observation_space = Dict({"screen": box, "speed": Box(-1, 1, (1,))})
+    assert np.array_equal(play(shown)[1], play(Dot())[1])
+
+
+@pytest.mark.parametrize("mode", [None, "human", "ansi"])
+def test_a_game_that_does_not_draw_says_which_mode_would(mode):
+    assert "render_mode" in refusal(play, Dot(render_mode=mode))
+
+
+CROPS = {
+    "outside": (100, 200, 0, 64),
+    "turned round": (40, 0, 0, 64),
+    "columns and rows exchanged": (0, 64, 0, 48),
+    "empty": (3, 3, 0, 64),
+    "from the end": (0, -4, 0, 64),
+}
+
+
+@pytest.mark.parametrize("crop", CROPS)
+def test_a_crop_that_is_no_part_of_the_picture_is_refused(crop):
+    line = refusal(play, Dot(), crop=CROPS[crop])
+    assert "48 rows and 64 columns" in line and "Task.crop" in line
+    for words in ((0, 48.0, 0, 64), (0, 48), "all"):
+        assert "(top, bottom, left, right)" in refusal(dataclasses.replace, DOT, crop=words)
+
+
+SPACES = {
+    "integers": Box(0, 2, (1,), np.int32),
+    "bytes": Box(0, 255, (2,), np.uint8),
+    "float64 that float32 cannot hold": Box(0.1, 0.7000000001, (2,), np.float64),
+    "a valve": Box(54_246.965, 78_934.164, (1,), np.float32),
+    "watts": Box(-123_456.7, 7_654_321.0, (1,), np.float32),
+    "tiny": Box(-1e-9, 3e-9, (1,), np.float64),
+    "one side": Box(-7, -3, (1,), np.float32),
+    "a matrix": Box(-1, 1, (2, 3), np.float32),
+    "no axis": Box(-2, 2, (), np.float32),
+    "nothing to choose": Box(np.float32([0, 1]), np.float32([1, 1])),
+    "picks from 2": Discrete(3, start=2),
+    "picks from -1": Discrete(2, start=-1),
+    "one pick": Discrete(1),
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_action_of_a_player_is_one_that_the_game_takes(name):
+    """Drawn ones, corners, and C's own extremes."""
+    space = SPACES[name]
+    game = Dot(action_space=space)
+    env = RealGame(game, task_of(game))
+    form, rng = env.task.actions, np.random.default_rng(0)
+    head = head_of(form)
+    far = [np.asarray(head.act(jnp.full(head.outputs, x))) for x in (-50.0, 0.0, 50.0)]
+    for action in [*far, *form.corners(rng), *(form.draw(rng) for _ in range(20))]:
+        env.reset(seed=1)
+        env.step(action)
+        assert space.contains(game.done), game.done
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_m_reads_actions_in_one_scale(name):
+    """So that it tells apart what a game tells apart, whatever the units."""
+    task = dataclasses.replace(
+        DOT, actions=actions.actions_of(SPACES[name]), latent_size=4, hidden_size=8
+    )
+    memory, z = MDNRNN(task, rngs=nnx.Rngs(0)), jnp.zeros(4)
+    low, high = (jnp.float32(x) for x in (task.actions.low, task.actions.high))
+    ends = [np.asarray(memory.inputs(z, x, 3))[4 : 4 + task.action_size] for x in (low, high)]
+    assert np.abs(ends).max() <= 1.001
+    wide = np.asarray(high > low)
+    assert (ends[1] - ends[0])[wide].min(initial=1) >= 0.999
+    assert memory.scaled == (task.actions.scale is not None)
+    raw = MDNRNN(task, rngs=nnx.Rngs(0), scaled=False)
+    assert np.array_equal(raw.inputs(z, high, 3)[4 : 4 + task.action_size], high)
+
+
+def test_shipped_games_keep_their_numbers():
+    assert [task.name for task in TASKS.values() if task.actions.scale is not None] == []
+
+
+BAD_SPACES = {
+    "no bounds": (Box(-np.inf, np.inf, (1,)), "must have bounds"),
+    "all of float32": (Box(-3e38, 3e38, (1,)), "must have bounds"),
+    "one side open": (Box(np.float32([0]), np.float32([np.inf])), "must have bounds"),
+    "too near": (Box(1e9, 1e9 + 1, (1,), np.float64), "too near"),
+    "buttons": (MultiBinary(3), "Discrete or a Box"),
+    "several": (Tuple([Discrete(2)]), "Discrete or a Box"),
+    "none at all": (Box(0, 1, (0,)), "Discrete or a Box"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SPACES)
+def test_actions_that_cannot_be_played_are_refused(name):
+    space, said = BAD_SPACES[name]
+    assert said in refusal(actions.actions_of, space)
+    line = refusal(RealGame, Dot(action_space=space), DOT)
+    assert line.startswith("dot: ") and said in line
+
+
+REWARDS = {
+    "an array": np.ones(1),
+    "two axes": np.ones((1, 1), np.float32),
+    "no axis": np.array(1),
+    "a bool": True,
+    "an integer": np.int8(1),
+    "jax": jnp.ones(()),
+    "a list": [1],
+}
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_reward_in_any_form_is_one_float(name):
+    env = RealGame(Dot(paid=lambda: REWARDS[name]), DOT)
+    env.reset(seed=1)
+    reward = env.step(np.eye(3)[1])[1]
+    assert type(reward) is float and reward == 1.0
+
+
+BAD_REWARDS = {
+    "nan": float("nan"),
+    "infinite": np.float32(-np.inf),
+    "beyond float32": 1e39,
+    "nothing": None,
+    "two": np.ones(2),
+    "a word": "much",
+    "a dict": {"points": 1},
+}
+
+
+@pytest.mark.parametrize("name", BAD_REWARDS)
+@pytest.mark.parametrize("skip", [1, 4])
+def test_a_reward_that_is_no_number_is_refused_with_seed_and_step(name, skip):
+    line = refusal(play, Dot(paid=lambda: BAD_REWARDS[name]), frame_skip=skip)
+    assert line.startswith("dot: step at step 0 of the episode with seed 5 ")
+
+
+def old_step(game, info):
+    """gym's step of four values."""
+    five = Dot.step
+
+    def step(action):
+        obs, reward, terminated, _, _ = five(game, action)
+        return obs, reward, terminated or bool(info), info
+
+    return step
+
+
+def test_older_forms_are_understood():
+    old = Dot()
+    old.reset = lambda seed=None: Dot.reset(old, seed=seed)[0]
+    old.step = old_step(old, {})
+    assert np.array_equal(play(old)[1], play(Dot())[1])
+    cut = Dot()
+    cut.step = old_step(cut, {"TimeLimit.truncated": True})
+    env = RealGame(cut, DOT)
+    env.reset(seed=1)
+    assert env.step(np.eye(3)[1])[2:4] == (False, True)
+
+
+BAD_ANSWERS = {
+    "three values": lambda self, action: (0, 1.0, {}),
+    "no tuple": lambda self, action: None,
+    "four flags": lambda self, action: (0, 1.0, False, False),
+    "a list of ends": lambda self, action: (0, 1.0, [False, True], False, {}),
+    "an error": lambda self, action: {}["speed"],
+    "an assertion": lambda self, action: [][1],
+}
+
+
+@pytest.mark.parametrize("name", BAD_ANSWERS)
+def test_a_step_that_answers_something_else_is_refused(name):
+    game = Dot()
+    game.step = lambda action: BAD_ANSWERS[name](game, action)
+    assert refusal(play, game).startswith("dot: step at step 0 of the episode with seed 5 ")
+
+
+def test_a_reset_that_takes_no_seed_is_refused_with_the_form_it_must_have():
+    game = Dot()
+    game.reset = lambda: Dot.reset(game)
+    assert "reset(self, *, seed=None, options=None)" in refusal(play, game)
+    game.reset = lambda seed, **options: [][seed]
+    assert "Task.seeds" in refusal(play, game)
+
+
+@pytest.mark.parametrize("seeds", [2**31, 2**16, 2**32])
+def test_seeds_stay_below_those_that_the_game_takes(seeds):
+    heard = []
+    game = Dot()
+    game.reset = lambda seed: heard.append(seed) or Dot.reset(game, seed=seed)
+    env = RealGame(game, task_of(game, seeds=seeds))
+    for seed in (0, 2**31 + 6, 2**32 - 2, -1, 10**30):
+        env.reset(seed=seed)
+    look(env)
+    assert min(heard) >= 0 and max(heard) == seeds - 1 and len(set(heard)) >= 4
+
+
+MAKES = {
+    "none": (lambda: None, "no gymnasium.Env"),
+    "a class": (lambda: Dot, "no gymnasium.Env"),
+    "several": (lambda: gymnasium.make_vec("CartPole-v1", 2), "no gymnasium.Env"),
+    "an unknown one": (lambda: gymnasium.make("ALE/Pong-v5"), "Namespace ALE not found"),
+    "a missing file": (lambda: np.load("no such level"), "no such level"),
+    "an argument": (lambda size: Dot(), "missing 1 required"),
+}
+
+
+@pytest.mark.parametrize("name", MAKES)
+def test_a_game_that_cannot_be_made_is_refused(name, monkeypatch):
+    make, said = MAKES[name]
+    monkeypatch.setattr(sys.modules[__name__], "broken", make, raising=False)
+    line = refusal(opened, dataclasses.replace(DOT, make=f"{__name__}:broken"))
+    assert line.startswith("dot: make() ") and said in line
+
+
+def test_a_game_that_lacks_a_package_says_so(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "broken", _lacking, raising=False)
+    with pytest.raises(ImportError, match="dot: make.. failed .*nowhere"):
+        opened(dataclasses.replace(DOT, make=f"{__name__}:broken"))
+
+
+def _lacking():
+    import nowhere  # noqa: F401
+
+
+class Alone(Dot):
+    """A simulator of which a process can hold one only."""
+
+    held = False
+
+    def __init__(self):
+        if Alone.held:
+            raise RuntimeError("one a process")
+        Alone.held = True
+
+    def close(self):
+        Alone.held = False
+
+
+ALONE = dataclasses.replace(DOT, name="alone", make="test_gate:Alone")
+
+
+def test_one_game_a_process_is_asked_for_or_told():
+    with contextlib.closing(make_env(ALONE)) as env:
+        assert "one_per_process=True" in refusal(look_beside, env)
+        look_beside(RealGame(Dot(), dataclasses.replace(DOT, one_per_process=True)))
+    asked = dataclasses.replace(ALONE, one_per_process=True)
+    with VectorGame(asked, 2, workers=1) as games:
+        assert games.reset([0, 1], [1, 2]).shape == (2, 64, 64, 3)
+
+
+class Paid(Dot):
+    def paid(self):
+        return 1e7 * self.np_random.normal()
+
+
+class Spoilt(Dot):
+    """Pays NaN in its third step; its file lies in the directory of the command."""
+
+    def __init__(self):
+        with open("level.txt") as level:
+            self.level = level.read()
+
+    def paid(self):
+        self.paying = getattr(self, "paying", 0) + 1
+        return float(self.level) if self.paying > 20 else 1.0
+
+
+def test_recording_names_what_is_wrong_and_writes_nothing_of_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "level.txt").write_text("nan")
+    spoilt = dataclasses.replace(DOT, make="test_gate:Spoilt")
+    line = refusal(collect, spoilt, tmp_path / "spoilt", 30, 0, workers=1)
+    assert "paid nan; pay finite numbers" in line and "seed" in line
+    assert not list((tmp_path / "spoilt").glob("*.npz"))
+    (tmp_path / "level.txt").write_text("1.5")
+    assert collect(spoilt, tmp_path / "sound", 4, 0, workers=1).episodes == 4
+
+
+def test_a_scale_of_rewards_is_proposed_where_the_tasks_is_far_off(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(Logbook, "say", lambda self, text: said.append(text))
+    for task in (dataclasses.replace(DOT, make="test_gate:Paid"), DOT):
+        collect(task, tmp_path / task.make.replace(":", "-"), 4, 0, workers=1)
+    assert len(said) == 1 and "set reward_scale=1e+07 in its Task" in said[0]
+
+
+def test_registering_again_takes_the_place_of_the_task_before():
+    try:
+        for steps in (60, 60, 90):
+            register(dataclasses.replace(DOT, max_steps=steps))
+            assert TASKS["dot"].max_steps == steps
+        assert "another task is called take-cover" in refusal(
+            register, dataclasses.replace(DOT, name="take-cover")
+        )
+    finally:
+        del TASKS["dot"]
+
+
+FIELDS = {
+    "max_steps": 0,
+    "frame_skip": -1,
+    "reward_scale": float("nan"),
+    "latent_size": 0,
+    "gamma": 1.5,
+    "seeds": 0,
+    "timeout": 0.0,
+    "ends": "end",
+    "controller_reads": ["h"],
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_field_that_cannot_be_is_refused(name):
+    assert name in refusal(dataclasses.replace, DOT, **{name: FIELDS[name]})
