@@ -369,7 +369,10 @@ def register(task: Task) -> Task:
     """
     if task.actions is None:
         task = dataclasses.replace(task, actions=_seen_actions(task))
-    if any(known.name == task.name and known != task for known in _GAMES):
+    known = TASKS.get(task.name)
+    if known == task:
+        return known
+    if known in _GAMES:
         raise ValueError(f"another task is called {task.name}; choose another name")
     TASKS[task.name] = task
     from dreamjax.dream.registration import register_dream

@@ -201,9 +201,9 @@ def test_the_picture_is_found_among_several_observations_or_named():
     shown.seen = lambda: {"map": 0 * shown.picture(), "screen": shown.picture(), "speed": 0}
     assert "name one by Task.picture: map, screen" in refusal(play, shown)
     assert np.array_equal(play(shown, picture="screen")[1], play(Dot())[1])
-    assert "shows no picture" in refusal(play, shown, picture="speed")
-    assert "shows no picture" in refusal(play, shown, picture="nowhere")
-    assert "shows no picture" in refusal(play, shown, picture="render")
+    assert "shows no pictures" in refusal(play, shown, picture="speed")
+    assert "shows no pictures" in refusal(play, shown, picture="nowhere")
+    assert "shows no pictures" in refusal(play, shown, picture="render")
     shown.observation_space = Dict({"screen": box, "speed": Box(-1, 1, (1,))})
     assert np.array_equal(play(shown)[1], play(Dot())[1])
 
@@ -492,8 +492,9 @@ def test_a_scale_of_rewards_is_proposed_where_the_tasks_is_far_off(tmp_path, mon
 def test_registering_again_takes_the_place_of_the_task_before():
     try:
         for steps in (60, 60, 90):
-            register(dataclasses.replace(DOT, max_steps=steps))
-            assert TASKS["dot"].max_steps == steps
+            task = register(dataclasses.replace(DOT, max_steps=steps))
+            assert TASKS["dot"] is task is register(dataclasses.replace(task))
+            assert task.max_steps == steps
         assert "another task is called take-cover" in refusal(
             register, dataclasses.replace(DOT, name="take-cover")
         )

@@ -291,7 +291,7 @@ def test_short_episodes_are_dropped_and_replaced(tmp_path):
 def test_min_steps_that_nothing_reaches_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(rollouts, "MAX_TRIES", 3)
     job = rollouts._ShardJob(tmp_path / "a", TAKE_COVER, "uniform", 0, 0, 2, 2000)
-    env = real.make_env(TAKE_COVER, screen=False)
+    env = real.make_env(TAKE_COVER)
     with pytest.raises(ValueError, match="only 0 of 6 episodes lasted 2000 steps"):
         rollouts.record(env, job, lambda steps: None)
     env.close()

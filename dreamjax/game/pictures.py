@@ -45,7 +45,7 @@ class Eye:
         if len(shown) != 1:
             several = f"; name one by Task.picture: {', '.join(shown)}" if shown else ""
             raise ValueError(
-                f"shows no picture: its observations are {in_a_line(space)}, not uint8 [height, "
+                f"shows no pictures: its observations are {in_a_line(space)}, not uint8 [height, "
                 f"width, 3], and its render_mode is {game.render_mode}, not 'rgb_array'{several}"
             )
         self._where, box = shown.popitem()
