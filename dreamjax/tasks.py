@@ -6,6 +6,7 @@ Sources: Ha & Schmidhuber, "World Models" (2018), and the code released with it
 comment says so.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import pickle
@@ -386,11 +387,12 @@ def _seen_actions(task: Task) -> Actions:
 
     game = opened(task)
     try:
-        return actions_of(game.action_space)
+        return actions_of(getattr(game, "action_space", None))
     except ValueError as error:
         raise GameError(f"{task.name}: {error}") from None
     finally:
-        game.close()
+        with contextlib.suppress(Exception):
+            game.close()
 
 
 def find(name: str | Callable[..., Any]) -> Callable[..., Any]:

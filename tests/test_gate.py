@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import subprocess
 import sys
 
 import gymnasium
@@ -518,3 +519,58 @@ FIELDS = {
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_field_that_cannot_be_is_refused(name):
     assert name in refusal(dataclasses.replace, DOT, **{name: FIELDS[name]})
+
+
+UNGUARDED = """
+import sys, dreamjax
+from test_gate import Dot
+from dreamjax import actions
+
+def make():
+    return Dot()
+
+task = dreamjax.Task(name="loose", make=make, actions=actions.Choice(3), max_steps=9)
+{work}
+"""
+WORKS = {
+    "collect": "dreamjax.collect(task, sys.argv[1], 4, seed=0, workers=2)",
+    "evaluate": "from dreamjax.game.workers import play; play(task, 'uniform', [1], workers=1)",
+    "step": "from dreamjax.game.workers import VectorGame\nVectorGame(task, 1).reset([0], [1])",
+}
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_a_script_without_a_guard_ends_in_one_line(work, tmp_path):
+    """Not in processes that start processes: each imports the script to make the game."""
+    script = tmp_path / "loose.py"
+    script.write_text(UNGUARDED.format(work=WORKS[work]))
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "out"], capture_output=True, text=True, timeout=120
+    )
+    said = done.stderr.splitlines()[-1]
+    assert done.returncode and 'if __name__ == "__main__":' in said and "loose" in said
+
+
+@pytest.mark.parametrize("words, make", [(["-c"], "Game"), (["-"], "lambda: Game()")])
+def test_games_of_a_notebook_are_refused_with_the_remedy(words, make):
+    cell = "import dreamjax, test_gate\nclass Game(test_gate.Dot): pass\n"
+    code = f"{cell}dreamjax.Task(name='cell', make={make})"
+    command = [sys.executable, *words, *([code] if words == ["-c"] else [])]
+    done = subprocess.run(command, input=code, capture_output=True, text=True, timeout=120)
+    assert "put the game into a file" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("game", [Dot(), Observed(shown=lambda x: x / 255)])
+def test_a_real_game_can_be_rendered(game):
+    """Its own picture, whole, as gymnasium's viewers ask for it."""
+    if game.render_mode is None:
+        game.observation_space = Box(0, 1, (48, 64, 3))
+    env = RealGame(game, task_of(game, crop=(0, 24, 0, 64)))
+    assert env.render() is None and env.render_mode == "rgb_array"
+    env.reset(seed=1)
+    shown = env.render()
+    assert np.array_equal(shown, Dot.picture(game)) and shown.dtype == np.uint8
+    shown[:] = 0
+    assert env.render().any() and env.metadata["render_fps"] == 30
+    seen = gymnasium.wrappers.AddRenderObservation(env)
+    assert seen.reset(seed=1)[0].shape == (48, 64, 3)

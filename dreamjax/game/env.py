@@ -4,6 +4,7 @@ This is the gate: what a game answers is brought into one form here, or refused 
 Original: `doomrnn/doomreal.py`, `carracing/env.py`.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -55,7 +56,8 @@ def make_env(task: Task, *, screen: bool = True) -> gymnasium.Env:
     try:
         return RealGame(game, task, screen)
     except Exception:
-        game.close()
+        with contextlib.suppress(Exception):
+            game.close()
         raise
 
 
@@ -326,7 +328,9 @@ class RealGame(gymnasium.Wrapper):
 
     def _end(self, info: dict[str, Any]) -> int:
         ends = self.task.ends
-        name = info.get("end", ends[0] if ends else "an end")
+        name = info.get("end")
+        if not isinstance(name, str):  # something else that a game calls so
+            name = ends[0] if ends else "an end"
         if name not in ends:
             raise GameError(
                 f"{self.task.name} ended by {name!r}, but the task's ends are {ends}; add it there"
@@ -335,7 +339,7 @@ class RealGame(gymnasium.Wrapper):
 
     def _check_actions(self) -> None:
         try:
-            theirs, ours = actions_of(self.env.action_space), self.task.actions
+            theirs, ours = actions_of(getattr(self.env, "action_space", None)), self.task.actions
         except ValueError as error:
             raise GameError(f"{self.task.name}: {error}") from error
         if (theirs.size, theirs.low, theirs.high) != (ours.size, ours.low, ours.high):
@@ -348,11 +352,13 @@ class RealGame(gymnasium.Wrapper):
         action = np.asarray(action, np.float32)
         space, (low, high) = self.action_space, self._bounds
         if action.shape != space.shape:
-            raise ValueError(f"action must have shape {space.shape}, got {action.shape}")
+            raise ValueError(
+                f"an action of {self.task.name} must have shape {space.shape}, got {action.shape}"
+            )
         inside = (action >= low) & (action <= high)
         if not inside.all():
             raise ValueError(
-                f"action {action.tolist()} is not a point between "
+                f"action {action.tolist()} of {self.task.name} is not a point between "
                 f"{space.low.tolist()} and {space.high.tolist()}"
             )
         return action

@@ -23,6 +23,7 @@ import numpy as np
 from dreamjax.game import scratch
 from dreamjax.game.env import EngineCrashError, RealGame, make_env
 from dreamjax.tasks import Task, find
+from dreamjax.training.settings import PLAYING
 
 _TICK_SECONDS = 1.0
 _WATCH_SECONDS = 0.5
@@ -85,7 +86,7 @@ class Player:
 
 def main(descriptor: int, parent: int) -> None:
     """Answer requests until the parent hangs up or dies; then remove its scratch directory."""
-    tempfile.tempdir = os.environ.get(scratch.OWNED, "")
+    tempfile.tempdir = os.environ.get(PLAYING, "")
     if not os.path.exists(os.path.join(tempfile.tempdir, scratch.LOCK)):
         sys.exit("only dreamjax.game.workers starts a player, with a directory made for it")
     os.set_inheritable(descriptor, False)  # an engine holding it would hide this process's death

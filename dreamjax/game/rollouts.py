@@ -28,6 +28,7 @@ from dreamjax.game.workers import _worker_count, run_jobs
 from dreamjax.tasks import FRAME_SHAPE, Task
 from dreamjax.training import files
 from dreamjax.training.logbook import Logbook
+from dreamjax.training.settings import check_guarded
 from dreamjax.training.team import Team
 
 FORMAT = 1
@@ -308,6 +309,7 @@ def collect(
       OSError: the disk is full; finished shards are kept.
       WorkerError: the game could not be kept running; finished shards are kept.
     """
+    check_guarded()
     _check_request(task, episodes, policy, shard_episodes, min_steps)
     _worker_count(workers, episodes)  # raises here what it would once the directory is claimed
     log, directory = log or Logbook(quiet=True), files.writable(directory)

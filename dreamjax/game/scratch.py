@@ -15,9 +15,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from dreamjax.training.settings import PLAYING
+
 SHARED = "ViZDoom"  # how the names of an engine's files in /dev/shm begin
 LOCK = "lock"  # the file whose lock the owner holds
-OWNED = "DREAMJAX_SCRATCH"  # in the environment of a worker: its scratch directory
 _ENGINE = b"viz_instance_id"  # in the command lines of engines
 
 
@@ -73,7 +74,7 @@ def clear(directory: Path | str) -> None:
 
 def _players(directory: str) -> Iterator[int]:
     """Other processes that play for a directory; none where there is no /proc."""
-    mark = f"{OWNED}={directory}".encode()
+    mark = f"{PLAYING}={directory}".encode()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or is another user's
             ours = mark in (process / "environ").read_bytes().split(b"\0")

@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dreamjax.game import policies
-from dreamjax.game.scratch import OWNED, Scratch
+from dreamjax.game.scratch import Scratch
 from dreamjax.tasks import Task
 from dreamjax.training.logbook import Logbook
+from dreamjax.training.settings import PLAYING, check_guarded
 
 RETRIES = 3  # how often a job or a reset is tried again after its worker was lost
 PLAYER = "dreamjax.game.player"  # the module that a worker runs
@@ -73,11 +74,7 @@ class _Worker:
     """One player process, seen from its parent."""
 
     def __init__(self, task: Task, screen: bool):
-        if OWNED in os.environ:
-            raise WorkerError(
-                "a script that starts games was imported to make one; put what it does under: if "
-                '__name__ == "__main__":'
-            )
+        check_guarded()
         self._scratch = Scratch("worker")
         self.directory = self._scratch.path
         self.heard = time.monotonic()
@@ -95,7 +92,7 @@ class _Worker:
                 pass_fds=[theirs.fileno()],
                 env=os.environ
                 | _ONE_THREAD
-                | {"PYTHONPATH": _search_path(), OWNED: os.path.realpath(self.directory)},
+                | {"PYTHONPATH": _search_path(), PLAYING: os.path.realpath(self.directory)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -164,7 +164,7 @@ def record(
         "frames": SHEET,
         "columns": COLUMNS,
         "latents": np.round(latents.astype(float), 4).tolist(),
-        "actions": np.round(actions.astype(float), 4).tolist(),
+        "actions": [[float(f"{number:.5g}") for number in action] for action in actions],
     }
     target = Path(target)
     with files.replacing(target / SHEET) as file:

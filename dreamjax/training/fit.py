@@ -17,6 +17,7 @@ from dreamjax.training.devices import is_first
 from dreamjax.training.files import writable
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.mesh import gathered, like
+from dreamjax.training.settings import check_guarded
 
 Advance = Callable[[Any, int], tuple[Any, int, Mapping[str, float]]]
 
@@ -54,6 +55,7 @@ def fit(
       KeyboardInterrupt: a first Ctrl-C or SIGTERM, once the state is saved.
       ValueError: `store`'s folder cannot be written.
     """
+    check_guarded()
     if store is not None and is_first():
         writable(store.directory)
     state, step = _resumed(state, store, log)

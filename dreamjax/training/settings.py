@@ -1,8 +1,10 @@
 """Settings that cannot be, refused in one line before anything runs."""
 
 import math
+import os
 from typing import Any
 
+PLAYING = "DREAMJAX_SCRATCH"  # in the environment of a process that only plays games
 MOST_SEED = 2**31 - 1  # the most that every generator of random numbers here knows
 
 
@@ -46,6 +48,19 @@ def require_within(settings: Any, **ranges: str) -> None:
         below = value <= high if text[-1] == "]" else value < high
         if not (above and below):
             raise SettingError(f"{name_of(settings, name)} must be in {text}, got {value}")
+
+
+def check_guarded() -> None:
+    """Refuse to work in a process that only plays games, which imports a script to make one.
+
+    Raises:
+      RuntimeError: this is such a process.
+    """
+    if PLAYING in os.environ:
+        raise RuntimeError(
+            "a script that works when it is imported was imported to make a game; put what it does "
+            'under: if __name__ == "__main__":'
+        )
 
 
 def check_seed(seed: int) -> int:
