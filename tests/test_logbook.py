@@ -7,24 +7,16 @@ import signal
 import pytest
 
 from dreamjax.training.logbook import Logbook
-
-HEADER = "time,phase,step,metric,value"
+from dreamjax.training.writers import WRITERS
 
 
 def rows(directory):
-    """`(phase, step, metrics)` of each row, which both files must tell alike."""
+    """`(phase, step, metrics)` of each row."""
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     found = []
     for row in map(json.loads, lines):
         row.pop("time")
         found.append((row.pop("phase"), row.pop("step"), row))
-    header, *table = (directory / "metrics.csv").read_text().splitlines()
-    assert header == HEADER
-    assert [line.split(",")[1:] for line in table] == [
-        [phase, str(step), name, str(value)]
-        for phase, step, metrics in found
-        for name, value in metrics.items()
-    ]
     return found
 
 
@@ -50,14 +42,13 @@ def test_a_torn_last_line_is_cut_before_the_next(cut, book, tmp_path):
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:-cut])
     Logbook(tmp_path)
-    assert not (tmp_path / "metrics.csv").read_bytes().endswith(b"\n"), "who only looks, mends not"
+    assert not (tmp_path / "metrics.jsonl").read_bytes().endswith(b"\n"), "it mends as it writes"
     Logbook(tmp_path, quiet=True).log("memory", 8, {"nll": -1.75})
     assert rows(tmp_path) == [*before[:-1], ("memory", 8, {"nll": -1.75})]
 
 
-def test_a_torn_header_is_written_again(book, tmp_path):
+def test_a_torn_first_line_is_written_again(book, tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"ti')
-    (tmp_path / "metrics.csv").write_bytes(HEADER[:7].encode())
     book.log("vision", 2, {"loss": 0.5})
     assert rows(tmp_path) == [("vision", 2, {"loss": 0.5})]
 
@@ -74,8 +65,6 @@ def test_a_run_that_goes_on_leaves_no_row_twice(book, tmp_path):
 def test_where_nothing_is_to_be_dropped_nothing_is_written(book, tmp_path):
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"time": 1, "phase": "vision", "st{"glued": 1}\n[]\n{"phase": "vision"}\n')
-    with open(tmp_path / "metrics.csv", "a") as file:
-        file.write('1,vision,\n1,"vision\n\n')
     before = contents(tmp_path)
     book.rewind("vision", 6)
     book.rewind("evolve", 0)
@@ -102,3 +91,40 @@ def test_a_full_disk_names_the_file_and_the_remedy(book, tmp_path):
     )
     book.log("vision", 8, {"loss": 0.125})
     assert rows(tmp_path)[4:] == [("vision", 8, {"loss": 0.125})], "what it had torn is cut"
+
+
+def test_writers_are_told_what_is_logged(tmp_path):
+    told = []
+
+    class Own:
+        def write(self, phase, step, metrics):
+            told.append((phase, step, dict(metrics)))
+
+    Logbook(tmp_path, quiet=True, writers=(Own(),)).log("vision", 2, {"loss": 0.5})
+    assert told == rows(tmp_path) == [("vision", 2, {"loss": 0.5})]
+
+
+def test_tensorboard_gets_event_files(tmp_path):
+    pytest.importorskip("tensorboardX")
+    writer = WRITERS["tensorboard"](tmp_path)
+    Logbook(tmp_path, quiet=True, writers=(writer,)).log("memory", 4, {"nll": -1.5})
+    writer.events.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"memory/nll" in events.read_bytes()
+
+
+def test_wandb_gets_a_run_without_a_network(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    book = Logbook(tmp_path, quiet=True, writers=(WRITERS["wandb"](tmp_path),))
+    book.log("memory", 4, {"nll": -1.5})
+    assert wandb.run.summary["memory/nll"] == -1.5
+    wandb.finish()
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_missing_writer_names_the_extra(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.import_module", lambda name: __import__("no_such_package"))
+    with pytest.raises(ImportError, match=f"pip install 'dreamjax.{name}.'"):
+        WRITERS[name](tmp_path)

@@ -105,14 +105,9 @@ def test_nothing_but_damage_is_begun_anew(tmp_path, capsys):
     assert Store(tmp_path).steps() == [9]
 
 
-def test_metrics_are_json_lines_and_csv(tmp_path, capsys):
+def test_metrics_are_json_lines(tmp_path, capsys):
     run(9, log=Logbook(tmp_path))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 9]
     assert all(row["phase"] == "toy" and row["loss"] > 0 for row in rows)
-    assert (tmp_path / "metrics.csv").read_text().splitlines()[1].split(",")[1:4] == [
-        "toy",
-        "2",
-        "loss",
-    ]
     assert "toy: 9/9 steps" in capsys.readouterr().out  # piped: plain lines

@@ -1,16 +1,14 @@
-"""Where a run writes what it does: a progress bar for people, JSONL and CSV for programs."""
+"""Where a run writes what it does: a progress bar for people, JSONL for programs."""
 
 import contextlib
-import csv
-import io
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -55,17 +53,31 @@ class Bar:
         return f"{self.phase}: {counts}, {_thousands(self.rate)}/s{left}  {self._note}".rstrip()
 
 
+class Writer(Protocol):
+    """Where else metrics go; see `writers.WRITERS`."""
+
+    def write(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Take the metrics of a phase at a step."""
+
+
 class Logbook:
     """Metrics and progress of a run.
 
     Args:
-      directory: where `metrics.jsonl` and `metrics.csv` grow; None keeps metrics off the disk.
+      directory: where `metrics.jsonl` grows; None keeps metrics off the disk.
       quiet: no progress at all (for library use and tests).
+      writers: who else is given the metrics.
     """
 
-    def __init__(self, directory: Path | str | None = None, quiet: bool = False):
+    def __init__(
+        self,
+        directory: Path | str | None = None,
+        quiet: bool = False,
+        writers: tuple[Writer, ...] = (),
+    ):
         self.directory = None if directory is None else Path(directory)
         self.quiet = quiet
+        self.writers = writers
         self.console = Console()
 
     def say(self, text: str) -> None:
@@ -74,18 +86,18 @@ class Logbook:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def log(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one row to `metrics.jsonl` and one row per metric to `metrics.csv`.
+        """Append one row to `metrics.jsonl`, and tell the writers.
 
         Raises:
           WriteError: the disk refused (full, read-only); one line.
         """
+        for writer in self.writers:
+            writer.write(phase, step, metrics)
         if self.directory is None:
             return
         values = {name: _finite(value) for name, value in metrics.items()}
         place = {"time": round(time.time(), 3), "phase": phase, "step": int(step)}
         _append(self.directory / "metrics.jsonl", json.dumps(place | values) + "\n")
-        rows = ([*place.values(), *metric] for metric in values.items())
-        _append(self.directory / "metrics.csv", _csv(rows), _csv([[*place, "metric", "value"]]))
 
     def rewind(self, phase: str, step: int) -> None:
         """Drop the rows of `phase` after `step`, which a run that goes on from there logs again.
@@ -93,15 +105,14 @@ class Logbook:
         Raises:
           WriteError: the disk refused; the rows are what they were.
         """
-        if self.directory is None:
+        path = None if self.directory is None else self.directory / "metrics.jsonl"
+        if path is None or not path.exists():
             return
-        for name, place in (("metrics.jsonl", _json_place), ("metrics.csv", _csv_place)):
-            path = self.directory / name
-            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-            kept = [line for line in lines if not _is_after(place, line, phase, step)]
-            if kept != lines:
-                with replacing(path) as file:
-                    file.writelines(kept)
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if not _is_after(line, phase, step)]
+        if kept != lines:
+            with replacing(path) as file:
+                file.writelines(kept)
 
     @contextlib.contextmanager
     def progress(self, phase: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
@@ -133,17 +144,10 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None  # JSON has no NaN
 
 
-def _csv(rows: Iterable[list[Any]]) -> str:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    return text.getvalue()
-
-
-def _append(path: Path, text: str, header: str = "") -> None:
-    """Add `text` to a file; a new one begins with `header`."""
+def _append(path: Path, text: str) -> None:
     with writing(path), open(path, "a+b") as file:
         _cut_torn_line(file)
-        file.write((text if file.tell() else header + text).encode())
+        file.write(text.encode())
 
 
 def _cut_torn_line(file: IO[bytes]) -> None:
@@ -156,22 +160,10 @@ def _cut_torn_line(file: IO[bytes]) -> None:
     file.seek(0, os.SEEK_END)
 
 
-def _is_after(
-    place: Callable[[bytes], tuple[str, int]], line: bytes, phase: str, step: int
-) -> bool:
+def _is_after(line: bytes, phase: str, step: int) -> bool:
     """Whether a row is of `phase` and later than `step`; one that cannot be read is not."""
     try:
-        found, at = place(line)
-    except (ValueError, LookupError, TypeError, csv.Error):
+        row = json.loads(line)
+        return row["phase"] == phase and int(row["step"]) > step
+    except (ValueError, LookupError, TypeError):
         return False
-    return found == phase and at > step
-
-
-def _json_place(line: bytes) -> tuple[str, int]:
-    row = json.loads(line)
-    return row["phase"], int(row["step"])
-
-
-def _csv_place(line: bytes) -> tuple[str, int]:
-    (row,) = csv.reader([line.decode()])
-    return row[1], int(row[2])
