@@ -11,11 +11,22 @@ those before it.
 Names load on first use, so that the processes that only play a game start without jax.
 """
 
-import lazy_loader
+import os
+import sys
 
-from dreamjax import tasks
-from dreamjax.dream.registration import register_dreams
-from dreamjax.tasks import *  # noqa: F403
+if (  # python -m dreamjax: the current directory, which may be a download, is no place of ours
+    sys.argv[:1] == ["-m"]
+    and sys.orig_argv[-len(sys.argv)].removeprefix("-m") == __name__
+    and not sys.flags.safe_path
+    and os.path.dirname(__path__[0]) != sys.path[0]
+):
+    del sys.path[0]
+
+import lazy_loader  # noqa: E402
+
+from dreamjax import tasks  # noqa: E402
+from dreamjax.dream.registration import register_dreams  # noqa: E402
+from dreamjax.tasks import *  # noqa: E402, F403
 
 __version__ = "0.1.0"
 

@@ -215,8 +215,8 @@ def _importable(make: str | Callable[[], Any], name: str) -> str | Callable[[], 
     if not callable(make):
         raise ValueError(f"make of {name} must be a function that makes the game, got {make!r}")
     module, function = getattr(make, "__module__", ""), getattr(make, "__qualname__", "")
-    if module == "__main__" and getattr(sys.modules[module], "__file__", None):
-        module = Path(sys.modules[module].__file__).stem
+    if module == "__main__":
+        module = _started() or module
     if function.isidentifier() and module != "__main__":
         return f"{module}:{function}"
     try:
@@ -349,10 +349,9 @@ def find(name: str | Callable[..., Any]) -> Callable[..., Any]:
     if not isinstance(name, str):
         return name
     module, _, attribute = name.partition(":")
-    main = sys.modules.get("__main__")
+    _refuse_path(Path(module), attribute)
     try:
-        is_main = Path(getattr(main, "__file__", None) or "").stem == module
-        found = main if is_main else importlib.import_module(module)
+        found = _imported(module)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             raise ValueError(
@@ -363,14 +362,50 @@ def find(name: str | Callable[..., Any]) -> Callable[..., Any]:
             f"the module {module} does not import ({type(error).__name__}: {reason})"
         ) from error
     if not hasattr(found, attribute):
-        raise ValueError(f"{module} has no {attribute!r}")
+        where = getattr(found, "__file__", None)
+        raise ValueError(f"{module} has no {attribute!r}" + (f"; it is {where}" if where else ""))
     return getattr(found, attribute)
 
 
-def look_here() -> None:
-    """Let modules of this directory be found, whichever way the command was started."""
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+def _refuse_path(path: Path, attribute: str) -> None:
+    """Say how a module is named, where a file's path was given.
+
+    Raises:
+      ValueError: it was.
+    """
+    if path.suffix != ".py" and len(path.parts) < 2:
+        return
+    *folders, name = path.with_suffix("").parts
+    inside = all(folder.isidentifier() for folder in folders)
+    module = ".".join([*folders, name] if inside else [name])
+    where = "" if inside else f", with PYTHONPATH={path.parent}"
+    raise ValueError(f"{path}:{attribute} names a file; write {module}:{attribute}{where}")
+
+
+def _imported(module: str) -> Any:
+    """A module: the one that was started, an installed one, or one of this directory.
+
+    This directory is looked in last, and only because it was asked for: it may be a download.
+    """
+    if module == _started():
+        return sys.modules["__main__"]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        here = str(Path.cwd())
+        if not {"", here}.isdisjoint(sys.path):
+            raise
+        sys.path.append(here)
+        return importlib.import_module(module)
+
+
+def _started() -> str | None:
+    """By which name other processes import the module that Python was started with."""
+    main = sys.modules.get("__main__")
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None) or ""
+    if spec is not None:  # python -m
+        return spec.name
+    return Path(file).stem if file.endswith(".py") else None  # a command's script has no suffix
 
 
 def find_task(name: str) -> Task:
@@ -387,7 +422,6 @@ def find_task(name: str) -> Task:
             f"no task is called {name!r}; choose one of {known}, or name your own as "
             "module:ATTRIBUTE"
         )
-    look_here()
     task = find(name)
     if not isinstance(task, Task):
         raise ValueError(f"{name} is no dreamjax.Task, but {type(task).__name__}")

@@ -28,7 +28,7 @@ from dreamjax.training.logbook import Logbook
 
 TIMEOUT = 60.0  # seconds of silence after which a worker counts as hung
 RETRIES = 3  # how often a job or a reset is tried again after its worker was lost
-PLAYER = "dreamjax.game.player"  # the module that a worker runs
+PLAYER = "import dreamjax.game.player as player; player.main({pipe}, {parent})"  # a worker's code
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -68,16 +68,10 @@ class _Worker:
         self.connection, theirs = Pipe()
         with theirs, open(self.directory / "log", "wb") as log:
             self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    PLAYER,
-                    str(theirs.fileno()),
-                    str(os.getpid()),
-                ],
+                python(PLAYER.format(pipe=theirs.fileno(), parent=os.getpid())),
                 pass_fds=[theirs.fileno()],
                 cwd=self.directory,
-                env=os.environ | _ONE_THREAD | {"PYTHONPATH": _search_path()},
+                env=os.environ | _ONE_THREAD,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -132,8 +126,10 @@ class _Worker:
         return ""
 
 
-def _search_path() -> str:
-    return os.pathsep.join(os.path.abspath(path) for path in sys.path)
+def python(code: str) -> list[str]:
+    """The command that runs `code` in a Python that finds modules exactly where this one does."""
+    path = [os.path.abspath(place) for place in sys.path]
+    return [sys.executable, "-c", f"import sys; sys.path[:] = {path!a}; {code}"]
 
 
 def _raise(name: str, message: str, trace: str) -> None:

@@ -12,12 +12,13 @@ import re
 import shlex
 import sys
 import traceback
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from dreamjax.tasks import TASKS, find_task, look_here
+from dreamjax.tasks import TASKS, find_task
 from dreamjax.training import stopping
 from dreamjax.training.postponing import postponed
 from dreamjax.training.settings import SettingError, check_seed
@@ -54,7 +55,6 @@ def main(argv: list[str] | None = None) -> int:
     with stopping.at_once(said):
         try:
             _choose_devices(words)
-            look_here()
             command = _parse(words)
             stopping.by_interrupt()
             command()
@@ -321,10 +321,11 @@ class Bench:
 def _benchmarks(module: str):
     """Of the benchmarks, which lie beside the package in a checkout and inside it in a wheel."""
     root = Path(__file__).parents[1]
-    if (root.parent / "benchmarks" / f"{module}.py").exists():
-        sys.path.insert(0, str(root.parent))
-        return importlib.import_module(f"benchmarks.{module}")
-    return importlib.import_module(f"dreamjax.benchmarks.{module}")
+    if (root / "benchmarks").is_dir():
+        return importlib.import_module(f"dreamjax.benchmarks.{module}")
+    found = spec_from_file_location("benchmarks", root.parent / "benchmarks" / "__init__.py")
+    sys.modules.setdefault("benchmarks", module_from_spec(found))
+    return importlib.import_module(f"benchmarks.{module}")
 
 
 def info() -> dict[str, Any]:
