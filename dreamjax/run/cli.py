@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import io
 import json
+import os
 import re
 import shlex
 import sys
@@ -26,6 +27,7 @@ from dreamjax.training.settings import SettingError, check_seed
 PRESET_NAMES = ("smoke", "quick", "cpu", "paper")
 DEFAULT_PRESET = "quick"
 DEVICES = ("auto", "cpu", "gpu", "tpu")
+_HELP = {"-h", "--help"}
 DEBUG = "--debug"  # anywhere on the command line: show where an error came from
 FAULTS = (ValueError, ImportError, ArithmeticError, OSError, RuntimeError, MemoryError)
 
@@ -50,7 +52,7 @@ ABOUT = {
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    words = [word for word in argv if word != DEBUG]
+    words = [_at_home(word) for word in argv if word != DEBUG]
     said = f"\nstopped; resume with: dreamjax {shlex.join(words)}\n"
     with stopping.at_once(said):
         try:
@@ -58,8 +60,13 @@ def main(argv: list[str] | None = None) -> int:
             command = _parse(words)
             stopping.by_interrupt()
             command()
+            sys.stdout.flush()
         except KeyboardInterrupt:
             return _end(said, 130)
+        except BrokenPipeError:  # whoever reads has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            works = next(iter(words), "") in ABOUT and _HELP.isdisjoint(words)
+            return _end(said, 141) if works else 0
         except FAULTS as error:
             if DEBUG in argv:
                 traceback.print_exc()
@@ -67,24 +74,34 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _at_home(word: str) -> str:
+    """A word whose ~ is the home, also where the shell leaves it: in --world=~/x."""
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return option + equals + os.path.expanduser(value)
+
+
+def _devices_of_a_job() -> Any:
+    """The module `devices` where this process is one of a job; else None, as before jax came up."""
+    devices = sys.modules.get("dreamjax.training.devices")
+    return devices if devices and devices.in_a_job() else None
+
+
 def _end(said: str, status: int) -> int:
     """`status`, once `said` is."""
-    from dreamjax.training import devices
-
     sys.stderr.write(said)
-    if devices.in_a_job():
+    if devices := _devices_of_a_job():
         devices.leave(status)
     return status
 
 
 def _line(error: BaseException, words: list[str]) -> str:
     """What went wrong, and what to do, in one line."""
-    from dreamjax.training import devices
-
     text = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, MemoryError) or re.search("out of memory|RESOURCE_EXHAUSTED", text, re.I):
         text = f"out of memory ({text}); use fewer lanes, a smaller batch, population or world"
-    elif devices.in_a_job() and "Gloo" in text:
+    elif "Too many open files" in text:
+        text += "; use fewer --workers, or lift the limit: ulimit -n 4096"
+    elif "Gloo" in text and (devices := _devices_of_a_job()):
         return devices.lost(words, text)
     return f"dreamjax: {text}"
 
@@ -97,12 +114,11 @@ def _choose_devices(words: list[str]) -> None:
     if distributed and name in MEASURING:
         raise ValueError(f"{name} runs on one host; leave out --distributed")
     device = _value_of(words, "--device", "auto")
-    if device not in DEVICES or not {"-h", "--help"}.isdisjoint(words):
+    if device not in DEVICES or not _HELP.isdisjoint(words):
         return  # the parser has something to say
     if distributed:
         devices.join(words)
-    if distributed or device != "auto":
-        devices.use(device)
+    devices.use(device)
 
 
 def _parse(argv: list[str]) -> Any:
@@ -125,6 +141,7 @@ def _parse(argv: list[str]) -> Any:
         if fault is not None:
             raise fault from None
         sys.stderr.write(said.getvalue())
+        sys.stdout.flush()
         raise
 
 
@@ -332,6 +349,7 @@ def info() -> dict[str, Any]:
     """What `dreamjax info` tells."""
     import jax
 
+    from dreamjax.dream.worlds import first_heads
     from dreamjax.game.env import games
     from dreamjax.training.checkpoint import versions
 
@@ -340,17 +358,21 @@ def info() -> dict[str, Any]:
         "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
         "games": games(),
         "parameters": {name: parameter_counts(task) for name, task in TASKS.items()},
+        "parameters, M as in the paper": {
+            name: parameter_counts(task, heads=tuple(first_heads(task)))
+            for name, task in TASKS.items()
+        },
     }
 
 
-def parameter_counts(task: Any) -> dict[str, int]:
-    """Numbers in V, M and C of a task."""
+def parameter_counts(task: Any, **variant: Any) -> dict[str, int]:
+    """Numbers in V, M and C of a task, M with `Memory`'s keywords."""
     import jax
 
     from dreamjax.controller.model import controller_for
     from dreamjax.dream.worlds import blank_models
 
     vision, memory = (
-        sum(leaf.size for leaf in jax.tree.leaves(model)) for model in blank_models(task)
+        sum(leaf.size for leaf in jax.tree.leaves(model)) for model in blank_models(task, **variant)
     )
     return {"V": vision, "M": memory, "C": controller_for(task).num_params}

@@ -90,15 +90,21 @@ def use(device: str) -> None:
     Raises:
       ValueError: the device is not there. Nothing falls back in silence.
     """
-    if device != "auto":
+    asked, remedy = device, "use --device auto"
+    if device == "auto":
+        asked, remedy = (
+            os.environ.get("JAX_PLATFORMS") or "device",
+            "unset JAX_PLATFORMS and XLA_FLAGS",
+        )
+    else:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where no plugin is installed
         reason = next(iter(str(error).splitlines()), "jax has no plugin for it")
         raise ValueError(
-            f"there is no {device} here ({reason}); use --device auto, or install dreamjax with "
-            "the extra cuda12, cuda13 or tpu"
+            f"there is no {asked} here ({reason}); {remedy}, or install dreamjax with the extra "
+            "cuda12, cuda13 or tpu"
         ) from None
 
 
