@@ -225,7 +225,7 @@ def load_world(source: Path | str) -> World:
     Raises:
       CheckpointError: no world there, a damaged one, or one of an unknown game.
     """
-    folder = _folder(source)
+    folder = folder_of(source)
     if (folder / "world.json").exists():
         return _load_exported(folder)[0]
     store = Store(folder / "world")
@@ -241,7 +241,7 @@ def load_world(source: Path | str) -> World:
 
 def world_meta(source: Path | str) -> dict[str, Any]:
     """What is told of how a world was made; `source` and errors as for `load_world`."""
-    folder = _folder(source)
+    folder = folder_of(source)
     if (folder / "world.json").exists():
         with _refusing(folder, "fetch or export it again"):
             return _documented(folder)[0]
@@ -253,8 +253,18 @@ def shipped_worlds() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob("*/world.json"))
 
 
-def _folder(source: Path | str) -> Path:
-    return SHIPPED / source if source in shipped_worlds() else Path(source)
+def folder_of(source: Path | str) -> Path:
+    """Where a world lies: a string that is a shipped one's name means that, all else is a path."""
+    if source not in shipped_worlds():
+        return Path(source).expanduser()
+    if Path(source).is_dir():
+        _tell_of_both(source)
+    return SHIPPED / source
+
+
+@cache
+def _tell_of_both(name: str) -> None:
+    print(f"{name} is the shipped world; the directory of that name is ./{name}", flush=True)
 
 
 def _remedy(source: Path | str) -> str:
@@ -366,8 +376,11 @@ def export_world(
       controller: its form; None is the world's linear one.
 
     Raises:
-      ValueError: the folder cannot be written, or a number is beyond half precision.
+      ValueError: the folder cannot be written, weights of another form of C, or a number beyond
+        half precision.
     """
+    if weights is not None:
+        _check_size(weights, controller or world.controller())
     target = files.writable(Path(target))
     if world.moments is not None:
         moments = jax.tree.map(lambda x: x[:MOMENTS], world.moments)
@@ -430,11 +443,18 @@ def _content(path: Path) -> bytes:
 
 def _checked_weights(weights: np.ndarray | jax.Array, controller: Controller) -> jax.Array:
     """C's weights [D], if this form of C has as many."""
-    size = controller.num_params
-    if weights.shape != (size,):
-        raise ValueError(f"C has weights {list(weights.shape)}, but its form has [{size}]")
+    _check_size(weights, controller)
     _check_finite({CONTROLLER: np.asarray(weights)})
     return jnp.asarray(weights)
+
+
+def _check_size(weights: np.ndarray | jax.Array, controller: Controller) -> None:
+    size = controller.num_params
+    if np.shape(weights) != (size,):
+        raise ValueError(
+            f"C has weights {list(np.shape(weights))}, but its form has [{size}]; pass the form "
+            "that they are of as controller"
+        )
 
 
 def adopt_world(directory: Path | str, source: Path | str, task: Task) -> None:
@@ -452,7 +472,7 @@ def adopt_world(directory: Path | str, source: Path | str, task: Task) -> None:
                 f"{directory} already has another world than {source}; use another run directory"
             )
         return
-    made = _adopt_controller(directory, _folder(source), world)
+    made = _adopt_controller(directory, folder_of(source), world)
     save_world(directory, world, {"source": Path(source).name, "made": made})
 
 
@@ -488,7 +508,11 @@ def save_controller(
     """Store C's weights [D] under `directory`/controller, bound to the world it was evolved in.
 
     Its form is stored too; None is the world's linear one.
+
+    Raises:
+      ValueError: weights of another form of C.
     """
+    _check_size(weights, controller or world.controller())
     store = Store(Path(directory) / "controller", keep=1)
     meta = {**meta, "task": world.task.name, "world": world.digest(), "size": len(weights)}
     meta |= {name: getattr(world.memory, name) for name in VARIANT}
@@ -499,7 +523,7 @@ def save_controller(
 
 def has_controller(source: Path | str) -> bool:
     """Whether a C goes with a world; `source` as for `load_world`."""
-    folder = _folder(source)
+    folder = folder_of(source)
     if (folder / "world.json").exists():
         with _refusing(folder, "fetch or export it again"):
             return CONTROLLER in safetensors.numpy.load(_documented(folder)[1])
@@ -518,7 +542,7 @@ def load_controller(source: Path | str, world: World) -> tuple[Controller, jax.A
 
     Tells of a search for C that was stopped before it saved its own.
     """
-    folder = _folder(source)
+    folder = folder_of(source)
     if (folder / "world.json").exists():
         origin, weights, meta = _load_exported(folder)
         _check_bound(folder, origin.task.name, origin.digest(), {world.digest()}, world)

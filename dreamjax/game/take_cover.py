@@ -9,6 +9,7 @@ import dataclasses
 import os
 import resource
 import shlex
+import shutil
 import sys
 import threading
 import weakref
@@ -100,6 +101,7 @@ _DOOM_PROFILES = {
     "takecover-vizdoom": _DoomProfile(),
 }
 _SHARED_MEGABYTES = 11
+SHARED_MEMORY = "/dev/shm"
 
 
 def check():
@@ -223,6 +225,14 @@ def _check_limit() -> None:
             f"VizDoom shares {_SHARED_MEGABYTES} MB of memory with its engine, but files may have "
             f"{limit >> 20} MB at most here; lift it with: ulimit -f unlimited"
         )
+    with contextlib.suppress(FileNotFoundError):  # where the system keeps it elsewhere
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        if free < _SHARED_MEGABYTES << 20:
+            raise OSError(
+                f"VizDoom shares {_SHARED_MEGABYTES} MB of memory with its engine, but "
+                f"{SHARED_MEMORY} has {free >> 20} MB left; use fewer --workers, or give the "
+                "container more: docker run --shm-size=1g"
+            )
 
 
 def _leash(game, directory: Path) -> None:

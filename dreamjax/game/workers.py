@@ -9,6 +9,7 @@ n: episodes. S: game slots in one request. A: numbers in an action.
 import builtins
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ import numpy as np
 from dreamjax.game import policies
 from dreamjax.game.scratch import Scratch
 from dreamjax.tasks import Task
+from dreamjax.training import container
 from dreamjax.training.logbook import Logbook
 
 TIMEOUT = 60.0  # seconds of silence after which a worker counts as hung
@@ -46,10 +48,10 @@ class _WorkerTraceback(Exception):  # noqa: N818  # shown as the cause of the wo
 
 
 def default_workers() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may use, at least one."""
+    tied = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if tied else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, container.core_limit())))
 
 
 def _worker_count(workers: int | None, jobs: int) -> int:

@@ -148,8 +148,7 @@ class Store:
                 f"cannot save {target} ({size / 1e6:.0f} MB needed): {reason}; older checkpoints "
                 "are kept"
             ) from error
-        others = [other for other in self.steps() if other != step]
-        for old in others[: len(others) - (self.keep - 1)]:
+        for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.directory / f"{old:08d}", ignore_errors=True)
 
     def _remove_halves(self, directory: Path) -> None:

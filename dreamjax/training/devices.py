@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dreamjax.training import container
 from dreamjax.training.team import Team
 
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # as /proc/cpuinfo names them
@@ -57,7 +58,10 @@ def multiplies_bfloat16() -> bool:
 
 
 def device_memory() -> int:
-    """Bytes a device has in all (an accelerator) or to spare (a CPU; in all where unknown)."""
+    """Bytes a device has in all (an accelerator) or to spare (a CPU; in all where unknown).
+
+    A CPU's are those that its container may have, at most.
+    """
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
@@ -66,7 +70,7 @@ def device_memory() -> int:
             rows = dict(line.split(":") for line in file)
     except FileNotFoundError:  # macOS tells only what there is in all
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(rows["MemAvailable"].split()[0]) * 1024
+    return int(min(int(rows["MemAvailable"].split()[0]) * 1024, container.memory_limit()))
 
 
 def tile() -> int:
