@@ -8,6 +8,7 @@ comment says so.
 
 import dataclasses
 import importlib
+import os
 import pickle
 import re
 import sys
@@ -349,7 +350,10 @@ def find(name: str | Callable[..., Any]) -> Callable[..., Any]:
     if not isinstance(name, str):
         return name
     module, _, attribute = name.partition(":")
-    _refuse_path(Path(module), attribute)
+    if module.endswith(".py") or "/" in module:
+        path = Path(module)
+        where = f", with PYTHONPATH={path.parent}" if path.name != str(path) else ""
+        raise ValueError(f"{name} names a file; write {path.stem}:{attribute}{where}")
     try:
         found = _imported(module)
     except Exception as error:
@@ -362,50 +366,30 @@ def find(name: str | Callable[..., Any]) -> Callable[..., Any]:
             f"the module {module} does not import ({type(error).__name__}: {reason})"
         ) from error
     if not hasattr(found, attribute):
-        where = getattr(found, "__file__", None)
-        raise ValueError(f"{module} has no {attribute!r}" + (f"; it is {where}" if where else ""))
+        raise ValueError(
+            f"{module} has no {attribute!r}; it is {getattr(found, '__file__', found)}"
+        )
     return getattr(found, attribute)
 
 
-def _refuse_path(path: Path, attribute: str) -> None:
-    """Say how a module is named, where a file's path was given.
-
-    Raises:
-      ValueError: it was.
-    """
-    if path.suffix != ".py" and len(path.parts) < 2:
-        return
-    *folders, name = path.with_suffix("").parts
-    inside = all(folder.isidentifier() for folder in folders)
-    module = ".".join([*folders, name] if inside else [name])
-    where = "" if inside else f", with PYTHONPATH={path.parent}"
-    raise ValueError(f"{path}:{attribute} names a file; write {module}:{attribute}{where}")
-
-
 def _imported(module: str) -> Any:
-    """A module: the one that was started, an installed one, or one of this directory.
-
-    This directory is looked in last, and only because it was asked for: it may be a download.
-    """
+    """The module that was started, an installed one or, last, one of the current directory."""
     if module == _started():
         return sys.modules["__main__"]
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
-        here = str(Path.cwd())
-        if not {"", here}.isdisjoint(sys.path):
-            raise
-        sys.path.append(here)
+        sys.path.append(os.getcwd())  # last, and only once it was asked for: it may be a download
         return importlib.import_module(module)
 
 
 def _started() -> str | None:
     """By which name other processes import the module that Python was started with."""
     main = sys.modules.get("__main__")
-    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None) or ""
-    if spec is not None:  # python -m
+    if spec := getattr(main, "__spec__", None):  # python -m
         return spec.name
-    return Path(file).stem if file.endswith(".py") else None  # a command's script has no suffix
+    path = Path(getattr(main, "__file__", None) or "")
+    return path.stem if path.suffix == ".py" else None  # that of a command has none
 
 
 def find_task(name: str) -> Task:

@@ -48,6 +48,7 @@ SEARCHES = {"evolve": "evolve.generations", "learn": "learn.steps"}  # for C, an
 TUNED = "death_threshold", "death_noise", "temperature", "dropout"  # of a world, beside its arrays
 
 _FAULTS = (OSError, ValueError, KeyError, RecursionError, MemoryError, safetensors.SafetensorError)
+_say_once = cache(print)
 _LARGEST = float(np.finfo(np.float32).max)
 _FACTS = {  # what a world's facts may say: value where there is none, type, range, in words
     "starts": (None, (int,), 1, 10**9, "a whole number from 1 to 10^9"),
@@ -258,13 +259,8 @@ def folder_of(source: Path | str) -> Path:
     if source not in shipped_worlds():
         return Path(source).expanduser()
     if Path(source).is_dir():
-        _tell_of_both(source)
+        _say_once(f"{source} is the shipped world; the directory of that name is ./{source}")
     return SHIPPED / source
-
-
-@cache
-def _tell_of_both(name: str) -> None:
-    print(f"{name} is the shipped world; the directory of that name is ./{name}", flush=True)
 
 
 def _remedy(source: Path | str) -> str:
@@ -380,7 +376,7 @@ def export_world(
         half precision.
     """
     if weights is not None:
-        _check_size(weights, controller or world.controller())
+        weights = _checked_weights(weights, controller or world.controller())
     target = files.writable(Path(target))
     if world.moments is not None:
         moments = jax.tree.map(lambda x: x[:MOMENTS], world.moments)
@@ -443,18 +439,14 @@ def _content(path: Path) -> bytes:
 
 def _checked_weights(weights: np.ndarray | jax.Array, controller: Controller) -> jax.Array:
     """C's weights [D], if this form of C has as many."""
-    _check_size(weights, controller)
+    size = controller.num_params
+    if weights.shape != (size,):
+        raise ValueError(
+            f"C has weights {list(weights.shape)}, but its form has [{size}]; name the form that "
+            "they are of"
+        )
     _check_finite({CONTROLLER: np.asarray(weights)})
     return jnp.asarray(weights)
-
-
-def _check_size(weights: np.ndarray | jax.Array, controller: Controller) -> None:
-    size = controller.num_params
-    if np.shape(weights) != (size,):
-        raise ValueError(
-            f"C has weights {list(np.shape(weights))}, but its form has [{size}]; pass the form "
-            "that they are of as controller"
-        )
 
 
 def adopt_world(directory: Path | str, source: Path | str, task: Task) -> None:
@@ -512,7 +504,7 @@ def save_controller(
     Raises:
       ValueError: weights of another form of C.
     """
-    _check_size(weights, controller or world.controller())
+    weights = _checked_weights(weights, controller or world.controller())
     store = Store(Path(directory) / "controller", keep=1)
     meta = {**meta, "task": world.task.name, "world": world.digest(), "size": len(weights)}
     meta |= {name: getattr(world.memory, name) for name in VARIANT}

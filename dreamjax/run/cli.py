@@ -154,12 +154,8 @@ def _setting_error(error: BaseException | None) -> SettingError | None:
 
 def _value_of(argv: list[str], option: str, default: str) -> str:
     """The value of an option that is needed before the command line can be parsed."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        if word == option:
-            default = following
-        if word.startswith(f"{option}="):
-            default = word.removeprefix(f"{option}=")
-    return default  # the last one counts, as for the parser
+    found = re.findall(rf"\0{option}[=\0]([^\0]*)", "\0".join(["", *argv]))
+    return [default, *found][-1]  # the last one counts, as for the parser
 
 
 def _phase_command(name: str, config: Any, preset: str) -> Any:
@@ -230,17 +226,29 @@ class Info:
                 print(f"  {key}: {value}")
 
 
+@dataclasses.dataclass(kw_only=True)
+class _OfOnesOwn:
+    task: str | None = None  # the game, if it is your own: module:TASK
+    kind: str | None = None  # the form of M, if it is your own: module:Class
+
+    def know(self) -> None:
+        if self.task is not None:
+            find_task(self.task)
+        if self.kind is not None:
+            from dreamjax.memory.kinds import find_kind
+
+            find_kind(self.kind)
+
+
 @dataclasses.dataclass
-class Export:
+class Export(_OfOnesOwn):
     """Write a run's world, and its C, as a folder to hand on, in half precision."""
 
     run_dir: Path  # the run
     target: Path  # the folder
-    task: str | None = None  # the game, if it is your own: module:TASK
-    kind: str | None = None  # the form of M, if it is your own: module:Class
 
     def __call__(self) -> None:
-        _know(self.task, self.kind)
+        self.know()
         from dreamjax.run.phases import export
 
         export(self.run_dir, self.target)
@@ -263,15 +271,13 @@ class ImportReleased:
 
 
 @dataclasses.dataclass
-class Doctor:
+class Doctor(_OfOnesOwn):
     """Tell what a run directory holds, what is damaged, and what each command would do next."""
 
     run_dir: Annotated[Path, tyro.conf.Positional]  # the run
-    task: str | None = None  # the game, if it is your own: module:TASK
-    kind: str | None = None  # the form of M, if it is your own: module:Class
 
     def __call__(self) -> None:
-        _know(self.task, self.kind)
+        self.know()
         from dreamjax.run import doctor
 
         found = doctor.examine(self.run_dir)
@@ -282,19 +288,17 @@ class Doctor:
 
 
 @dataclasses.dataclass
-class Play:
+class Play(_OfOnesOwn):
     """Play a dream in the browser: show its page on this machine, or write it as a folder."""
 
     world: Annotated[str, tyro.conf.Positional]  # a shipped world, a run or an exported folder
     out: Path | None = None  # write the page here, for any static host, and end
     port: int = 8000  # of this machine's loopback address; 0 is any that is free
     seed: int = 0  # of the real game that C plays for the page
-    task: str | None = None  # the game, if it is your own: module:TASK
-    kind: str | None = None  # the form of M, if it is your own: module:Class
 
     def __call__(self) -> None:
         check_seed(self.seed)
-        _know(self.task, self.kind)
+        self.know()
         from dreamjax.play import command
 
         if self.out is not None:
@@ -304,15 +308,6 @@ class Play:
         own = {"--task": self.task, "--kind": self.kind}
         words = [word for pair in own.items() if pair[1] is not None for word in pair]
         command.show(self.world, self.port, self.seed, words)
-
-
-def _know(task: str | None, kind: str | None) -> None:
-    if task is not None:
-        find_task(task)
-    if kind is not None:
-        from dreamjax.memory.kinds import find_kind
-
-        find_kind(kind)
 
 
 @dataclasses.dataclass

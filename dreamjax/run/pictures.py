@@ -139,20 +139,12 @@ def _dream(
     tell = lambda state, action: state  # noqa: E731
     dream = jax.jit(functools.partial(unroll, env, choose=follow, tell=tell))
     states, alive = dream(params, start, keys, inputs=jnp.asarray(actions))
+    if alive[-1]:
+        return np.asarray(states.z), len(actions), ""
     last = int(alive.sum()) - 1
-    return (
-        np.asarray(states.z),
-        len(actions) if alive[-1] else last,
-        _end(world, jax.tree.map(lambda x: x[last], states), actions[last]),
-    )
-
-
-def _end(world: World, state: EnvState, action: np.ndarray) -> str:
-    """The likeliest end of a step, by its name in the task."""
-    if not world.task.ends:
-        return "over"
-    step = state.carry, state.z, world.env().clipped(action), state.time, state.mask
-    return world.task.ends[int(world.memory(*step)[1].end.argmax())]
+    at = jax.tree.map(lambda x: x[last], states)
+    found = params.memory(at.carry, at.z, env.clipped(actions[last]), at.time, at.mask)[1]
+    return np.asarray(states.z), last, world.task.ends[int(found.end.argmax())]
 
 
 def _panels(*panels: tuple[np.ndarray, str]) -> Image.Image:
