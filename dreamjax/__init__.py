@@ -14,13 +14,9 @@ Names load on first use, so that the processes that only play a game start witho
 import os
 import sys
 
-if (  # python -m dreamjax: the current directory, which may be a download, is no place of ours
-    sys.argv[:1] == ["-m"]
-    and sys.orig_argv[-len(sys.argv)].removeprefix("-m") == __name__
-    and not sys.flags.safe_path
-    and os.path.dirname(__path__[0]) != sys.path[0]
-):
-    del sys.path[0]
+_run = sys.orig_argv[-len(sys.argv)].removeprefix("-m") if sys.argv[:1] == ["-m"] else None
+if _run == __name__ and not sys.flags.safe_path and sys.path[0] != os.path.dirname(__path__[0]):
+    del sys.path[0]  # the current directory, which may be a download
 
 import lazy_loader  # noqa: E402
 

@@ -473,21 +473,17 @@ def _adopt_controller(directory: Path, folder: Path, world: World) -> Any:
 
     C comes before its world, because a run that has a world adopts nothing more.
     """
-    if (folder / "world.json").exists():
-        _, weights, meta = _load_exported(folder)
-        if weights is not None:
-            if "dream" not in meta:
-                raise CheckpointError(
-                    f'{folder / "world.json"} lacks "dream", what its C earned; export it again'
-                )
-            controller = world.controller(_fact(meta, "controller_hidden"))
-            save_controller(directory, world, weights, {"dream": meta["dream"]}, controller)
-        return meta.get("world")
-    store = Store(folder / "controller")
-    if store.steps() and store.meta()["world"] in _identities(store.meta(), world):
-        controller, weights = load_controller(folder, world)
-        save_controller(directory, world, weights, {"dream": store.meta()["dream"]}, controller)
-    return Store(folder / "world").meta()
+    made, exported = world_meta(folder), (folder / "world.json").exists()
+    if has_controller(folder):
+        told = made if exported else Store(folder / "controller").meta()
+        if "dream" not in told:
+            raise CheckpointError(
+                f'{folder / "world.json"} lacks "dream", what its C earned; export it again'
+            )
+        if exported or told["world"] in _identities(told, world):
+            controller, weights = load_controller(folder, world)
+            save_controller(directory, world, weights, {"dream": told["dream"]}, controller)
+    return made.get("world") if exported else made
 
 
 def save_controller(

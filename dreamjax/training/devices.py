@@ -279,16 +279,16 @@ def check_agreement(directory: Path, facts: str) -> None:
         path.write_text(word)
     wait_for_all("a word is left")
     seen = path.exists() and path.read_text() == word
-    told = np.array([seen, zlib.crc32(facts.encode())], np.uint32)
-    everywhere = multihost_utils.process_allgather(told)
+    told = {
+        f"do not see the same files; put {directory} where all hosts see it": seen,
+        f"were not started alike; start them with the same words, here: {facts}": zlib.crc32(
+            facts.encode()
+        ),
+    }
+    everywhere = multihost_utils.process_allgather(np.array([*told.values()], np.uint32))
     if is_first():
         path.unlink(missing_ok=True)
-    for column, fault in enumerate(
-        (
-            f"do not see the same files; put {directory} where all hosts see it",
-            f"were not started alike; start them with the same words, here: {facts}",
-        )
-    ):
-        odd = np.flatnonzero(everywhere[:, column] != everywhere[0, column])
+    for fault, column in zip(told, everywhere.T, strict=True):
+        odd = np.flatnonzero(column != column[0])
         if len(odd):
             raise ValueError(f"processes 0 and {odd[0]} of this job {fault}")
