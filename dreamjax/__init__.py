@@ -11,11 +11,18 @@ those before it.
 Names load on first use, so that the processes that only play a game start without jax.
 """
 
-import lazy_loader
+import os
+import sys
 
-from dreamjax import tasks
-from dreamjax.dream.registration import register_dreams
-from dreamjax.tasks import *  # noqa: F403
+_run = sys.orig_argv[-len(sys.argv)].removeprefix("-m") if sys.argv[:1] == ["-m"] else None
+if _run == __name__ and not sys.flags.safe_path and sys.path[0] != os.path.dirname(__path__[0]):
+    del sys.path[0]  # the current directory, which may be a download
+
+import lazy_loader  # noqa: E402
+
+from dreamjax import tasks  # noqa: E402
+from dreamjax.dream.registration import register_dreams  # noqa: E402
+from dreamjax.tasks import *  # noqa: E402, F403
 
 __version__ = "0.1.0"
 

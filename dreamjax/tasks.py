@@ -9,6 +9,7 @@ comment says so.
 import contextlib
 import dataclasses
 import importlib
+import os
 import pickle
 import re
 import sys
@@ -208,13 +209,12 @@ def _importable(make: str | Callable[[], Any], name: str) -> str | Callable[[], 
         raise ValueError(f"make of {name} must be a function that makes the game, got {make!r}")
     module, function = getattr(make, "__module__", ""), getattr(make, "__qualname__", "")
     if module == "__main__":
-        script = Path(getattr(sys.modules[module], "__file__", None) or "")
-        if not script.is_file():
+        module = _started()
+        if module is None:
             raise ValueError(
                 f"make of {name} was defined in a notebook or at a prompt, where other processes "
                 "cannot find it; put the game into a file, such as game.py, and import it"
             )
-        module = script.stem
     if function.isidentifier() and module != "__main__":
         return f"{module}:{function}"
     try:
@@ -361,10 +361,12 @@ def find(name: str | Callable[..., Any]) -> Callable[..., Any]:
     if not isinstance(name, str):
         return name
     module, _, attribute = name.partition(":")
-    main = sys.modules.get("__main__")
+    if module.endswith(".py") or "/" in module:
+        path = Path(module)
+        where = f", with PYTHONPATH={path.parent}" if path.name != str(path) else ""
+        raise ValueError(f"{name} names a file; write {path.stem}:{attribute}{where}")
     try:
-        is_main = Path(getattr(main, "__file__", None) or "").stem == module
-        found = main if is_main else importlib.import_module(module)
+        found = _imported(module)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             raise ValueError(
@@ -375,14 +377,30 @@ def find(name: str | Callable[..., Any]) -> Callable[..., Any]:
             f"the module {module} does not import ({type(error).__name__}: {reason})"
         ) from error
     if not hasattr(found, attribute):
-        raise ValueError(f"{module} has no {attribute!r}")
+        raise ValueError(
+            f"{module} has no {attribute!r}; it is {getattr(found, '__file__', found)}"
+        )
     return getattr(found, attribute)
 
 
-def look_here() -> None:
-    """Let modules of this directory be found, whichever way the command was started."""
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+def _imported(module: str) -> Any:
+    """The module that was started, an installed one or, last, one of the current directory."""
+    if module == _started():
+        return sys.modules["__main__"]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        sys.path.append(os.getcwd())  # last, and only once it was asked for: it may be a download
+        return importlib.import_module(module)
+
+
+def _started() -> str | None:
+    """By which name other processes import the module that Python was started with."""
+    main = sys.modules.get("__main__")
+    if spec := getattr(main, "__spec__", None):  # python -m
+        return spec.name
+    path = Path(getattr(main, "__file__", None) or "")
+    return path.stem if path.suffix == ".py" else None  # that of a command has none
 
 
 def find_task(name: str) -> Task:
@@ -399,7 +417,6 @@ def find_task(name: str) -> Task:
             f"no task is called {name!r}; choose one of {known}, or name your own as "
             "module:ATTRIBUTE"
         )
-    look_here()
     task = find(name)
     if not isinstance(task, Task):
         raise ValueError(f"{name} is no dreamjax.Task, but {type(task).__name__}")

@@ -46,6 +46,28 @@ def test_only_the_newest_are_kept(tmp_path):
     assert store.load(TREE)[0]["kernel"][0, 0] == 3
 
 
+@pytest.mark.parametrize("keep", [1, 3, 4, 9])
+def test_the_newest_sound_ones_are_kept_whatever_is_saved_between(keep, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_checkpointer", Quick)
+    store, sound = Store(tmp_path, keep=keep), set()
+    for step in (1, 2, 3, 5, 6, 6, 7, 5, 8, 9, 10):
+        store.save(step, other(step), {})
+        sound = set(sorted(sound | {step})[-keep:])
+        assert store.steps() == sorted(sound)
+        if step == 7:
+            flip(tmp_path / "00000007")
+            sound -= {7}
+            assert store.steps() == sorted(sound)
+
+
+class Quick:
+    """In the place of orbax."""
+
+    def save(self, path, arrays):
+        path.mkdir()
+        np.savez(path / "arrays.npz", **arrays)
+
+
 def test_a_flipped_bit_is_noticed_and_the_older_one_is_used(tmp_path, capsys):
     store = Store(tmp_path)
     store.save(1, other(1.0), {})

@@ -3,6 +3,7 @@
 import queue
 import threading
 import time
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -105,6 +106,37 @@ def test_memory_holds_two_blocks_and_all_that_fits_is_read_once(recorded, monkey
     sizes.clear()
     stream(recorded, frames=16).batches(0, 20)
     assert max(sizes) <= 8 and len(sizes) > 8
+
+
+@pytest.mark.parametrize("room", [TOTAL, TOTAL + 21, 200, 16, 1])
+def test_what_is_read_ahead_is_part_of_the_memory(recorded, room, monkeypatch):
+    """Frames of shards that are read or wait beside the one in use, with a core for each."""
+    monkeypatch.setattr(rollouts, "default_workers", lambda: 16)
+    monkeypatch.setattr(rollouts, "ThreadPoolExecutor", AtOnce)
+    used = stream(recorded, frames=room)
+    AtOnce.submitted, most = 0, 0
+    for taken, _ in enumerate(rollouts.read_all(list(used._counts), ahead=used._ahead)):
+        most = max(most, AtOnce.submitted - taken)
+    blocks, largest = TOTAL if room >= TOTAL else 2 * max(used._room, 7), max(LENGTHS)
+    assert most >= 2 and blocks + most * largest <= max(room, blocks + 2 * largest)
+
+
+class AtOnce:
+    """A pool of threads that has done what it is given before it returns."""
+
+    submitted = 0
+
+    def __init__(self, *_):
+        pass
+
+    def submit(self, load, path):
+        AtOnce.submitted += 1
+        done = Future()
+        done.set_result(load(path))
+        return done
+
+    def shutdown(self, **_):
+        pass
 
 
 def test_no_rollouts_and_damaged_rollouts_are_one_clear_line(recorded, tmp_path, capsys):

@@ -20,7 +20,10 @@ from processes import engines_in, running, shared_memory, wait_until, working_in
 from dreamjax import agent
 from dreamjax.dream.worlds import World
 from dreamjax.game.workers import VectorGame, WorkerError
+from dreamjax.memory.heads import places
+from dreamjax.memory.lstm import MDNRNN
 from dreamjax.run import pictures as media
+from dreamjax.tasks import CAR_RACING
 from dreamjax.vision.model import VAE
 
 PANEL = 440  # pixels
@@ -55,6 +58,19 @@ def test_the_filmed_dream_has_the_dropout_of_its_world(world):
     bare, none, thinned = (media._dream(dropping, z, actions, 1)[0] for dropping in worlds)
     np.testing.assert_array_equal(bare, none)
     assert np.abs(thinned - bare).max() > 0.01
+
+
+def test_the_filmed_dream_ends_by_a_name_of_its_task():
+    task = dataclasses.replace(CAR_RACING, latent_size=2, hidden_size=3, name="race", max_steps=6)
+    z, actions = np.ones(2, np.float32), np.zeros((5, 3), np.float32)
+    for number, end in enumerate(task.ends):
+        memory = MDNRNN(task, rngs=nnx.Rngs(0))
+        biases = memory.head_bias[...].at[places(memory.layout)["end"]].set(-50.0)
+        sure = np.arange(len(biases))[places(memory.layout)["end"]][number]
+        memory.head_bias[...] = biases.at[sure].set(50.0)
+        dreamt = World(task, None, memory, z[None], z[None], death_noise=0.0)
+        latents, last, named = media._dream(dreamt, z, actions, 0)
+        assert (latents.shape, last, named) == ((5, 2), 0, end)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda n: n.name)

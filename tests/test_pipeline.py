@@ -512,6 +512,7 @@ def test_info_is_true(capsys):
         "car-racing": {"V": 4_348_547, "M": 423_139, "C": 867},
         "car-racing-paper": {"V": 4_348_547, "M": 423_139, "C": 867},
     }
+    assert found["parameters, M as in the paper"]["car-racing"]["M"] == 422_368
     assert found["devices"] and set(found["games"]) >= {"take-cover", "car-racing"}
     assert cli.main(["info"]) == 0
     assert "1678785" in capsys.readouterr().out

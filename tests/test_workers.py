@@ -449,7 +449,7 @@ def test_only_scratch_directories_of_the_dead_are_cleared(tmp_path, monkeypatch)
 
 def test_a_player_started_by_hand_removes_nothing(tmp_path):
     (tmp_path / "mine").touch()
-    words = [sys.executable, "-m", "dreamjax.game.player", "0", "1"]
+    words = [sys.executable, "-c", "from dreamjax.game.player import main; main(0, 1)"]
     kept = {"capture_output": True, "text": True, "start_new_session": True}
     ended = subprocess.run(words, cwd=tmp_path, **kept)
     assert ended.returncode == 1 and "only dreamjax.game.workers starts a player" in ended.stderr

@@ -272,9 +272,29 @@ def test_a_runs_c_that_cannot_be_is_refused(world, tmp_path):
         (WEIGHTS.copy() * np.nan, "controller holds NaN or infinity"),
         (WEIGHTS[1:], r"C has weights \[1087\], but its form has \[1088\]"),
     ):
-        save_controller(tmp_path, world, weights, {})
+        save_controller(tmp_path, world, WEIGHTS, {})
+        store = Store(tmp_path / "controller")
+        store.save(
+            store.steps()[-1] + 1, {"weights": weights}, store.meta() | {"size": len(weights)}
+        )
         with pytest.raises(CheckpointError, match=f"{words}.*; evolve again"):
             load_controller(tmp_path, world)
+
+
+@pytest.mark.parametrize("hidden", [0, 3])
+@pytest.mark.parametrize("write", [export_world, save_controller])
+def test_a_c_is_written_in_its_own_form_or_not_at_all(write, hidden, world, tmp_path):
+    weights = np.ones(world.controller(hidden).num_params, np.float32)
+    for form in (None, world.controller(), world.controller(3), world.controller(4)):
+        target = tmp_path / repr(form)
+        if (form.hidden if form else 0) == hidden:
+            write(target, world, weights, {"dream": 1.0}, form)
+            read = load_world(target) if write is export_world else world
+            np.testing.assert_array_equal(load_controller(target, read)[1], weights)
+            continue
+        with pytest.raises(ValueError, match=r"^C has weights \[\d+\], .*; name the form that"):
+            write(target, world, weights, {"dream": 1.0}, form)
+        assert not target.exists()
 
 
 def varied(world, **variant):

@@ -48,6 +48,7 @@ SEARCHES = {"evolve": "evolve.generations", "learn": "learn.steps"}  # for C, an
 TUNED = "death_threshold", "death_noise", "temperature", "dropout"  # of a world, beside its arrays
 
 _FAULTS = (OSError, ValueError, KeyError, RecursionError, MemoryError, safetensors.SafetensorError)
+_say_once = cache(print)
 _LARGEST = float(np.finfo(np.float32).max)
 _FACTS = {  # what a world's facts may say: value where there is none, type, range, in words
     "starts": (None, (int,), 1, 10**9, "a whole number from 1 to 10^9"),
@@ -226,7 +227,7 @@ def load_world(source: Path | str) -> World:
     Raises:
       CheckpointError: no world there, a damaged one, or one of an unknown game.
     """
-    folder = _folder(source)
+    folder = folder_of(source)
     if (folder / "world.json").exists():
         return _load_exported(folder)[0]
     store = Store(folder / "world")
@@ -242,7 +243,7 @@ def load_world(source: Path | str) -> World:
 
 def world_meta(source: Path | str) -> dict[str, Any]:
     """What is told of how a world was made; `source` and errors as for `load_world`."""
-    folder = _folder(source)
+    folder = folder_of(source)
     if (folder / "world.json").exists():
         with _refusing(folder, "fetch or export it again"):
             return _documented(folder)[0]
@@ -254,8 +255,13 @@ def shipped_worlds() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob("*/world.json"))
 
 
-def _folder(source: Path | str) -> Path:
-    return SHIPPED / source if source in shipped_worlds() else Path(source)
+def folder_of(source: Path | str) -> Path:
+    """Where a world lies: a string that is a shipped one's name means that, all else is a path."""
+    if source not in shipped_worlds():
+        return Path(source).expanduser()
+    if Path(source).is_dir():
+        _say_once(f"{source} is the shipped world; the directory of that name is ./{source}")
+    return SHIPPED / source
 
 
 def _remedy(source: Path | str) -> str:
@@ -367,8 +373,11 @@ def export_world(
       controller: its form; None is the world's linear one.
 
     Raises:
-      ValueError: the folder cannot be written, or a number is beyond half precision.
+      ValueError: the folder cannot be written, weights of another form of C, or a number beyond
+        half precision.
     """
+    if weights is not None:
+        weights = _checked_weights(weights, controller or world.controller())
     target = files.writable(Path(target))
     if world.moments is not None:
         moments = jax.tree.map(lambda x: x[:MOMENTS], world.moments)
@@ -433,7 +442,10 @@ def _checked_weights(weights: np.ndarray | jax.Array, controller: Controller) ->
     """C's weights [D], if this form of C has as many."""
     size = controller.num_params
     if weights.shape != (size,):
-        raise ValueError(f"C has weights {list(weights.shape)}, but its form has [{size}]")
+        raise ValueError(
+            f"C has weights {list(weights.shape)}, but its form has [{size}]; name the form that "
+            "they are of"
+        )
     _check_finite({CONTROLLER: np.asarray(weights)})
     return jnp.asarray(weights)
 
@@ -453,7 +465,7 @@ def adopt_world(directory: Path | str, source: Path | str, task: Task) -> None:
                 f"{directory} already has another world than {source}; use another run directory"
             )
         return
-    made = _adopt_controller(directory, _folder(source), world)
+    made = _adopt_controller(directory, folder_of(source), world)
     save_world(directory, world, {"source": Path(source).name, "made": made})
 
 
@@ -462,21 +474,17 @@ def _adopt_controller(directory: Path, folder: Path, world: World) -> Any:
 
     C comes before its world, because a run that has a world adopts nothing more.
     """
-    if (folder / "world.json").exists():
-        _, weights, meta = _load_exported(folder)
-        if weights is not None:
-            if "dream" not in meta:
-                raise CheckpointError(
-                    f'{folder / "world.json"} lacks "dream", what its C earned; export it again'
-                )
-            controller = world.controller(_fact(meta, "controller_hidden"))
-            save_controller(directory, world, weights, {"dream": meta["dream"]}, controller)
-        return meta.get("world")
-    store = Store(folder / "controller")
-    if store.steps() and store.meta()["world"] in _identities(store.meta(), world):
-        controller, weights = load_controller(folder, world)
-        save_controller(directory, world, weights, {"dream": store.meta()["dream"]}, controller)
-    return Store(folder / "world").meta()
+    made, exported = world_meta(folder), (folder / "world.json").exists()
+    if has_controller(folder):
+        told = made if exported else Store(folder / "controller").meta()
+        if "dream" not in told:
+            raise CheckpointError(
+                f'{folder / "world.json"} lacks "dream", what its C earned; export it again'
+            )
+        if exported or told["world"] in _identities(told, world):
+            controller, weights = load_controller(folder, world)
+            save_controller(directory, world, weights, {"dream": told["dream"]}, controller)
+    return made.get("world") if exported else made
 
 
 def save_controller(
@@ -489,7 +497,11 @@ def save_controller(
     """Store C's weights [D] under `directory`/controller, bound to the world it was evolved in.
 
     Its form is stored too; None is the world's linear one.
+
+    Raises:
+      ValueError: weights of another form of C.
     """
+    weights = _checked_weights(weights, controller or world.controller())
     store = Store(Path(directory) / "controller", keep=1)
     meta = {**meta, "task": world.task.name, "world": world.digest(), "size": len(weights)}
     meta |= {name: getattr(world.memory, name) for name in VARIANT}
@@ -500,7 +512,7 @@ def save_controller(
 
 def has_controller(source: Path | str) -> bool:
     """Whether a C goes with a world; `source` as for `load_world`."""
-    folder = _folder(source)
+    folder = folder_of(source)
     if (folder / "world.json").exists():
         with _refusing(folder, "fetch or export it again"):
             return CONTROLLER in safetensors.numpy.load(_documented(folder)[1])
@@ -519,7 +531,7 @@ def load_controller(source: Path | str, world: World) -> tuple[Controller, jax.A
 
     Tells of a search for C that was stopped before it saved its own.
     """
-    folder = _folder(source)
+    folder = folder_of(source)
     if (folder / "world.json").exists():
         origin, weights, meta = _load_exported(folder)
         _check_bound(folder, origin.task.name, origin.digest(), {world.digest()}, world)

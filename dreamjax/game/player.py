@@ -1,4 +1,4 @@
-"""The process that plays real games for a parent: `python -m dreamjax.game.player PIPE PARENT`.
+"""The process that plays real games for a parent.
 
 It imports no JAX, so it starts fast and stays small. It answers requests `(method, *arguments)`
 that arrive on an inherited pipe with `(method, value)`, `("crash", reason)` or
@@ -86,7 +86,7 @@ class Player:
 
 def main(descriptor: int, parent: int) -> None:
     """Answer requests until the parent hangs up or dies; then remove its scratch directory."""
-    tempfile.tempdir = os.environ.get(PLAYING, "")
+    tempfile.tempdir = os.environ.get(PLAYING, os.devnull)
     if not os.path.exists(os.path.join(tempfile.tempdir, scratch.LOCK)):
         sys.exit("only dreamjax.game.workers starts a player, with a directory made for it")
     os.set_inheritable(descriptor, False)  # an engine holding it would hide this process's death
@@ -125,7 +125,3 @@ def _end() -> None:
     """Kill this process and its engines; closing a hung engine politely would block for ever."""
     scratch.clear(tempfile.gettempdir())
     os.killpg(0, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
 import re
 import shutil
 import time
@@ -24,7 +23,7 @@ import numpy as np
 
 from dreamjax.game import policies
 from dreamjax.game.env import RealGame, engine_seed, look, look_beside, package
-from dreamjax.game.workers import _worker_count, run_jobs
+from dreamjax.game.workers import _worker_count, default_workers, run_jobs
 from dreamjax.tasks import FRAME_SHAPE, Task
 from dreamjax.training import files
 from dreamjax.training.logbook import Logbook
@@ -216,15 +215,19 @@ def stream(
 
 
 def read_all(
-    paths: Iterable[Path], *, strict: bool = False, say: Callable[[str], None] = print
+    paths: Iterable[Path],
+    *,
+    strict: bool = False,
+    say: Callable[[str], None] = print,
+    ahead: float = MAX_READERS,
 ) -> Iterator[tuple[Path, Rollouts]]:
-    """As `stream`, each with its path."""
-    return _sound(paths, read, strict, say)
+    """As `stream`, each with its path; `ahead` shards at most wait beside the one in use."""
+    return _sound(paths, read, strict, say, ahead)
 
 
-def _sound(paths, load, strict, say) -> Iterator[tuple[Path, object]]:
+def _sound(paths, load, strict, say, ahead: float = MAX_READERS) -> Iterator[tuple[Path, object]]:
     """`(path, load(path))` of the shards that can be read."""
-    for path, loading in _read_ahead(paths, load):
+    for path, loading in _read_ahead(paths, load, ahead):
         try:
             yield path, loading.result()
         except DamagedShardError as error:
@@ -234,9 +237,9 @@ def _sound(paths, load, strict, say) -> Iterator[tuple[Path, object]]:
             say(f"{error}; set aside as {path.name}.corrupt and skipped")
 
 
-def _read_ahead(paths, load) -> Iterator[tuple[Path, Future]]:
+def _read_ahead(paths, load, ahead: float) -> Iterator[tuple[Path, Future]]:
     """Loads that began a few paths ahead, in threads: to inflate a shard keeps a core busy."""
-    readers = min(os.cpu_count() or 1, MAX_READERS)
+    readers = max(1, int(min(default_workers(), ahead, MAX_READERS)))
     pool, begun = ThreadPoolExecutor(readers, "shards"), collections.deque()
     try:
         for path in paths:

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import resource
 import shlex
+import shutil
 import sys
 import threading
 import weakref
@@ -100,6 +101,7 @@ _DOOM_PROFILES = {
     "takecover-vizdoom": _DoomProfile(),
 }
 _SHARED_MEGABYTES = 11
+MEMORY = "/dev/shm"  # where the system keeps what processes share
 
 
 def check():
@@ -216,13 +218,19 @@ def _doom_game(profile: _DoomProfile):
 
 
 def _check_limit() -> None:
-    """Refuse a start that would end in a segmentation fault of VizDoom's."""
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    if limit != resource.RLIM_INFINITY and limit < _SHARED_MEGABYTES << 20:
-        raise OSError(
-            f"VizDoom shares {_SHARED_MEGABYTES} MB of memory with its engine, but files may have "
-            f"{limit >> 20} MB at most here; lift it with: ulimit -f unlimited"
-        )
+    """Refuse a start that would end in a segmentation fault or a bus error of VizDoom's."""
+    limit, room = resource.getrlimit(resource.RLIMIT_FSIZE)[0], {}
+    if limit != resource.RLIM_INFINITY:
+        room["files may have {} MB at most here; lift it with: ulimit -f unlimited"] = limit
+    if os.path.isdir(MEMORY):
+        remedy = "use fewer --workers, or enlarge it (Docker: --shm-size=1g)"
+        room[f"{MEMORY} has {{}} MB left; {remedy}"] = shutil.disk_usage(MEMORY).free
+    for fault, left in room.items():
+        if left < _SHARED_MEGABYTES << 20:
+            raise OSError(
+                f"VizDoom shares {_SHARED_MEGABYTES} MB of memory with its engine, but "
+                + fault.format(left >> 20)
+            )
 
 
 def _leash(game, directory: Path) -> None:

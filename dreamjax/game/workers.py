@@ -9,6 +9,7 @@ n: episodes. S: game slots in one request. A: numbers in an action.
 import builtins
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -24,11 +25,14 @@ import numpy as np
 from dreamjax.game import policies
 from dreamjax.game.scratch import Scratch
 from dreamjax.tasks import Task
+from dreamjax.training import container
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.settings import PLAYING, check_guarded
 
 RETRIES = 3  # how often a job or a reset is tried again after its worker was lost
-PLAYER = "dreamjax.game.player"  # the module that a worker runs
+PLAYER = (  # a worker's code; a script that it imports finds the words that it was started with
+    "sys.argv[:] = {words!a}; from dreamjax.game.player import main; main({pipe}, {parent})"
+)
 TOLD = ValueError, ImportError, ArithmeticError, OSError, RuntimeError, MemoryError  # of a worker
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -53,10 +57,10 @@ class _WorkerTraceback(Exception):  # noqa: N818  # shown as the cause of the wo
 
 
 def default_workers() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may use, at least one."""
+    tied = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if tied else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, container.core_limit())))
 
 
 def _worker_count(workers: int | None, jobs: int) -> int:
@@ -81,18 +85,9 @@ class _Worker:
         self.connection, theirs = Pipe()
         with theirs, open(self.directory / "log", "wb") as log:
             self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",  # this directory is no package of Python's
-                    "-m",
-                    PLAYER,
-                    str(theirs.fileno()),
-                    str(os.getpid()),
-                ],
+                python(PLAYER.format(words=sys.argv, pipe=theirs.fileno(), parent=os.getpid())),
                 pass_fds=[theirs.fileno()],
-                env=os.environ
-                | _ONE_THREAD
-                | {"PYTHONPATH": _search_path(), PLAYING: os.path.realpath(self.directory)},
+                env=os.environ | _ONE_THREAD | {PLAYING: os.path.realpath(self.directory)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -147,8 +142,10 @@ class _Worker:
         return ""
 
 
-def _search_path() -> str:
-    return os.pathsep.join(os.path.abspath(path) for path in sys.path)
+def python(code: str) -> list[str]:
+    """The command that runs `code` in a Python that finds modules exactly where this one does."""
+    path = [os.path.abspath(place) for place in sys.path]
+    return [sys.executable, "-c", f"import sys; sys.path[:] = {path!a}; {code}"]
 
 
 def _raise(name: str, message: str, trace: str) -> None:

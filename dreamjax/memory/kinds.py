@@ -6,7 +6,7 @@ from flax import nnx, serialization
 
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.model import Memory
-from dreamjax.tasks import find, look_here
+from dreamjax.tasks import find
 from dreamjax.training.settings import SettingError
 
 KINDS: dict[str, type[Memory]] = {"lstm": MDNRNN}
@@ -25,7 +25,6 @@ def find_kind(name: str) -> type[Memory]:
                 f"no M is of the kind {name!r}; choose one of {known}, or name your own as "
                 "module:Class"
             )
-        look_here()
         try:
             found = find(name)
         except ValueError as error:

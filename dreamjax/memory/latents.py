@@ -5,6 +5,7 @@ Shapes: N frames, E episodes (laid one after another), Z latent, A numbers in an
 """
 
 import dataclasses
+from math import prod
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from dreamjax.vision.model import VAE
 
 FORMAT = 1
 _CPU_BATCH = 16  # frames encoded together: what they need stays in a CPU's cache
+_AHEAD = 1e9  # bytes of frames to read ahead
 _CALL = 512  # frames in one compiled call
 _PER_FRAME = ("mu", "logvar", "actions", "rewards")
 _PER_EPISODE = ("lengths", "terminated", "seeds", "ends")
@@ -141,7 +143,8 @@ def encode_rollouts(
     total = sum(counts[path] for path in own)
     done = total - sum(counts[path] for path in todo)
     with log.progress("encode", total, "frames", done) as bar:
-        for path, shard in rollouts.read_all(todo, say=log.say):
+        ahead = _AHEAD / (max(counts.values()) * prod(FRAME_SHAPE))
+        for path, shard in rollouts.read_all(todo, say=log.say, ahead=ahead):
             _write(targets[path], _encoded(vae, shard, vision))
             bar.advance(counts[path])
     team.wait("all frames are encoded")

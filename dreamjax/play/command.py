@@ -2,14 +2,13 @@
 
 import contextlib
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from dreamjax.dream.worlds import has_controller, load_controller, load_world
-from dreamjax.game.workers import WorkerError
+from dreamjax.game.workers import WorkerError, python
 from dreamjax.play import folder, server
 
 UNTOLD = "No game was recorded: dreamjax play WORLD --out DIR tells why."
@@ -44,20 +43,21 @@ def show(source: str, port: int, seed: int, words: list[str]) -> None:
       words: further words of the command, for the process that records.
     """
     with tempfile.TemporaryDirectory(prefix="dreamjax-page-") as page:
-        write(source, page, seed, recorded=False)
         again = ["play", source, "--out", page, "--seed", str(seed), *words]
-        with server.serving(page, port) as serving, _recording(page, again):
-            print(f"http://{server.HOST}:{serving.server_port}/  (Ctrl-C ends it)", flush=True)
-            with contextlib.suppress(KeyboardInterrupt):
-                serving.serve_forever()
-            print()
+        with server.serving(page, port) as serving:
+            write(source, page, seed, recorded=False)
+            with _recording(page, again):
+                print(f"http://{server.HOST}:{serving.server_port}/  (Ctrl-C ends it)", flush=True)
+                with contextlib.suppress(KeyboardInterrupt):
+                    serving.serve_forever()
+                print()
 
 
 @contextlib.contextmanager
 def _recording(page: str, words: list[str]) -> Iterator[None]:
     """A process that records a game for the page, while the dream is played already."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "dreamjax", *words],
+        [*python("from dreamjax.run.cli import main; sys.exit(main())"), *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -60,16 +60,11 @@ def write(
         file.write(blob)
     facts |= {"weights": WEIGHTS, "size": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
     facts["recording"] = NO_PLAYER if controller is None else COMING
-    for part in _page().iterdir():
+    for part in (resources.files("dreamjax.play") / "page").iterdir():
         with files.replacing(target / part.name) as file:
             file.write(part.read_bytes())
     files.write_json(target / FACTS, facts)
     return target
-
-
-def _page():
-    """What every page has in common."""
-    return resources.files("dreamjax.play") / "page"
 
 
 def _ours(target: Path) -> Path:
@@ -125,7 +120,8 @@ def facts_of(world: World, controller: Controller | None) -> dict[str, Any]:
     found["actions"] = _actions(task.actions)
     names = (*VARIANT, "latent_size", "hidden_size", "num_mixtures", "reads_restart")
     form = {name: getattr(memory, name) for name in (*names, "reward_scale", "pressed", "scale")}
-    form |= {"reads": memory.reads, "heads": _heads(memory.layout)}
+    heads = [(name, math.prod(shape)) for name, shape in memory.layout.items()]
+    form |= {"reads": memory.reads, "heads": heads}
     found["memory"] = form
     if controller is not None:
         found["controller"] = {
@@ -134,10 +130,6 @@ def facts_of(world: World, controller: Controller | None) -> dict[str, Any]:
             "outputs": head_of(task.actions).outputs,
         }
     return found
-
-
-def _heads(layout: dict[str, tuple[int, ...]]) -> list[tuple[str, int]]:
-    return [(name, math.prod(shape)) for name, shape in layout.items()]
 
 
 def _actions(actions: Actions) -> dict[str, Any]:

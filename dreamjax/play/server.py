@@ -51,9 +51,9 @@ def serving(folder: Path | str, port: int) -> Iterator[http.server.ThreadingHTTP
     handler = functools.partial(_Handler, directory=str(folder))
     try:
         server = _Server((HOST, port), handler)
-    except (OSError, OverflowError) as error:
-        if isinstance(error, OverflowError):
-            raise ValueError(f"port must be from 0 to 65535, got {port}") from None
+    except OverflowError:
+        raise ValueError(f"port must be from 0 to 65535, got {port}") from None
+    except OSError as error:
         reason = "in use" if error.errno == errno.EADDRINUSE else error.strerror
         raise ValueError(
             f"port {port} is not to be had ({reason}); choose another by --port, or 0 for any"

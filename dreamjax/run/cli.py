@@ -8,16 +8,18 @@ import dataclasses
 import importlib
 import io
 import json
+import os
 import re
 import shlex
 import sys
 import traceback
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from dreamjax.tasks import TASKS, find_task, look_here
+from dreamjax.tasks import TASKS, find_task
 from dreamjax.training import stopping
 from dreamjax.training.postponing import postponed
 from dreamjax.training.settings import SettingError, check_seed
@@ -25,6 +27,7 @@ from dreamjax.training.settings import SettingError, check_seed
 PRESET_NAMES = ("smoke", "quick", "cpu", "paper")
 DEFAULT_PRESET = "quick"
 DEVICES = ("auto", "cpu", "gpu", "tpu")
+_HELP = {"-h", "--help"}
 DEBUG = "--debug"  # anywhere on the command line: show where an error came from
 FAULTS = (ValueError, ImportError, ArithmeticError, OSError, RuntimeError, MemoryError)
 
@@ -49,17 +52,21 @@ ABOUT = {
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    words = [word for word in argv if word != DEBUG]
+    words = [_at_home(word) for word in argv if word != DEBUG]
     said = f"\nstopped; resume with: dreamjax {shlex.join(words)}\n"
     with stopping.at_once(said):
         try:
             _choose_devices(words)
-            look_here()
             command = _parse(words)
             stopping.by_interrupt()
             command()
+            sys.stdout.flush()
         except KeyboardInterrupt:
             return _end(said, 130)
+        except BrokenPipeError:  # whoever reads has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            works = next(iter(words), "") in ABOUT and _HELP.isdisjoint(words)
+            return _end(said, 141) if works else 0
         except FAULTS as error:
             if DEBUG in argv:
                 traceback.print_exc()
@@ -67,24 +74,34 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _at_home(word: str) -> str:
+    """A word whose ~ is the home, also where the shell leaves it: in --world=~/x."""
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return option + equals + os.path.expanduser(value)
+
+
+def _devices_of_a_job() -> Any:
+    """The module `devices` where this process is one of a job; else None, as before jax came up."""
+    devices = sys.modules.get("dreamjax.training.devices")
+    return devices if devices and devices.in_a_job() else None
+
+
 def _end(said: str, status: int) -> int:
     """`status`, once `said` is."""
-    from dreamjax.training import devices
-
     sys.stderr.write(said)
-    if devices.in_a_job():
+    if devices := _devices_of_a_job():
         devices.leave(status)
     return status
 
 
 def _line(error: BaseException, words: list[str]) -> str:
     """What went wrong, and what to do, in one line."""
-    from dreamjax.training import devices
-
     text = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, MemoryError) or re.search("out of memory|RESOURCE_EXHAUSTED", text, re.I):
         text = f"out of memory ({text}); use fewer lanes, a smaller batch, population or world"
-    elif devices.in_a_job() and "Gloo" in text:
+    elif "Too many open files" in text:
+        text += "; use fewer --workers, or lift the limit: ulimit -n 4096"
+    elif "Gloo" in text and (devices := _devices_of_a_job()):
         return devices.lost(words, text)
     return f"dreamjax: {text}"
 
@@ -97,12 +114,11 @@ def _choose_devices(words: list[str]) -> None:
     if distributed and name in MEASURING:
         raise ValueError(f"{name} runs on one host; leave out --distributed")
     device = _value_of(words, "--device", "auto")
-    if device not in DEVICES or not {"-h", "--help"}.isdisjoint(words):
+    if device not in DEVICES or not _HELP.isdisjoint(words):
         return  # the parser has something to say
     if distributed:
         devices.join(words)
-    if distributed or device != "auto":
-        devices.use(device)
+    devices.use(device)
 
 
 def _parse(argv: list[str]) -> Any:
@@ -125,6 +141,7 @@ def _parse(argv: list[str]) -> Any:
         if fault is not None:
             raise fault from None
         sys.stderr.write(said.getvalue())
+        sys.stdout.flush()
         raise
 
 
@@ -137,12 +154,8 @@ def _setting_error(error: BaseException | None) -> SettingError | None:
 
 def _value_of(argv: list[str], option: str, default: str) -> str:
     """The value of an option that is needed before the command line can be parsed."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        if word == option:
-            default = following
-        if word.startswith(f"{option}="):
-            default = word.removeprefix(f"{option}=")
-    return default  # the last one counts, as for the parser
+    found = re.findall(rf"\0{option}[=\0]([^\0]*)", "\0".join(["", *argv]))
+    return [default, *found][-1]  # the last one counts, as for the parser
 
 
 def _phase_command(name: str, config: Any, preset: str) -> Any:
@@ -213,17 +226,29 @@ class Info:
                 print(f"  {key}: {value}")
 
 
+@dataclasses.dataclass(kw_only=True)
+class _OfOnesOwn:
+    task: str | None = None  # the game, if it is your own: module:TASK
+    kind: str | None = None  # the form of M, if it is your own: module:Class
+
+    def know(self) -> None:
+        if self.task is not None:
+            find_task(self.task)
+        if self.kind is not None:
+            from dreamjax.memory.kinds import find_kind
+
+            find_kind(self.kind)
+
+
 @dataclasses.dataclass
-class Export:
+class Export(_OfOnesOwn):
     """Write a run's world, and its C, as a folder to hand on, in half precision."""
 
     run_dir: Path  # the run
     target: Path  # the folder
-    task: str | None = None  # the game, if it is your own: module:TASK
-    kind: str | None = None  # the form of M, if it is your own: module:Class
 
     def __call__(self) -> None:
-        _know(self.task, self.kind)
+        self.know()
         from dreamjax.run.phases import export
 
         export(self.run_dir, self.target)
@@ -246,15 +271,13 @@ class ImportReleased:
 
 
 @dataclasses.dataclass
-class Doctor:
+class Doctor(_OfOnesOwn):
     """Tell what a run directory holds, what is damaged, and what each command would do next."""
 
     run_dir: Annotated[Path, tyro.conf.Positional]  # the run
-    task: str | None = None  # the game, if it is your own: module:TASK
-    kind: str | None = None  # the form of M, if it is your own: module:Class
 
     def __call__(self) -> None:
-        _know(self.task, self.kind)
+        self.know()
         from dreamjax.run import doctor
 
         found = doctor.examine(self.run_dir)
@@ -265,19 +288,17 @@ class Doctor:
 
 
 @dataclasses.dataclass
-class Play:
+class Play(_OfOnesOwn):
     """Play a dream in the browser: show its page on this machine, or write it as a folder."""
 
     world: Annotated[str, tyro.conf.Positional]  # a shipped world, a run or an exported folder
     out: Path | None = None  # write the page here, for any static host, and end
     port: int = 8000  # of this machine's loopback address; 0 is any that is free
     seed: int = 0  # of the real game that C plays for the page
-    task: str | None = None  # the game, if it is your own: module:TASK
-    kind: str | None = None  # the form of M, if it is your own: module:Class
 
     def __call__(self) -> None:
         check_seed(self.seed)
-        _know(self.task, self.kind)
+        self.know()
         from dreamjax.play import command
 
         if self.out is not None:
@@ -287,15 +308,6 @@ class Play:
         own = {"--task": self.task, "--kind": self.kind}
         words = [word for pair in own.items() if pair[1] is not None for word in pair]
         command.show(self.world, self.port, self.seed, words)
-
-
-def _know(task: str | None, kind: str | None) -> None:
-    if task is not None:
-        find_task(task)
-    if kind is not None:
-        from dreamjax.memory.kinds import find_kind
-
-        find_kind(kind)
 
 
 @dataclasses.dataclass
@@ -321,16 +333,18 @@ class Bench:
 def _benchmarks(module: str):
     """Of the benchmarks, which lie beside the package in a checkout and inside it in a wheel."""
     root = Path(__file__).parents[1]
-    if (root.parent / "benchmarks" / f"{module}.py").exists():
-        sys.path.insert(0, str(root.parent))
-        return importlib.import_module(f"benchmarks.{module}")
-    return importlib.import_module(f"dreamjax.benchmarks.{module}")
+    if (root / "benchmarks").is_dir():
+        return importlib.import_module(f"dreamjax.benchmarks.{module}")
+    found = spec_from_file_location("benchmarks", root.parent / "benchmarks" / "__init__.py")
+    sys.modules.setdefault("benchmarks", module_from_spec(found))
+    return importlib.import_module(f"benchmarks.{module}")
 
 
 def info() -> dict[str, Any]:
     """What `dreamjax info` tells."""
     import jax
 
+    from dreamjax.dream.worlds import first_heads
     from dreamjax.game.env import games
     from dreamjax.training.checkpoint import versions
 
@@ -339,17 +353,21 @@ def info() -> dict[str, Any]:
         "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
         "games": games(),
         "parameters": {name: parameter_counts(task) for name, task in TASKS.items()},
+        "parameters, M as in the paper": {
+            name: parameter_counts(task, heads=tuple(first_heads(task)))
+            for name, task in TASKS.items()
+        },
     }
 
 
-def parameter_counts(task: Any) -> dict[str, int]:
-    """Numbers in V, M and C of a task."""
+def parameter_counts(task: Any, **variant: Any) -> dict[str, int]:
+    """Numbers in V, M and C of a task, M with `Memory`'s keywords."""
     import jax
 
     from dreamjax.controller.model import controller_for
     from dreamjax.dream.worlds import blank_models
 
     vision, memory = (
-        sum(leaf.size for leaf in jax.tree.leaves(model)) for model in blank_models(task)
+        sum(leaf.size for leaf in jax.tree.leaves(model)) for model in blank_models(task, **variant)
     )
     return {"V": vision, "M": memory, "C": controller_for(task).num_params}

@@ -13,6 +13,7 @@ from dreamjax.dream.worlds import (
     World,
     blank_models,
     first_heads,
+    folder_of,
     load_controller,
     load_world,
     save_world,
@@ -58,7 +59,7 @@ def vision_to_train_on(run: Run) -> VAE | None:
 
 def _vision_of(source: Path | str, task: Task) -> VAE:
     """The newest V of a run, or that of a world."""
-    store = Store(Path(source) / "vision")
+    store = Store(folder_of(source) / "vision")
     if not store.steps():
         return load_world(source).vision
     return store.load(blank_models(task)[0], prefix=".model")[0]
@@ -205,7 +206,7 @@ def warn_of_flattery(run: Run, source: Path | str) -> None:
 
 def _meta_of(source: Path | str) -> dict[str, Any]:
     """How the M that `_memory_of` gives was made."""
-    store = Store(Path(source) / "memory")
+    store = Store(folder_of(source) / "memory")
     return store.meta() if store.steps() else world_meta(source)
 
 
@@ -219,7 +220,7 @@ def _held_out_by_seed(meta: Any) -> bool:
 
 def _memory_of(source: str, task: Task) -> tuple[Memory, str]:
     """The newest M of a run, or that of a world, and the digest of its V."""
-    store = Store(Path(source) / "memory")
+    store = Store(folder_of(source) / "memory")
     if not store.steps():
         world = load_world(source)
         return world.memory, digest(world.vision)

@@ -108,23 +108,25 @@ def film(
       WorkerError: the game could not be kept running.
     """
     frames, latents, actions = watch(world, weights, seed, FILM_STEPS, controller)
-    dreamt, died = _dream(world, latents[0], actions, seed)
+    dreamt, last, end = _dream(world, latents[0], actions, seed)
     stride = max(1, round(world.task.steps_per_second / FILM_RATE))
     shown = range(0, len(frames), stride)
     seen = drawn(world.vision, latents[::stride])
     imagined = drawn(world.vision, dreamt[::stride])
     pictures = []
     for i, t in enumerate(shown):
-        alive = t <= died
+        alive = t <= last
         dream = imagined[i] if alive else imagined[i] // 2
-        caption = "dream" if alive else f"dream: over at {died}"
+        caption = "dream" if alive else f"dream: {end} at {last}"
         pictures.append(_panels((frames[t], "real"), (seen[i], "reconstruction"), (dream, caption)))
     save_gif(pictures, target, world.task.steps_per_second / stride)
     return len(frames)
 
 
-def _dream(world: World, z: np.ndarray, actions: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
-    """Latents [T, Z] dreamt from `z` under `actions`, and the step at which M ended it."""
+def _dream(
+    world: World, z: np.ndarray, actions: np.ndarray, seed: int
+) -> tuple[np.ndarray, int, str]:
+    """Latents [T, Z] dreamt from `z` under `actions`, the step at which M ended it, and by what."""
     env, params = world.env(), world.params(dtype=jnp.float32)
     key = jax.random.key(seed)
     start = EnvState(
@@ -134,9 +136,15 @@ def _dream(world: World, z: np.ndarray, actions: np.ndarray, seed: int) -> tuple
         mask=params.draw_mask(key),
     )
     keys = jax.random.split(key, len(actions))
-    dream = jax.jit(functools.partial(unroll, env, choose=follow))
-    latents, alive = dream(params, start, keys, inputs=jnp.asarray(actions))
-    return np.asarray(latents), int(alive.sum()) - 1 if not alive[-1] else len(actions)
+    tell = lambda state, action: state  # noqa: E731
+    dream = jax.jit(functools.partial(unroll, env, choose=follow, tell=tell))
+    states, alive = dream(params, start, keys, inputs=jnp.asarray(actions))
+    if alive[-1]:
+        return np.asarray(states.z), len(actions), ""
+    last = int(alive.sum()) - 1
+    at = jax.tree.map(lambda x: x[last], states)
+    found = params.memory(at.carry, at.z, env.clipped(actions[last]), at.time, at.mask)[1]
+    return np.asarray(states.z), last, world.task.ends[int(found.end.argmax())]
 
 
 def _panels(*panels: tuple[np.ndarray, str]) -> Image.Image:

@@ -148,8 +148,7 @@ class Store:
                 f"cannot save {target} ({size / 1e6:.0f} MB needed): {reason}; older checkpoints "
                 "are kept"
             ) from error
-        others = [other for other in self.steps() if other != step]
-        for old in others[: len(others) - (self.keep - 1)]:
+        for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.directory / f"{old:08d}", ignore_errors=True)
 
     def _remove_halves(self, directory: Path) -> None:
@@ -158,9 +157,9 @@ class Store:
             if re.fullmatch(r"\.\d{8,}\.\d+", path.name):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def meta(self, step: int | None = None) -> dict[str, Any]:
-        """`meta.json` of a checkpoint that passes its manifest; the newest one by default."""
-        return self._sound(step)[1]
+    def meta(self) -> dict[str, Any]:
+        """`meta.json` of the newest checkpoint that passes its manifest."""
+        return self._sound()[1]
 
     def unfinished(self) -> str | None:
         """How far a training got that was stopped before its end; None of any other."""
@@ -179,7 +178,7 @@ class Store:
         Raises:
           CheckpointError: no sound checkpoint, or one made for something else.
         """
-        folder, meta, passed = self._sound(None)
+        folder, meta, passed = self._sound()
         for fault in passed:
             print(f"skipped {fault}", flush=True)
         arrays = _checkpointer().restore(folder / "arrays")
@@ -190,12 +189,10 @@ class Store:
         }
         return unflatten(template, inside, str(folder)), meta
 
-    def _sound(self, step: int | None) -> tuple[Path, dict[str, Any], list[str]]:
-        """Folder and meta of checkpoint `step` or of the newest sound one, and faults of newer."""
+    def _sound(self) -> tuple[Path, dict[str, Any], list[str]]:
+        """Folder and meta of the newest sound checkpoint, and faults of newer ones."""
         faults = []
         for folder in reversed(self._folders()):
-            if step not in (None, int(folder.name)):
-                continue
             fault = _fault(folder)
             if fault is None:
                 return folder, json.loads((folder / "meta.json").read_text()), faults

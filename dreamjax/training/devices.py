@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dreamjax.training import container
 from dreamjax.training.team import Team
 
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # as /proc/cpuinfo names them
@@ -57,7 +58,10 @@ def multiplies_bfloat16() -> bool:
 
 
 def device_memory() -> int:
-    """Bytes a device has in all (an accelerator) or to spare (a CPU; in all where unknown)."""
+    """Bytes a device has in all (an accelerator) or to spare (a CPU; in all where unknown).
+
+    A CPU's are those that its container may have, at most.
+    """
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
@@ -66,7 +70,7 @@ def device_memory() -> int:
             rows = dict(line.split(":") for line in file)
     except FileNotFoundError:  # macOS tells only what there is in all
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(rows["MemAvailable"].split()[0]) * 1024
+    return int(min(int(rows["MemAvailable"].split()[0]) * 1024, container.memory_limit()))
 
 
 def tile() -> int:
@@ -90,15 +94,21 @@ def use(device: str) -> None:
     Raises:
       ValueError: the device is not there. Nothing falls back in silence.
     """
-    if device != "auto":
+    asked, remedy = device, "use --device auto"
+    if device == "auto":
+        asked, remedy = (
+            os.environ.get("JAX_PLATFORMS") or "device",
+            "unset JAX_PLATFORMS and XLA_FLAGS",
+        )
+    else:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where no plugin is installed
         reason = next(iter(str(error).splitlines()), "jax has no plugin for it")
         raise ValueError(
-            f"there is no {device} here ({reason}); use --device auto, or install dreamjax with "
-            "the extra cuda12, cuda13 or tpu"
+            f"there is no {asked} here ({reason}); {remedy}, or install dreamjax with the extra "
+            "cuda12, cuda13 or tpu"
         ) from None
 
 
@@ -269,16 +279,16 @@ def check_agreement(directory: Path, facts: str) -> None:
         path.write_text(word)
     wait_for_all("a word is left")
     seen = path.exists() and path.read_text() == word
-    told = np.array([seen, zlib.crc32(facts.encode())], np.uint32)
-    everywhere = multihost_utils.process_allgather(told)
+    told = {
+        f"do not see the same files; put {directory} where all hosts see it": seen,
+        f"were not started alike; start them with the same words, here: {facts}": zlib.crc32(
+            facts.encode()
+        ),
+    }
+    everywhere = multihost_utils.process_allgather(np.array([*told.values()], np.uint32))
     if is_first():
         path.unlink(missing_ok=True)
-    for column, fault in enumerate(
-        (
-            f"do not see the same files; put {directory} where all hosts see it",
-            f"were not started alike; start them with the same words, here: {facts}",
-        )
-    ):
-        odd = np.flatnonzero(everywhere[:, column] != everywhere[0, column])
+    for fault, column in zip(told, everywhere.T, strict=True):
+        odd = np.flatnonzero(column != column[0])
         if len(odd):
             raise ValueError(f"processes 0 and {odd[0]} of this job {fault}")

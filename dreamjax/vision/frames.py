@@ -28,7 +28,8 @@ class FrameStream:
       directory: where the shards are.
       batch_size: B.
       seed: at least 0.
-      memory: bytes of frames to hold at once; a block has at least one shard.
+      memory: bytes of frames to hold at once; a block has at least one shard, and one is read
+        ahead.
 
     Raises:
       ValueError: no frames there.
@@ -39,8 +40,12 @@ class FrameStream:
         self._total = sum(self._counts.values())
         if not self._total:
             raise ValueError(f"no rollouts in {directory}; collect some first")
-        room = memory / prod(FRAME_SHAPE)
-        self._room = room if self._total <= room else room / 2  # two blocks at a time
+        self._room, largest = memory / prod(FRAME_SHAPE), max(self._counts.values())
+        ahead = self._room - self._total  # frames to be read ahead
+        if ahead < 0:
+            ahead = max(self._room / 8, 2 * largest)
+            self._room = (self._room - ahead) / 2  # two blocks at a time
+        self._ahead = ahead / largest - 1
         self._batch_size, self._seed = batch_size, seed
         self._coming, self._step = iter(()), None
 
@@ -105,7 +110,7 @@ class FrameStream:
     def _read(self, block: Block) -> np.ndarray:
         frames = np.empty((sum(self._counts[path] for path in block), *FRAME_SHAPE), np.uint8)
         start = 0
-        for shard in rollouts.stream(block):
+        for _, shard in rollouts.read_all(block, ahead=self._ahead):
             frames[start : start + len(shard.frames)] = shard.frames
             start += len(shard.frames)
         if start != len(frames):
