@@ -127,10 +127,9 @@ class Choice:
         one, other = (int(x) for x in rng.permutation(max(self.n, 2))[:2] % self.n)
         return self._hot(one), self._hot(other)
 
-    def to_game(self, action: np.ndarray, space: gymnasium.spaces.Discrete) -> int:
-        """The game's number of a vector [A]."""
-        del space
-        return self.start + int(np.argmax(action))
+    def to_game(self, action: np.ndarray, space: gymnasium.spaces.Discrete) -> np.integer:
+        """The game's number of a vector [A], as `Discrete` draws them."""
+        return space.dtype.type(self.start + int(np.argmax(action)))
 
     def _hot(self, choice: int) -> np.ndarray:
         return np.eye(self.n, dtype=np.float32)[choice]

@@ -9,17 +9,21 @@ comment says so.
 import contextlib
 import dataclasses
 import importlib
+import math
+import numbers
 import os
 import pickle
 import re
+import reprlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+
 from dreamjax.actions import Actions, Box, Keys, actions_of
 from dreamjax.colours import Colour
-from dreamjax.training.settings import require_positive, require_within
 
 __all__ = [
     "CAR_RACING",
@@ -33,19 +37,6 @@ __all__ = [
     "register",
 ]
 
-_SIZES = (  # fields of a Task that are more than 0
-    "frame_skip",
-    "max_steps",
-    "latent_size",
-    "hidden_size",
-    "num_mixtures",
-    "reward_scale",
-    "temperature",
-    "action_repeat",
-    "frames_per_second",
-    "seeds",
-    "timeout",
-)
 FRAME_SHAPE = (64, 64, 3)  # what V sees of any game, uint8
 GAMMA = 0.995  # the discount of C's learning where a task has no other
 
@@ -151,19 +142,14 @@ class Task:
             raise ValueError(
                 f"a task's name is of small letters, digits and hyphens, got {self.name!r}"
             )
-        require_positive(self, *_SIZES)
-        require_within(self, gamma="(0, 1]")
-        if self.crop is not None and [type(edge) for edge in self.crop] != [int] * 4:
-            raise ValueError(
-                f"crop of {self.name} must be (top, bottom, left, right), whole numbers, got "
-                f"{self.crop!r}"
-            )
-        for name in ("ends", "controller_reads"):
-            if not isinstance(getattr(self, name), tuple):
+        for name, (form, words) in _FORMS.items():
+            value = getattr(self, name)
+            try:
+                object.__setattr__(self, name, form(value))
+            except (TypeError, ValueError, OverflowError):
                 raise ValueError(
-                    f'{name} of {self.name} must be a tuple, such as ("fallen",), got '
-                    f"{getattr(self, name)!r}"
-                )
+                    f"{name} of {self.name} must be {words}, got {reprlib.repr(value)}"
+                ) from None
         object.__setattr__(self, "make", _importable(self.make, self.name))
         object.__setattr__(self, "profile", self.profile or self.name)
         parts = (0.0, 0.07, 0.14, 0.24, 0.38, 0.62, 1.0)
@@ -195,6 +181,82 @@ class Task:
         return f"Dream{words}-v1"
 
 
+def _checked(value: Any, holds: bool) -> Any:
+    if not holds:
+        raise ValueError
+    return value
+
+
+def _whole(value: Any, least: int = 1) -> int:
+    number = _real(value)
+    return _checked(int(number), number == int(number) >= least)
+
+
+def _real(value: Any) -> float:
+    _checked(value, isinstance(value, numbers.Real) and not isinstance(value, bool))
+    return _checked(value if isinstance(value, int) else float(value), math.isfinite(value))
+
+
+def _positive(value: Any) -> float:
+    return _checked(_real(value), value > 0)
+
+
+def _word(value: Any) -> str:
+    return _checked(value, isinstance(value, str))
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    found = _checked(value, isinstance(value, tuple | list) and len(set(value)) == len(value))
+    return _checked(tuple(found), all(isinstance(word, str) for word in found))
+
+
+def _perhaps(form: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else form(value)
+
+
+def _crop(value: Any) -> tuple[int, ...]:
+    return _checked(tuple(_whole(edge, -(2**31)) for edge in value), len(value) == 4)
+
+
+def _actions(value: Any) -> Actions:
+    if isinstance(value, gymnasium.Space):
+        return actions_of(value)
+    return _checked(value, isinstance(value, Actions))
+
+
+_FORMS = {  # what fields of a Task must be: what makes them so, and in words
+    **dict.fromkeys(
+        (
+            "frame_skip",
+            "max_steps",
+            "latent_size",
+            "hidden_size",
+            "num_mixtures",
+            "action_repeat",
+            "seeds",
+        ),
+        (_whole, "a whole number of at least 1"),
+    ),
+    **dict.fromkeys(
+        ("reward_scale", "temperature", "frames_per_second", "timeout"),
+        (_positive, "a number above 0"),
+    ),
+    **dict.fromkeys(
+        ("reads_restart", "controller_bias", "moments", "one_per_process"),
+        (lambda x: _checked(x, isinstance(x, bool)), "True or False"),
+    ),
+    **dict.fromkeys(("profile", "package"), (_word, "a string")),
+    **dict.fromkeys(("ends", "controller_reads"), (_words, 'a tuple of names, as ("fallen",)')),
+    "controller_hidden": (lambda x: _whole(x, 0), "a whole number of at least 0"),
+    "gamma": (lambda x: _checked(_positive(x), x <= 1), "a number above 0, at most 1"),
+    "step_reward": (_perhaps(_real), "a number, or None where rewards vary"),
+    "picture": (_perhaps(_word), "a name, or None"),
+    "crop": (_perhaps(_crop), "(top, bottom, left, right), four whole numbers, or None"),
+    "ages": (lambda x: tuple(_whole(age, 0) for age in x), "a tuple of steps"),
+    "actions": (_perhaps(_actions), "dreamjax.Box, Choice or Keys, a gymnasium space, or None"),
+}
+
+
 def _importable(make: str | Callable[[], Any], name: str) -> str | Callable[[], Any]:
     """`make` as other processes can have it; a script's own function by the script's name.
 
@@ -202,7 +264,7 @@ def _importable(make: str | Callable[[], Any], name: str) -> str | Callable[[], 
       ValueError: they cannot.
     """
     if isinstance(make, str):
-        if not re.fullmatch(r"[\w.]+:\w+", make):
+        if not re.fullmatch(r"[\w.-]+:\w+", make):
             raise ValueError(f'make of {name} must be "module:function", got {make!r}')
         return make
     if not callable(make):
@@ -218,7 +280,8 @@ def _importable(make: str | Callable[[], Any], name: str) -> str | Callable[[], 
     if function.isidentifier() and module != "__main__":
         return f"{module}:{function}"
     try:
-        pickle.dumps(make)
+        if b"__main__" in pickle.dumps(make):
+            raise ValueError("it belongs to the script that was started")
     except Exception as error:
         raise ValueError(
             f"make of {name} is no function that other processes can import ({error}); define it "
@@ -372,10 +435,8 @@ def find(name: str | Callable[..., Any]) -> Callable[..., Any]:
             raise ValueError(
                 f"there is no module {module}; it must lie in this directory or on PYTHONPATH"
             ) from None
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(
-            f"the module {module} does not import ({type(error).__name__}: {reason})"
-        ) from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"the module {module} does not import ({reason})") from error
     if not hasattr(found, attribute):
         raise ValueError(
             f"{module} has no {attribute!r}; it is {getattr(found, '__file__', found)}"

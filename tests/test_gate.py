@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import os
 import subprocess
 import sys
+import types
 
 import gymnasium
 import jax.numpy as jnp
@@ -14,7 +16,8 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Tuple
 
 from dreamjax import actions
 from dreamjax.controller.heads import head_of
-from dreamjax.game.env import RealGame, look, look_beside, make_env, opened
+from dreamjax.game import policies
+from dreamjax.game.env import RealGame, look, make_env, opened
 from dreamjax.game.rollouts import collect
 from dreamjax.game.workers import VectorGame
 from dreamjax.memory.lstm import MDNRNN
@@ -113,6 +116,7 @@ FORMS = {  # of a picture: what is shown, and how near it comes to the picture i
     "grey in floats": (lambda x: grey(x) / 255.0, None),
     "a stack": (lambda x: np.stack([0 * x, 0 * x, x]), 0),
     "a stack of grey": (lambda x: np.stack([0 * grey(x)] * 3 + [grey(x)]), None),
+    "16 bits": (lambda x: x.astype(np.uint16) * 257, 0),
     "upside down in memory": (lambda x: x[::-1][::-1], 0),
     "Fortran's order": (np.asfortranarray, 0),
 }
@@ -152,6 +156,8 @@ BAD_PICTURES = {
     "beyond 255": (lambda x: x.astype(int) * 9, "holds 360"),
     "below 0": (lambda x: x.astype(int) - 99, "holds -59"),
     "an empty one": (lambda x: x[:0], "no picture"),
+    "four pictures as channels": (lambda x: np.dstack([x, x[..., 0]]), "no alpha but varies"),
+    "four pictures of three planes": (lambda x: np.vstack([np.moveaxis(x, 2, 0)] * 4), "no pict"),
 }
 
 
@@ -164,9 +170,15 @@ def test_what_is_no_picture_is_refused_with_game_and_step(form):
     assert line.startswith("dot at step 0 of the episode with seed 5 shows") and said in line
 
 
+def test_a_game_that_begins_in_the_dark_is_seen_right():
+    game = Dot()
+    game.render = lambda: np.float32(game.picture()) * (game.x != 0.5)
+    assert np.array_equal(play(game)[1], play(Dot())[1])
+
+
 def test_floats_that_turn_out_to_be_no_shares_are_refused():
     game = Dot()
-    game.render = lambda: np.where(game.x == 0.5, 0.0, 7.0) * np.ones((48, 64, 3))
+    game.render = lambda: np.where(game.x == 0.5, 0.5, 7.0) * np.ones((48, 64, 3))
     assert "holds 7, though its values were from 0 to 1" in refusal(play, game)
 
 
@@ -183,7 +195,7 @@ def test_a_game_that_shows_next_to_nothing_is_refused_before_it_is_recorded(form
     game = Dot()
     game.render = lambda: DULL[form](game.picture())
     env = RealGame(game, task_of(game))
-    assert "shows pictures whose values are all from" in refusal(look, env)
+    assert "shows pictures whose values are all from" in refusal(look, env, None, int)
 
 
 @pytest.mark.parametrize("high", [10, 255])
@@ -202,9 +214,9 @@ def test_the_picture_is_found_among_several_observations_or_named():
     shown.seen = lambda: {"map": 0 * shown.picture(), "screen": shown.picture(), "speed": 0}
     assert "name one by Task.picture: map, screen" in refusal(play, shown)
     assert np.array_equal(play(shown, picture="screen")[1], play(Dot())[1])
-    assert "shows no pictures" in refusal(play, shown, picture="speed")
-    assert "shows no pictures" in refusal(play, shown, picture="nowhere")
-    assert "shows no pictures" in refusal(play, shown, picture="render")
+    for asked in ("speed", "nowhere", "render"):
+        assert f"has no picture '{asked}'" in refusal(play, shown, picture=asked)
+    assert "it has render" in refusal(play, Dot(), picture="screen")
     shown.observation_space = Dict({"screen": box, "speed": Box(-1, 1, (1,))})
     assert np.array_equal(play(shown)[1], play(Dot())[1])
 
@@ -227,7 +239,7 @@ CROPS = {
 def test_a_crop_that_is_no_part_of_the_picture_is_refused(crop):
     line = refusal(play, Dot(), crop=CROPS[crop])
     assert "48 rows and 64 columns" in line and "Task.crop" in line
-    for words in ((0, 48.0, 0, 64), (0, 48), "all"):
+    for words in ((0, 47.5, 0, 64), (0, 48), "all"):
         assert "(top, bottom, left, right)" in refusal(dataclasses.replace, DOT, crop=words)
 
 
@@ -330,6 +342,7 @@ BAD_REWARDS = {
     "two": np.ones(2),
     "a word": "much",
     "a dict": {"points": 1},
+    "less than float32 can hold": 1e-60,
 }
 
 
@@ -338,6 +351,13 @@ BAD_REWARDS = {
 def test_a_reward_that_is_no_number_is_refused_with_seed_and_step(name, skip):
     line = refusal(play, Dot(paid=lambda: BAD_REWARDS[name]), frame_skip=skip)
     assert line.startswith("dot: step at step 0 of the episode with seed 5 ")
+
+
+def test_other_rewards_than_the_task_says_of_every_step_are_refused():
+    line = refusal(play, Dot(paid=lambda: 0.1), step_reward=1.0)
+    assert "paid 0.1, but Task.step_reward is 1" in line
+    huge = refusal(play, Dot(paid=lambda: 2e38), frame_skip=4)
+    assert "which float32 cannot hold" in huge
 
 
 def old_step(game, info):
@@ -356,6 +376,11 @@ def test_older_forms_are_understood():
     old.reset = lambda seed=None: Dot.reset(old, seed=seed)[0]
     old.step = old_step(old, {})
     assert np.array_equal(play(old)[1], play(Dot())[1])
+    for info in (None, types.MappingProxyType({"lives": 3})):
+        loose = Dot()
+        loose.reset = lambda seed, game=loose, info=info: [Dot.reset(game, seed=seed)[0], info]
+        loose.step = lambda x, game=loose, info=info: [*Dot.step(game, x)[:4], info]
+        assert np.array_equal(play(loose)[1], play(Dot())[1])
     cut = Dot()
     cut.step = old_step(cut, {"TimeLimit.truncated": True})
     env = RealGame(cut, DOT)
@@ -364,6 +389,11 @@ def test_older_forms_are_understood():
 
 
 BAD_ANSWERS = {
+    "an end in words": lambda self, action: (0, 1.0, "False", False, {}),
+    "an end that is no number": lambda self, action: (0, 1.0, np.nan, False, {}),
+    "no dict": lambda self, action: (0, 1.0, False, False, "fine"),
+    "its process ended": lambda self, action: sys.exit(3),
+    "a kind of its own": lambda self, action: (_ for _ in ()).throw(Odd()),
     "three values": lambda self, action: (0, 1.0, {}),
     "no tuple": lambda self, action: None,
     "four flags": lambda self, action: (0, 1.0, False, False),
@@ -371,6 +401,13 @@ BAD_ANSWERS = {
     "an error": lambda self, action: {}["speed"],
     "an assertion": lambda self, action: [][1],
 }
+
+
+class Odd(BaseException):
+    """Several lines, and no words."""
+
+    def __str__(self):
+        raise RuntimeError
 
 
 @pytest.mark.parametrize("name", BAD_ANSWERS)
@@ -384,7 +421,7 @@ def test_a_reset_that_takes_no_seed_is_refused_with_the_form_it_must_have():
     game = Dot()
     game.reset = lambda: Dot.reset(game)
     assert "reset(self, *, seed=None, options=None)" in refusal(play, game)
-    game.reset = lambda seed, **options: [][seed]
+    game.reset = lambda seed, **options: int("deep inside")
     assert "Task.seeds" in refusal(play, game)
 
 
@@ -396,7 +433,7 @@ def test_seeds_stay_below_those_that_the_game_takes(seeds):
     env = RealGame(game, task_of(game, seeds=seeds))
     for seed in (0, 2**31 + 6, 2**32 - 2, -1, 10**30):
         env.reset(seed=seed)
-    look(env)
+    env.reset(seed=seeds - 1)
     assert min(heard) >= 0 and max(heard) == seeds - 1 and len(set(heard)) >= 4
 
 
@@ -446,10 +483,10 @@ ALONE = dataclasses.replace(DOT, name="alone", make="test_gate:Alone")
 
 
 def test_one_game_a_process_is_asked_for_or_told():
-    with contextlib.closing(make_env(ALONE)) as env:
-        assert "one_per_process=True" in refusal(look_beside, env)
-        look_beside(RealGame(Dot(), dataclasses.replace(DOT, one_per_process=True)))
     asked = dataclasses.replace(ALONE, one_per_process=True)
+    with contextlib.closing(make_env(ALONE)) as env:
+        assert "one_per_process=True" in refusal(look, env, None, int)
+        look(RealGame(env.env, asked), None, int)
     with VectorGame(asked, 2, workers=1) as games:
         assert games.reset([0, 1], [1, 2]).shape == (2, 64, 64, 3)
 
@@ -504,21 +541,107 @@ def test_registering_again_takes_the_place_of_the_task_before():
 
 
 FIELDS = {
-    "max_steps": 0,
-    "frame_skip": -1,
-    "reward_scale": float("nan"),
-    "latent_size": 0,
-    "gamma": 1.5,
-    "seeds": 0,
-    "timeout": 0.0,
-    "ends": "end",
-    "controller_reads": ["h"],
+    "max_steps": (0, True, "60", 2.5, None, [60]),
+    "frame_skip": (-1, 1.5),
+    "reward_scale": (float("nan"), "1", 0),
+    "latent_size": (0, 8.5),
+    "gamma": (1.5, "0.9", 0),
+    "seeds": (0, "all"),
+    "timeout": (0.0, "10"),
+    "ends": ("end", (1, 2), ("a", "a")),
+    "controller_reads": ("h", [1]),
+    "step_reward": (float("nan"), "1"),
+    "profile": (3,),
+    "package": (3,),
+    "one_per_process": ("no", 1),
+    "crop": ("all", 4, (0, 1, 2)),
+    "picture": (5,),
+    "actions": (3, "left", object),
+    "ages": ("old", 3),
 }
 
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_field_that_cannot_be_is_refused(name):
-    assert name in refusal(dataclasses.replace, DOT, **{name: FIELDS[name]})
+    for value in FIELDS[name]:
+        line = refusal(dataclasses.replace, DOT, **{name: value})
+        assert line.startswith(f"{name} of dot must be ") and ", got " in line
+
+
+def test_fields_in_another_form_are_brought_into_theirs():
+    task = dataclasses.replace(
+        DOT, actions=Discrete(4), crop=[0, 9, 0, 9], ends=["a"], max_steps=60.0, seeds=1e6
+    )
+    assert task.actions == actions.Choice(4) and task.crop == (0, 9, 0, 9) and task.ends == ("a",)
+    assert type(task.max_steps) is int and task.seeds == 10**6 and hash(task)
+
+
+POLICIES = {
+    "raises": lambda step, frame: {}["speed"],
+    "returns nothing": lambda step, frame: None,
+    "stops": lambda step, frame: next(iter(())),
+    "takes one argument": lambda step: 0,
+    "returns words": lambda step, frame: "left",
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_that_fails_is_named(name, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "mine", lambda *_: POLICIES[name], raising=False)
+    env = RealGame(Dot(), DOT)
+    line = refusal(list, policies.play_steps(env, f"{__name__}:mine", 5))
+    assert "dot" in line and (f"policy {__name__}:mine" in line or "must have shape" in line)
+
+
+def test_a_policy_may_keep_one_array_and_paint_into_what_it_sees(monkeypatch):
+    def careless(actions, rng):
+        kept = np.zeros(3)
+
+        def act(step, frame):
+            frame[:] = 7
+            kept[:] = np.eye(3)[step % 3]
+            return kept
+
+        return act
+
+    monkeypatch.setattr(sys.modules[__name__], "mine", careless, raising=False)
+    steps = list(policies.play_steps(RealGame(Dot(), DOT), f"{__name__}:mine", 5))
+    assert len(steps) > 3 and len({tuple(action) for _, action, _, _ in steps}) == 3
+    assert all(frame.max() == 255 for frame, *_ in steps)
+
+
+def test_a_game_may_refuse_a_reset_in_the_middle_of_an_episode(tmp_path):
+    strict = dataclasses.replace(DOT, make="test_gate:Strict")
+    assert collect(strict, tmp_path, 4, 0, workers=1).episodes == 4
+
+
+class Strict(Dot):
+    playing = False
+
+    def reset(self, *, seed=None, options=None):
+        if self.playing or not seed:
+            raise RuntimeError("the episode is not over")
+        self.playing, self.steps = True, 0
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        obs, reward, ended, _, info = super().step(action)
+        self.steps += 1
+        self.playing = not ended and self.steps < 20
+        return obs, reward, ended, not (self.playing or ended), info
+
+    def close(self):
+        raise NotImplementedError
+
+
+class Ending(Dot):
+    def step(self, action):
+        os._exit(3)
+
+
+def test_a_game_that_ends_its_process_is_named(tmp_path):
+    with pytest.raises(RuntimeError, match="the game dot was lost .* a worker died with status 3"):
+        collect(dataclasses.replace(DOT, make="test_gate:Ending"), tmp_path, 4, 0, workers=1)
 
 
 UNGUARDED = """

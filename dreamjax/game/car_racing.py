@@ -27,7 +27,7 @@ def make() -> gymnasium.Env:
     game = theirs.CarRacing(continuous=True, domain_randomize=False, lap_complete_percent=1.0)
     game._render_road = _Road(game, theirs)
     draw, laps = game._render, Laps(game)
-    game._render = lambda mode: draw(mode) if laps.screen else _black()
+    game._render = lambda mode: draw(mode) if laps.dreamjax_screen else _black()
     return laps
 
 
@@ -47,10 +47,10 @@ class Laps(gymnasium.Wrapper):
     """Tells a lap completed from a car that left the track, by `info["end"]`.
 
     Attributes:
-      screen: False draws nothing, which takes most of the game's time.
+      dreamjax_screen: False draws nothing, which takes most of the game's time.
     """
 
-    screen = True
+    dreamjax_screen = True
 
     def step(self, action):
         """One frame; see `gymnasium.Env.step`."""

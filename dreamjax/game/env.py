@@ -5,12 +5,13 @@ Original: `doomrnn/doomreal.py`, `carracing/env.py`.
 """
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import importlib.metadata
 import math
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
@@ -20,11 +21,11 @@ from dreamjax.actions import actions_of, in_a_line
 from dreamjax.game.pictures import Eye
 from dreamjax.tasks import FRAME_SHAPE, TASKS, Task, find
 
-SWITCH = "screen"  # an attribute by which a game can be told not to draw
-CONTRAST = 16  # between the darkest and the brightest value that a game shows, at least
+SWITCH = "dreamjax_screen"  # an attribute by which a game can be told not to draw
+CONTRAST = 32  # between the darkest and the brightest value that a game shows, at least
 LEAST_LOOKS, MOST_LOOKS = 4, 64  # steps that `look` plays: at first, and until it sees so much
 _SLACK = 1e-3  # of half a number's range, by which rounding may carry an action past its bounds
-_LARGEST = float(np.finfo(np.float32).max)
+_LARGEST, _SMALLEST = float(np.finfo(np.float32).max), 2.0**-149
 
 
 class EngineCrashError(RuntimeError):
@@ -45,8 +46,8 @@ def make_env(task: Task, *, screen: bool = True) -> gymnasium.Env:
 
     Args:
       task: which game.
-      screen: False leaves all frames black. A game that has a switch `screen`, true or false, is
-        told so: VizDoom's plays on identically, over twice as fast.
+      screen: False leaves all frames black. A game that has a switch `dreamjax_screen` is told
+        so: VizDoom's plays on identically, over twice as fast.
 
     Raises:
       ImportError: the game's package is missing; names the `pip install` that brings it.
@@ -71,13 +72,13 @@ def opened(task: Task) -> gymnasium.Env:
     make = find(task.make)
     try:
         game = make()
-    except Exception as error:
-        if isinstance(error, EngineCrashError) or _tells_a_remedy(error):
+    except BaseException as error:
+        if isinstance(error, EngineCrashError | KeyboardInterrupt) or _tells_a_remedy(error):
             raise
         kind = ImportError if isinstance(error, ImportError) else GameError
         raise kind(
             f"{task.name}: make() failed ({in_a_sentence(error)}); call it in Python to see why, "
-            "and install or import there what it lacks"
+            "and install, import or register there what it lacks"
         ) from error
     if not isinstance(game, gymnasium.Env):
         raise GameError(
@@ -95,17 +96,21 @@ def _tells_a_remedy(error: Exception) -> bool:
 
 def in_a_sentence(error: BaseException) -> str:
     """The type of an error and what it says, in one line."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    try:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+    except Exception:  # of a `__str__`
+        return type(error).__name__
     return text if len(text) < 300 else f"{text[:300]}..."
 
 
-@functools.lru_cache(maxsize=1)
-def look(game: "RealGame") -> None:
-    """Look at a game once, before anything of it is recorded.
+def look(game: "RealGame", job: None, tick: Callable[[int], None]) -> None:
+    """Look at a game before anything of it is recorded; runs in a worker that then ends.
 
     Raises:
-      GameError: it shows next to nothing, or as `RealGame`.
+      GameError: it shows next to nothing, a process can hold only one such game though the task
+        does not say so, or as `RealGame`.
     """
+    del job
     task, rng = game.task, np.random.default_rng(0)
     low, high, over = 255, 0, True
     for step in range(MOST_LOOKS):
@@ -114,31 +119,32 @@ def look(game: "RealGame") -> None:
         else:
             frame, _, terminated, truncated, _ = game.step(task.actions.draw(rng))
             over = terminated or truncated
+        tick(1)
         low, high = min(low, int(frame.min())), max(high, int(frame.max()))
-        if step >= LEAST_LOOKS and high - low >= CONTRAST:
-            return
-    raise GameError(
-        f"{task.name} shows pictures whose values are all from {low} to {high} of 255; scale them, "
-        "find others by Task.picture, or mend what draws or crops them"
-    )
+        if step >= LEAST_LOOKS and high - low >= CONTRAST and not over:
+            break
+    if high - low < CONTRAST:
+        raise GameError(
+            f"{task.name} shows pictures whose values are all from {low} to {high} of 255; scale "
+            "them, find others by Task.picture, or mend what draws or crops them"
+        )
+    if not (task.one_per_process or over):
+        _look_beside(game, tick)
 
 
-def look_beside(game: "RealGame") -> None:
-    """Find out whether this process can play a second game, if it will have to.
-
-    Raises:
-      GameError: it cannot.
-    """
-    if game.task.one_per_process:
-        return
+def _look_beside(game: "RealGame", tick: Callable[[int], None]) -> None:
+    """Play a second game in this process, while the first is in the middle of an episode."""
+    task = game.task
     try:
-        opened(game.task).close()
-        game.reset(seed=0)
+        second = make_env(task)
+        tick(0)
+        second.reset(seed=task.seeds - 1)
+        tick(0)
+        game.step(task.actions.draw(np.random.default_rng(1)))
     except Exception as error:
         raise GameError(
-            f"{game.task.name}: a second game in one process fails "
-            f"({in_a_sentence(error.__cause__ or error)}); set "
-            "one_per_process=True in its Task"
+            f"{task.name}: a second game in one process fails "
+            f"({in_a_sentence(error.__cause__ or error)}); set one_per_process=True in its Task"
         ) from error
 
 
@@ -182,21 +188,18 @@ class RealGame(gymnasium.Wrapper):
 
     def __init__(self, game: gymnasium.Env, task: Task, screen: bool = True):
         super().__init__(game)
-        self.task = task
+        task = self.task = _with_actions(task, game)
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": task.frames_per_second}
         self.observation_space = gymnasium.spaces.Box(0, 255, FRAME_SHAPE, np.uint8)
         self.action_space = task.actions.space()
         low, high = self.action_space.low, self.action_space.high
         slack = _SLACK * (high - low) / 2
         self._bounds = low - slack, high + slack
-        self._check_actions()
         try:
             self._eye = Eye(game, task.picture)
         except Exception as error:
             raise GameError(f"{task.name} {error}") from error
-        # pygame's games have another attribute of that name
-        has_switch = game.has_wrapper_attr(SWITCH)
-        self._has_switch = has_switch and isinstance(game.get_wrapper_attr(SWITCH), bool)
+        self._has_switch = game.has_wrapper_attr(SWITCH)
         self._dark = not screen
         self._seed, self._picture = None, None
         self._steps = None  # None: the episode is over or has not begun
@@ -207,9 +210,9 @@ class RealGame(gymnasium.Wrapper):
         self._seed, self._steps = seed, 0
         asked = {"seed": None if seed is None else int(seed) % self.task.seeds}
         answer = self._ask("reset", **asked, **({} if options is None else {"options": options}))
-        is_pair = isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict)
-        obs, info = answer if is_pair else (answer, {})
-        return self._seen(obs), info
+        is_pair = isinstance(answer, tuple | list) and len(answer) == 2
+        obs, info = answer if is_pair else (answer, None)
+        return self._seen(obs), self._noted("reset", info)
 
     def step(self, action):
         """Play one step, `task.frame_skip` frames or fewer; see `gymnasium.Env.step`.
@@ -252,17 +255,18 @@ class RealGame(gymnasium.Wrapper):
             earned += reward
             if terminated or truncated:
                 break
+        self._check_paid(earned, terminated or truncated)
         return obs, earned, terminated, truncated, info
 
     def _frame(self, action):
         """The five values of one frame."""
         answer = self._ask("step", action)
-        if not isinstance(answer, tuple) or not isinstance(answer[-1], dict):
+        if not isinstance(answer, tuple | list):
             answer = ()
-        if len(answer) == 4:  # gym's, before there was `truncated`
+        if len(answer) == 4 and isinstance(answer[3], Mapping):  # before there was `truncated`
             obs, reward, done, info = answer
             cut = info.get("TimeLimit.truncated", False)
-            answer = obs, reward, self._one(done, bool) and not cut, cut, info
+            answer = obs, reward, self._truth(done) and not cut, cut, info
         if len(answer) != 5:
             raise self._refused(
                 "step", "returned other than (obs, reward, terminated, truncated, info)"
@@ -271,7 +275,30 @@ class RealGame(gymnasium.Wrapper):
         paid = reward if type(reward) is float else self._one(reward, float)
         if not abs(paid) < _LARGEST:
             raise self._refused("step", f"paid {reprlib.repr(reward)}; pay finite numbers")
-        return obs, paid, self._one(terminated, bool), self._one(truncated, bool), info
+        over = self._truth(terminated), self._truth(truncated)
+        return obs, paid, *over, self._noted("step", info)
+
+    def _check_paid(self, earned: float, over: bool) -> None:
+        """Refuse what float32 cannot hold, and other than the task says of every step."""
+        if not abs(earned) < _LARGEST or (earned and abs(earned) < _SMALLEST):
+            raise self._refused("step", f"paid {earned:g}, which float32 cannot hold; scale it")
+        constant = self.task.step_reward
+        if constant is not None and not over and not math.isclose(earned, constant, rel_tol=1e-5):
+            raise self._refused("step", f"paid {earned:g}, but Task.step_reward is {constant:g}")
+
+    def _noted(self, method: str, info: Any) -> dict[str, Any]:
+        if info is None:
+            return {}
+        if not isinstance(info, Mapping):
+            raise self._refused(method, f"returned {reprlib.repr(info)} in place of the dict info")
+        return dict(info)
+
+    def _truth(self, value: Any) -> bool:
+        """True or false, which may come as an array, as 0 or 1, or false as None."""
+        found = False if value is None else self._one(value, float)
+        if found not in (0, 1):
+            raise self._refused("step", f"answered {value!r} where True or False belongs")
+        return bool(found)
 
     def _one(self, value: Any, kind: type) -> Any:
         """A single number, or truth, that may come as an array of one."""
@@ -287,11 +314,11 @@ class RealGame(gymnasium.Wrapper):
         """What the game answers; its own errors in one line."""
         try:
             return getattr(self.env, method)(*args, **named)
-        except (EngineCrashError, MemoryError):
+        except (EngineCrashError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             said = f"failed ({in_a_sentence(error)})"
-            if method == "reset" and isinstance(error, TypeError):
+            if method == "reset" and "unexpected keyword argument 'seed'" in said:
                 said += "; define reset(self, *, seed=None, options=None)"
             elif method == "reset":
                 said += "; Task.seeds says how many seeds it takes"
@@ -337,17 +364,6 @@ class RealGame(gymnasium.Wrapper):
             )
         return ends.index(name)
 
-    def _check_actions(self) -> None:
-        try:
-            theirs, ours = actions_of(getattr(self.env, "action_space", None)), self.task.actions
-        except ValueError as error:
-            raise GameError(f"{self.task.name}: {error}") from error
-        if (theirs.size, theirs.low, theirs.high) != (ours.size, ours.low, ours.high):
-            raise GameError(
-                f"{self.task.name} has the actions {in_a_line(self.env.action_space)}, but its "
-                f"task says {ours}"
-            )
-
     def _checked(self, action) -> np.ndarray:
         action = np.asarray(action, np.float32)
         space, (low, high) = self.action_space, self._bounds
@@ -362,6 +378,23 @@ class RealGame(gymnasium.Wrapper):
                 f"{space.low.tolist()} and {space.high.tolist()}"
             )
         return action
+
+
+def _with_actions(task: Task, game: gymnasium.Env) -> Task:
+    """`task`, whose actions are the game's, if it did not tell them.
+
+    Raises:
+      GameError: it told others, or they are of no known form.
+    """
+    space = getattr(game, "action_space", None)
+    try:
+        theirs = actions_of(space)
+    except ValueError as error:
+        raise GameError(f"{task.name}: {error}") from error
+    ours = task.actions or theirs
+    if (theirs.size, theirs.low, theirs.high) != (ours.size, ours.low, ours.high):
+        raise GameError(f"{task.name} has the actions {in_a_line(space)}, but its task says {ours}")
+    return dataclasses.replace(task, actions=ours)
 
 
 def shrunk(picture: np.ndarray, crop: tuple[int, int, int, int] | None) -> np.ndarray:

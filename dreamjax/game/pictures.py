@@ -34,16 +34,17 @@ class Eye:
 
     def __init__(self, game: gymnasium.Env, asked: str | None = None):
         self._game, self._span = game, None
-        space, draws = game.observation_space, game.render_mode in DRAWING
-        shown = {key: box for key, box in _boxes(space).items() if _span_of(box)}
-        if asked not in (None, RENDER):
-            shown = {k: box for k, box in shown.items() if k == asked}
-        if asked is None and draws and not _is_plain(space):
-            shown = {}
-        if asked == RENDER or (not shown and asked is None and draws):
-            shown = {RENDER: None} if draws else {}
+        space = getattr(game, "observation_space", None)
+        draws = game.render_mode in DRAWING
+        found = {k: box for k, box in _boxes(space).items() if _span_of(box)}
+        found |= {RENDER: None} if draws else {}
+        if asked is None and draws:  # symbols may look like pictures, what is drawn is one
+            asked = OBSERVATION if OBSERVATION in found and _is_plain(space) else RENDER
+        shown = found if asked is None else {k: box for k, box in found.items() if k == asked}
         if len(shown) != 1:
             several = f"; name one by Task.picture: {', '.join(shown)}" if shown else ""
+            if asked is not None:
+                raise ValueError(f"has no picture {asked!r}, as Task.picture says; {_has(found)}")
             raise ValueError(
                 f"shows no pictures: its observations are {in_a_line(space)}, not uint8 [height, "
                 f"width, 3], and its render_mode is {game.render_mode}, not 'rgb_array'{several}"
@@ -69,9 +70,9 @@ class Eye:
                 f"shows {picture.dtype}{list(picture.shape)}, which is no picture; show uint8 "
                 "[height, width, 3]"
             )
-        if self._span is None:
+        if self._span is None and picture.any():  # a black one tells nothing
             self._span = _span_seen(picture)
-        return lay(_as_bytes(picture, *self._span))
+        return lay(_as_bytes(picture, *(self._span or SPANS[0])))
 
 
 def _boxes(space: gymnasium.Space) -> dict[str, gymnasium.spaces.Box]:
@@ -98,6 +99,8 @@ def _span_of(box: gymnasium.spaces.Box) -> tuple[float, float] | None:
 
 def _span_seen(picture: np.ndarray) -> tuple[float, float]:
     """The values of pictures by the first of them."""
+    if picture.dtype == np.uint16:
+        return SPANS[3]
     if picture.dtype.kind == "b" or (picture.dtype.kind == "f" and picture.max(initial=0) <= 1):
         return SPANS[2] if picture.min(initial=0) < 0 else SPANS[1]
     return SPANS[0]
@@ -126,8 +129,23 @@ def _layout(shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray] | None
     if len(shape) != 3 or 0 in shape:
         return None
     if shape[2] in (1, 3, 4):
-        return lambda x: np.repeat(x, 3, axis=2) if x.shape[2] == 1 else x[..., :3]
+        return {1: lambda x: np.repeat(x, 3, axis=2), 3: lambda x: x, 4: _opaque}[shape[2]]
     if shape[0] in (1, 3):
         return lambda x: _layout(x.shape[1:] + x.shape[:1])(np.moveaxis(x, 0, 2))
-    inner = _layout(shape[1:]) if min(shape[1:]) >= SMALLEST else None
-    return inner and (lambda stack: inner(stack[-1]))
+    if min(shape[1:]) < SMALLEST or shape[0] % 3 == 0:  # a stack of grey, or of colours?
+        return None
+    return lambda stack: np.repeat(stack[-1][..., None], 3, axis=2)
+
+
+def _opaque(picture: np.ndarray) -> np.ndarray:
+    """RGB of RGBA [H, W, 4]."""
+    if np.ptp(picture[..., 3]):
+        raise ValueError(
+            "shows four channels of which the last is no alpha but varies; show uint8 [height, "
+            "width, 3]"
+        )
+    return picture[..., :3]
+
+
+def _has(found: dict[str, Any]) -> str:
+    return f"it has {', '.join(found)}" if found else "it has none"

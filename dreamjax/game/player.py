@@ -105,11 +105,18 @@ def _answer(player: Player, method: str, *arguments: Any) -> tuple:
         return method, getattr(player, method)(*arguments)
     except EngineCrashError as error:
         return "crash", str(error)
-    except Exception as error:
-        return "error", _builtin(error), str(error), traceback.format_exc()
+    except BaseException as error:  # also what would end this process
+        return "error", _builtin(error), _said(error), traceback.format_exc()
 
 
-def _builtin(error: Exception) -> str:
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return type(error).__name__
+
+
+def _builtin(error: BaseException) -> str:
     """The name of Python's own exception that an error is a kind of."""
     return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
 

@@ -5,12 +5,13 @@ which the task names, is what a controller has to beat before its score says any
 world model. A: numbers in an action.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from dreamjax.actions import Actions
-from dreamjax.game.env import RealGame, engine_seed
+from dreamjax.game.env import RealGame, engine_seed, in_a_sentence
 from dreamjax.tasks import Task, find
 
 Policy = Callable[..., np.ndarray]  # (step, frame) -> action; without a frame if it never looks
@@ -94,14 +95,28 @@ def play_steps(
       `(frame before the action, action [A], reward, end)` for every step; the end is its place in
       `task.ends`, or None where none came.
     """
-    act = begin(env.task, policy, np.random.default_rng(engine_seed(seed)))
+    with _naming(env.task, policy, seed):
+        act = begin(env.task, policy, np.random.default_rng(engine_seed(seed)))
     frame, _ = env.reset(seed=seed)
     step, over = 0, False
     while not over:
-        action = act(step, frame)
+        with _naming(env.task, policy, seed):
+            action = np.array(act(step, frame.copy()), np.float32)  # neither is ours alone
         next_frame, reward, terminated, truncated, info = env.step(action)
         yield frame, action, reward, info["end"] if terminated else None
         frame, step, over = next_frame, step + 1, terminated or truncated
+
+
+@contextlib.contextmanager
+def _naming(task: Task, policy: str, seed: int) -> Iterator[None]:
+    """Turn whatever a policy raises into one line that names it."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"{task.name}: policy {policy} failed in the episode with seed {seed} "
+            f"({in_a_sentence(error)}); it must make (step, frame) -> action"
+        ) from error
 
 
 def score(

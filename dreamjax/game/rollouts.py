@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from dreamjax.game import policies
-from dreamjax.game.env import RealGame, engine_seed, look, look_beside, package
+from dreamjax.game.env import RealGame, engine_seed, package
 from dreamjax.game.workers import _worker_count, default_workers, run_jobs
 from dreamjax.tasks import FRAME_SHAPE, Task
 from dreamjax.training import files
@@ -330,6 +330,7 @@ def collect(
     ]
     jobs = team.own(missing)
     if jobs:
+        list(run_jobs(task, "dreamjax.game.env:look", [None]))
         kept = sum(found.values()) - sum(found.get(job.path, 0) for job in missing)
         _record_all(task, jobs, kept, workers, log)
     team.wait("all shards are recorded")
@@ -486,9 +487,6 @@ def _record_all(task, jobs: list[_ShardJob], kept: int, count: int | None, log: 
 
 def record(env: RealGame, job: _ShardJob, tick: Callable[[int], None]) -> None:
     """Play the episodes of one shard and write it; runs in a worker."""
-    look(env)
-    if job.shard == 0:
-        look_beside(env)
     kept, seeds = [], []
     for seed in _episode_seeds(job):
         steps = list(_ticking(policies.play_steps(env, job.policy, seed), tick))

@@ -126,14 +126,15 @@ class TakeCover(gymnasium.Env):
       profile: variant of the game, a key of `_DOOM_PROFILES`.
 
     Attributes:
-      screen: whether frames are drawn. After a death there is none: the frame before stays.
+      dreamjax_screen: whether frames are drawn. After a death there is none: the frame before
+        stays.
     """
 
     observation_space = gymnasium.spaces.Box(0, 255, (*SCREEN, 3), np.uint8)
     action_space = TAKE_COVER.actions.space()
 
     def __init__(self, profile: str = TAKE_COVER.profile):
-        self.screen = True
+        self.dreamjax_screen = True
         self.game = _doom_game(_DOOM_PROFILES[profile])
         self._scratch = Scratch("doom")
         self._cleanup = weakref.finalize(self, self._scratch.clear)
@@ -159,7 +160,7 @@ class TakeCover(gymnasium.Env):
         buttons = [bool(action[0] < -pressed), bool(action[0] > pressed)]
         with self._faults():
             self.game.set_action(buttons)
-            self.game.advance_action(1, self.screen)
+            self.game.advance_action(1, self.dreamjax_screen)
             terminated = self.game.is_episode_finished()
             if not terminated:
                 self._look()
@@ -171,7 +172,7 @@ class TakeCover(gymnasium.Env):
         self._cleanup()
 
     def _look(self) -> None:
-        if self.screen:
+        if self.dreamjax_screen:
             self._frame = self.game.get_state().screen_buffer
 
     def _start(self) -> None:

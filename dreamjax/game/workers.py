@@ -132,7 +132,8 @@ class _Worker:
         with contextlib.suppress(subprocess.TimeoutExpired, ValueError):
             number = signal.Signals(-self.process.wait(1))  # its end of the pipe closed just now
             return f" of {number.name} ({signal.strsignal(number)})"
-        return ""
+        code = self.process.poll()
+        return "" if code is None else f" with status {code}"
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):
@@ -254,7 +255,9 @@ class _JobPool:
         worker.end()
         self.losses[job] += 1
         if self.losses[job] > self.retries:
-            raise WorkerError(f"the game was lost {self.losses[job]} times in a row: {reason}")
+            raise WorkerError(
+                f"the game {self.task.name} was lost {self.losses[job]} times in a row: {reason}"
+            )
         self._start(job)
 
 
@@ -556,7 +559,8 @@ class VectorGame:
         if lost:
             seeds = " or ".join(str(episode.seed) for episode in lost)
             raise WorkerError(
-                f"the game with seed {seeds} was lost {lost[0].losses} times: {reason}"
+                f"the game {self.task.name} with seed {seeds} was lost {lost[0].losses} times: "
+                f"{reason}"
             ) from None
 
     def _start(self, index: int) -> None:
