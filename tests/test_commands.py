@@ -239,7 +239,8 @@ def test_little_output_into_a_closed_pipe_is_silent(word):
     reading, writing = os.pipe()
     os.close(reading)
     started = [sys.executable, "-m", "dreamjax", "doctor", word]
-    done = subprocess.run(started, stdout=writing, stderr=subprocess.PIPE, env=environ())
+    environment = environ(PYTHONUNBUFFERED="")
+    done = subprocess.run(started, stdout=writing, stderr=subprocess.PIPE, env=environment)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"")
 
