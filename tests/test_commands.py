@@ -233,13 +233,14 @@ def test_a_reader_who_has_read_enough_is_not_told_of_it(status, monkeypatch, cap
     assert capfd.readouterr().err.count("resume with: dreamjax collect") == bool(status)
 
 
-def test_help_into_a_closed_pipe_is_silent():
-    code = "from dreamjax.run.cli import main; import sys; sys.exit(main(['run', '--help']))"
+@pytest.mark.parametrize("word", ["--help", "."])
+def test_little_output_into_a_closed_pipe_is_silent(word):
+    """So little that it waits in a buffer until the end."""
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        [sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, env=environ()
-    )
+    started = [sys.executable, "-m", "dreamjax", "doctor", word]
+    environment = environ(PYTHONUNBUFFERED="")
+    done = subprocess.run(started, stdout=writing, stderr=subprocess.PIPE, env=environment)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"")
 

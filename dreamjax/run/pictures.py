@@ -139,12 +139,12 @@ def _dream(
     tell = lambda state, action: state  # noqa: E731
     dream = jax.jit(functools.partial(unroll, env, choose=follow, tell=tell))
     states, alive = dream(params, start, keys, inputs=jnp.asarray(actions))
+    z, last = np.asarray(states.z), int(alive.sum()) - 1
     if alive[-1]:
-        return np.asarray(states.z), len(actions), ""
-    last = int(alive.sum()) - 1
+        return z, len(actions), ""
     at = jax.tree.map(lambda x: x[last], states)
     found = params.memory(at.carry, at.z, env.clipped(actions[last]), at.time, at.mask)[1]
-    return np.asarray(states.z), last, world.task.ends[int(found.end.argmax())]
+    return z, last, world.task.ends[int(found.end.argmax())]
 
 
 def _panels(*panels: tuple[np.ndarray, str]) -> Image.Image:

@@ -58,10 +58,7 @@ def multiplies_bfloat16() -> bool:
 
 
 def device_memory() -> int:
-    """Bytes a device has in all (an accelerator) or to spare (a CPU; in all where unknown).
-
-    A CPU's are those that its container may have, at most.
-    """
+    """Bytes of a device: all of an accelerator; of a CPU what is free, within its container."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
@@ -187,7 +184,7 @@ def _leave_word(words: list[str]) -> None:
     said = lost(words, f"what jax said is in {log}")
     terminal = os.fdopen(os.dup(2), "w", buffering=1)
     watch = subprocess.Popen(
-        [sys.executable, "-S", "-c", _WATCH, said, log],
+        [sys.executable, "-IS", "-c", _WATCH, said, log],
         stdin=subprocess.PIPE,
         stderr=terminal,
         start_new_session=True,
