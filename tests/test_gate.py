@@ -697,3 +697,9 @@ def test_a_real_game_can_be_rendered(game):
     assert env.render().any() and env.metadata["render_fps"] == 30
     seen = gymnasium.wrappers.AddRenderObservation(env)
     assert seen.reset(seed=1)[0].shape == (48, 64, 3)
+
+
+def test_parts_of_m_that_there_are_not_are_refused():
+    task = dataclasses.replace(DOT, controller_reads=("zz",), latent_size=4, hidden_size=8)
+    line = refusal(MDNRNN, task, rngs=nnx.Rngs(0))
+    assert "controller_reads of dot is ('zz',), but M has c, h" in line

@@ -106,6 +106,12 @@ class Memory(nnx.Module):
         self.pressed = task.actions.pressed if isinstance(task.actions, Keys) else 0.0
         self.num_inputs = task.latent_size + task.action_size + task.reads_restart
         self.recurrence(rngs)
+        if self.controller_reads and not self.reads:
+            has = ", ".join(jax.eval_shape(lambda: self.parts(self.initial_carry())))
+            raise ValueError(
+                f"controller_reads of {task.name} is {self.controller_reads}, but M has {has}; "
+                "name some of these in its Task"
+            )
         width, where = outputs.width(self.layout), outputs.places(self.layout)
         self.head_kernel = nnx.Param(glorot(rngs, self.hidden_size, width))
         bias = jnp.zeros(width, jnp.float32)
