@@ -138,18 +138,11 @@ class Task:
     paper: Score | None = None
 
     def __post_init__(self):
-        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name):
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", str(self.name)):
             raise ValueError(
                 f"a task's name is of small letters, digits and hyphens, got {self.name!r}"
             )
-        for name, (form, words) in _FORMS.items():
-            value = getattr(self, name)
-            try:
-                object.__setattr__(self, name, form(value))
-            except (TypeError, ValueError, OverflowError):
-                raise ValueError(
-                    f"{name} of {self.name} must be {words}, got {reprlib.repr(value)}"
-                ) from None
+        _formed(self)
         object.__setattr__(self, "make", _importable(self.make, self.name))
         object.__setattr__(self, "profile", self.profile or self.name)
         parts = (0.0, 0.07, 0.14, 0.24, 0.38, 0.62, 1.0)
@@ -181,80 +174,78 @@ class Task:
         return f"Dream{words}-v1"
 
 
-def _checked(value: Any, holds: bool) -> Any:
-    if not holds:
-        raise ValueError
-    return value
+def _of(kind: Any, holds: Callable[[Any], bool] = lambda value: True) -> Callable[[Any], Any]:
+    """What returns a value, or raises ValueError where it is of another kind or does not hold."""
+
+    def form(value: Any) -> Any:
+        if isinstance(value, bool) > (kind is bool) or not (
+            isinstance(value, kind) and holds(value)
+        ):
+            raise ValueError
+        return value
+
+    return form
 
 
-def _whole(value: Any, least: int = 1) -> int:
-    number = _real(value)
-    return _checked(int(number), number == int(number) >= least)
+def _number(least: float, most: float = math.inf, whole: bool = False) -> Callable[[Any], Any]:
+    real = _of(numbers.Real, lambda x: least <= x <= most and math.isfinite(x))
+
+    def form(value: Any) -> float:
+        number = int(real(value)) if whole else real(value)
+        return number if number == value else real(None)
+
+    return form
 
 
-def _real(value: Any) -> float:
-    _checked(value, isinstance(value, numbers.Real) and not isinstance(value, bool))
-    return _checked(value if isinstance(value, int) else float(value), math.isfinite(value))
+def _tuple(form: Callable[[Any], Any], length: int | None = None) -> Callable[[Any], tuple]:
+    many = _of((tuple, list), lambda values: length in (None, len(values)))
+    return lambda values: tuple(map(form, many(values)))
 
 
-def _positive(value: Any) -> float:
-    return _checked(_real(value), value > 0)
-
-
-def _word(value: Any) -> str:
-    return _checked(value, isinstance(value, str))
-
-
-def _words(value: Any) -> tuple[str, ...]:
-    found = _checked(value, isinstance(value, tuple | list) and len(set(value)) == len(value))
-    return _checked(tuple(found), all(isinstance(word, str) for word in found))
-
-
-def _perhaps(form: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: None if value is None else form(value)
-
-
-def _crop(value: Any) -> tuple[int, ...]:
-    return _checked(tuple(_whole(edge, -(2**31)) for edge in value), len(value) == 4)
+def _names(values: Any) -> tuple[str, ...]:
+    return _of(tuple, lambda found: len(set(found)) == len(found))(_tuple(_of(str))(values))
 
 
 def _actions(value: Any) -> Actions:
-    if isinstance(value, gymnasium.Space):
-        return actions_of(value)
-    return _checked(value, isinstance(value, Actions))
+    return actions_of(value) if isinstance(value, gymnasium.Space) else _of(Actions)(value)
 
 
-_FORMS = {  # what fields of a Task must be: what makes them so, and in words
-    **dict.fromkeys(
-        (
-            "frame_skip",
-            "max_steps",
-            "latent_size",
-            "hidden_size",
-            "num_mixtures",
-            "action_repeat",
-            "seeds",
-        ),
-        (_whole, "a whole number of at least 1"),
+_TINY = 2.0**-149
+_FORMS = (  # fields of a Task, what brings them into their form, and that form in words
+    (
+        "frame_skip max_steps latent_size hidden_size num_mixtures action_repeat seeds",
+        _number(1, whole=True),
+        "a whole number of at least 1",
     ),
-    **dict.fromkeys(
-        ("reward_scale", "temperature", "frames_per_second", "timeout"),
-        (_positive, "a number above 0"),
-    ),
-    **dict.fromkeys(
-        ("reads_restart", "controller_bias", "moments", "one_per_process"),
-        (lambda x: _checked(x, isinstance(x, bool)), "True or False"),
-    ),
-    **dict.fromkeys(("profile", "package"), (_word, "a string")),
-    **dict.fromkeys(("ends", "controller_reads"), (_words, 'a tuple of names, as ("fallen",)')),
-    "controller_hidden": (lambda x: _whole(x, 0), "a whole number of at least 0"),
-    "gamma": (lambda x: _checked(_positive(x), x <= 1), "a number above 0, at most 1"),
-    "step_reward": (_perhaps(_real), "a number, or None where rewards vary"),
-    "picture": (_perhaps(_word), "a name, or None"),
-    "crop": (_perhaps(_crop), "(top, bottom, left, right), four whole numbers, or None"),
-    "ages": (lambda x: tuple(_whole(age, 0) for age in x), "a tuple of steps"),
-    "actions": (_perhaps(_actions), "dreamjax.Box, Choice or Keys, a gymnasium space, or None"),
-}
+    ("reward_scale temperature frames_per_second timeout", _number(_TINY), "a number above 0"),
+    ("gamma", _number(_TINY, 1), "a number above 0, at most 1"),
+    ("controller_hidden", _number(0, whole=True), "a whole number of at least 0"),
+    ("reads_restart controller_bias moments one_per_process", _of(bool), "True or False"),
+    ("profile package", _of(str), "a string"),
+    ("ends controller_reads", _names, 'a tuple of different names, as ("fallen",)'),
+    ("ages", _tuple(_number(0, whole=True)), "a tuple of steps"),
+    ("step_reward", _number(-math.inf), "a number, or None where rewards vary"),
+    ("picture", _of(str), "a name, or None"),
+    ("crop", _tuple(_number(-1e9, whole=True), 4), "(top, bottom, left, right), or None"),
+    ("actions", _actions, "dreamjax.Box, Choice or Keys, a gymnasium space, or None"),
+)
+
+
+def _formed(task: "Task") -> None:
+    """Bring the fields of a task into their forms.
+
+    Raises:
+      ValueError: one cannot be; names it, its value and what it must be.
+    """
+    for names, form, words in _FORMS:
+        for name in names.split():
+            value = getattr(task, name)
+            try:
+                if value is not None or "None" not in words:
+                    object.__setattr__(task, name, form(value))
+            except (TypeError, ValueError, OverflowError):
+                said = f"{name} of {task.name} must be {words}, got {reprlib.repr(value)}"
+                raise ValueError(said) from None
 
 
 def _importable(make: str | Callable[[], Any], name: str) -> str | Callable[[], Any]:
