@@ -11,8 +11,10 @@ import jax
 
 from dreamjax.agent import Agent, Tape, evaluation_seeds, games_at_once, play_all
 from dreamjax.dream.worlds import World
+from dreamjax.game.jobs import play
 from dreamjax.game.rollouts import collect
-from dreamjax.game.workers import VectorGame, default_workers, play
+from dreamjax.game.vector import VectorGame
+from dreamjax.game.workers import default_workers
 from dreamjax.training.logbook import Logbook
 
 from . import timing

@@ -19,7 +19,9 @@ from dreamjax.controller.population import Policy
 from dreamjax.dream.worlds import World
 from dreamjax.game import rollouts
 from dreamjax.game.env import engine_seed
-from dreamjax.game.workers import NONE_PLAYED, Played, VectorGame, games_beside
+from dreamjax.game.jobs import NONE_PLAYED, Played
+from dreamjax.game.vector import VectorGame
+from dreamjax.game.workers import games_beside
 from dreamjax.memory.model import Carry, Memory, reset
 from dreamjax.tasks import FRAME_SHAPE, Task
 from dreamjax.training.devices import cast, product_dtype

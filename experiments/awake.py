@@ -38,7 +38,7 @@ from dreamjax.dream.worlds import (
     save_world,
 )
 from dreamjax.fidelity.compare import dreamt_scores
-from dreamjax.game.workers import VectorGame
+from dreamjax.game.vector import VectorGame
 from dreamjax.memory.model import VARIANT
 from dreamjax.run.scores import score
 from dreamjax.training.settings import SettingError, require_positive

@@ -19,7 +19,7 @@ from dreamjax.dream.env import EnvState
 from dreamjax.dream.worlds import World, load_controller, load_world
 from dreamjax.game import env as real
 from dreamjax.game import rollouts
-from dreamjax.game.workers import VectorGame
+from dreamjax.game.vector import VectorGame
 from dreamjax.tasks import TAKE_COVER, TASKS
 from dreamjax.vision.model import VAE
 from experiments import awake

@@ -19,7 +19,7 @@ from dreamjax.controller.heads import head_of
 from dreamjax.game import policies
 from dreamjax.game.env import RealGame, look, make_env, opened
 from dreamjax.game.rollouts import collect
-from dreamjax.game.workers import VectorGame
+from dreamjax.game.vector import VectorGame
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.tasks import TASKS, Task, register
 from dreamjax.training.logbook import Logbook
@@ -657,8 +657,8 @@ task = dreamjax.Task(name="loose", make=make, actions=actions.Choice(3), max_ste
 """
 WORKS = {
     "collect": "dreamjax.collect(task, sys.argv[1], 4, seed=0, workers=2)",
-    "evaluate": "from dreamjax.game.workers import play; play(task, 'uniform', [1], workers=1)",
-    "step": "from dreamjax.game.workers import VectorGame\nVectorGame(task, 1).reset([0], [1])",
+    "evaluate": "from dreamjax.game.jobs import play; play(task, 'uniform', [1], workers=1)",
+    "step": "from dreamjax.game.vector import VectorGame\nVectorGame(task, 1).reset([0], [1])",
 }
 
 

@@ -19,7 +19,8 @@ from processes import engines_in, running, shared_memory, wait_until, working_in
 
 from dreamjax import agent
 from dreamjax.dream.worlds import World
-from dreamjax.game.workers import VectorGame, WorkerError
+from dreamjax.game.vector import VectorGame
+from dreamjax.game.workers import WorkerError
 from dreamjax.memory.heads import places
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.run import pictures as media

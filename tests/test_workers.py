@@ -17,7 +17,9 @@ from processes import children, running, shared_memory, wait_until, working_in
 from dreamjax.actions import Box
 from dreamjax.game import env as real
 from dreamjax.game import policies, scratch, take_cover
-from dreamjax.game.workers import VectorGame, WorkerError, play, run_jobs
+from dreamjax.game.jobs import play, run_jobs
+from dreamjax.game.vector import VectorGame
+from dreamjax.game.workers import WorkerError
 from dreamjax.tasks import TAKE_COVER, TAKE_COVER_VIZDOOM
 
 LEFT = np.array([-1.0], np.float32)
@@ -362,7 +364,7 @@ def test_a_worker_that_dies_as_it_starts_leaves_nothing(clean_up):
 ORPHANS = """
 import numpy as np
 from dreamjax.tasks import TAKE_COVER
-from dreamjax.game.workers import VectorGame
+from dreamjax.game.vector import VectorGame
 games = VectorGame(TAKE_COVER, 2, workers=2)
 games.reset([0, 1], [0, 1])
 print(*[worker.process.pid for worker in games._workers], flush=True)

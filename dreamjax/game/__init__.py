@@ -8,6 +8,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "env": ["EngineCrashError", "make_env"],
         "policies": ["POLICIES", "play_steps"],
         "rollouts": ["Rollouts", "collect"],
-        "workers": ["Played", "VectorGame", "WorkerError", "play"],
+        "jobs": ["Played", "play"],
+        "vector": ["VectorGame"],
+        "workers": ["WorkerError"],
     },
 )

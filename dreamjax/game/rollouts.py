@@ -23,7 +23,8 @@ import numpy as np
 
 from dreamjax.game import policies
 from dreamjax.game.env import RealGame, engine_seed, package
-from dreamjax.game.workers import _worker_count, default_workers, run_jobs
+from dreamjax.game.jobs import run_jobs
+from dreamjax.game.workers import default_workers, worker_count
 from dreamjax.tasks import FRAME_SHAPE, Task
 from dreamjax.training import files
 from dreamjax.training.logbook import Logbook
@@ -314,7 +315,7 @@ def collect(
     """
     check_guarded()
     _check_request(task, episodes, policy, shard_episodes, min_steps)
-    _worker_count(workers, episodes)  # raises here what it would once the directory is claimed
+    worker_count(workers, episodes)  # raises here what it would once the directory is claimed
     log, directory = log or Logbook(quiet=True), files.writable(directory)
     team = team or Team()
     _check_room(directory, episodes)

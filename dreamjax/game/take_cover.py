@@ -5,7 +5,6 @@ Original: gym-doom's `doom_take_cover.py`, whose game `make` rebuilds with today
 """
 
 import contextlib
-import dataclasses
 import os
 import resource
 import shlex
@@ -74,31 +73,18 @@ def habits(actions, rng: np.random.Generator) -> Callable[[int], np.ndarray]:
     return (sweeps if rng.random() < SWEEPS else policies.varied)(actions, rng)
 
 
-@dataclasses.dataclass(frozen=True)
-class _DoomProfile:
-    """What sets one variant of Take Cover apart; None leaves vizdoom's own setting."""
-
-    start_tic: int | None = None
-    hud: bool | None = None
-    screen_flashes: bool | None = None
-    crosshair: bool | None = None
-    weapon: bool | None = None
-    decals: bool | None = None
-    particles: bool | None = None
-
-
-_DOOM_PROFILES = {
+_DOOM_PROFILES = {  # what sets a variant of Take Cover apart from vizdoom's own settings
     # gym-doom 60ff576. The HUD shifts the view, so it is drawn and then cropped away.
-    "takecover-2016": _DoomProfile(
-        start_tic=14,
-        hud=True,
-        screen_flashes=True,
-        crosshair=False,
-        weapon=False,
-        decals=False,
-        particles=False,
-    ),
-    "takecover-vizdoom": _DoomProfile(),
+    "takecover-2016": {
+        "episode_start_time": 14,
+        "render_hud": True,
+        "render_screen_flashes": True,
+        "render_crosshair": False,
+        "render_weapon": False,
+        "render_decals": False,
+        "render_particles": False,
+    },
+    "takecover-vizdoom": {},
 }
 _SHARED_MEGABYTES = 11
 MEMORY = "/dev/shm"  # where the system keeps what processes share
@@ -200,7 +186,7 @@ class TakeCover(gymnasium.Env):
             raise EngineCrashError(f"the VizDoom engine died ({error})") from None
 
 
-def _doom_game(profile: _DoomProfile):
+def _doom_game(profile: dict[str, int | bool]):
     vizdoom = check()
     game = vizdoom.DoomGame()
     game.load_config(os.path.join(vizdoom.scenarios_path, "take_cover.cfg"))
@@ -211,10 +197,8 @@ def _doom_game(profile: _DoomProfile):
     game.set_episode_timeout(0)  # the cap is RealGame's, apart from death
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
     game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
-    for name, value in dataclasses.asdict(profile).items():
-        setter = "set_episode_start_time" if name == "start_tic" else f"set_render_{name}"
-        if value is not None:
-            getattr(game, setter)(value)
+    for name, value in profile.items():
+        getattr(game, f"set_{name}")(value)
     return game
 
 

@@ -21,8 +21,8 @@ from dreamjax.fidelity.calibrate import true_temperature
 from dreamjax.fidelity.departures import WINDOW, departures
 from dreamjax.fidelity.probe import Game, known
 from dreamjax.game.env import make_env
+from dreamjax.game.jobs import Played, play
 from dreamjax.game.policies import play_steps
-from dreamjax.game.workers import Played, play
 from dreamjax.memory.latents import posteriors, read_latents
 from dreamjax.memory.metrics import memory_metrics
 from dreamjax.run.scores import listed, score

@@ -35,8 +35,8 @@ from dreamjax.dream.worlds import (
 )
 from dreamjax.fidelity.compare import ExploitAlarm
 from dreamjax.game import policies
+from dreamjax.game.jobs import NONE_PLAYED, play
 from dreamjax.game.rollouts import UNREADABLE, collect, frame_counts, shard_paths
-from dreamjax.game.workers import NONE_PLAYED, play
 from dreamjax.memory.latents import encode_rollouts, read_latents
 from dreamjax.memory.training import check_form, train_memory
 from dreamjax.run import pictures
