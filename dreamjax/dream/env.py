@@ -18,11 +18,13 @@ from gymnax.environments import environment, spaces
 
 from dreamjax.dream.moments import Moments
 from dreamjax.memory.heads import total_logit
-from dreamjax.memory.model import Carry, Mask, Memory
+from dreamjax.memory.lstm import MDNRNN
+from dreamjax.memory.model import Bounds, Carry, Mask, Memory, bounds_of
 from dreamjax.tasks import Task
 from dreamjax.training.settings import SettingError
 
-OBSERVATION_BOUND = 50.0  # as the original declares; z, c and h stay well inside
+LARGEST = float(np.finfo(np.float32).max) / 2  # of a state: what M remembers has no other bound
+MASKS = 2**31  # names the dropout's branch of a key: no split of it has that number
 PAPER_THRESHOLD, PAPER_NOISE = 0.0, 0.0  # of deaths in the paper's dream: by the likelier side
 SMALLEST_DRAW = 2.0**-24  # in place of a uniform 0; the next is 2**-23
 
@@ -83,14 +85,8 @@ class EnvParams(environment.EnvParams):
         if self.dropout is None:
             return None
         numbers = self.memory.latent_size + self.memory.hidden_size
-        uniform = jax.random.uniform(jax.random.fold_in(key, 1), (numbers,), jnp.float32)
+        uniform = jax.random.uniform(jax.random.fold_in(key, MASKS), (numbers,), jnp.float32)
         return self.memory.mask(uniform, self.dropout)
-
-
-def observation_box(size: int) -> spaces.Box:
-    """Box [size] of what z, c and h can be; its bounds are arrays, as those of gymnax's own."""
-    high = np.full(size, OBSERVATION_BOUND, np.float32)
-    return spaces.Box(-high, high, (size,), jnp.float32)
 
 
 @struct.dataclass
@@ -217,11 +213,13 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
       task: the game.
       reads: the parts of M's memory that C reads; None are the task's.
       hidden_size: H of M; None is the task's.
+      bounds: of those parts, M's own.
     """
 
     task: Task
     reads: tuple[str, ...] | None = None
     hidden_size: int | None = None
+    bounds: Bounds = MDNRNN.bounds
 
     _supports_transition_gradients = True
 
@@ -342,20 +340,23 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
     def observation_space(self, params: EnvParams | None = None) -> spaces.Box:
         """Box [F], finite bounds."""
         del params
-        return observation_box(self.size_of(self.reads or self.task.controller_reads))
+        return self.box_of(self.reads or self.task.controller_reads)
 
-    def size_of(self, parts: tuple[str, ...]) -> int:
-        """Numbers in z and these parts of what M remembers."""
-        return self.task.latent_size + len(parts) * (self.hidden_size or self.task.hidden_size)
+    def box_of(self, parts: tuple[str, ...]) -> spaces.Box:
+        """Box of z and these parts of what M remembers; bounds are arrays, as in gymnax's own."""
+        sizes = self.task.latent_size, *[self.hidden_size or self.task.hidden_size] * len(parts)
+        high = np.repeat(np.float32(bounds_of(parts, self.bounds)), sizes)
+        return spaces.Box(-high, high, high.shape, jnp.float32)
 
     def state_space(self, params: EnvParams) -> spaces.Dict:
         """Boxes of `EnvState`'s fields but the mask."""
-        bound, carry = OBSERVATION_BOUND, jax.eval_shape(params.memory.initial_carry)
-        boxes = [spaces.Box(-bound, bound, x.shape, jnp.float32) for x in jax.tree.leaves(carry)]
+        carry = jax.eval_shape(params.memory.initial_carry)
+        boxes = [spaces.Box(-LARGEST, LARGEST, x.shape, x.dtype) for x in jax.tree.leaves(carry)]
+        longest = max(self.task.max_steps, params.max_steps_in_episode)
         return spaces.Dict(
             {
-                "time": spaces.Discrete(self.task.max_steps + 1),
-                "z": spaces.Box(-bound, bound, (self.task.latent_size,), jnp.float32),
+                "time": spaces.Discrete(longest + 1),
+                "z": spaces.Box(-LARGEST, LARGEST, (self.task.latent_size,), jnp.float32),
                 "carry": spaces.Tuple(boxes),
                 "dead": spaces.Discrete(2),
             }

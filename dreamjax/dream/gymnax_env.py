@@ -17,14 +17,14 @@ from flax import struct
 from gymnax.environments import spaces
 
 from dreamjax.actions import Choice, Keys
-from dreamjax.dream.env import DreamEnv, EnvParams, EnvState, observation_box
+from dreamjax.dream.env import DreamEnv, EnvParams, EnvState
 from dreamjax.dream.worlds import load_world
 from dreamjax.tasks import FRAME_SHAPE, TASKS, Task
 from dreamjax.training.settings import SettingError
 from dreamjax.vision.model import VAE
 
 ACTIONS = ("continuous", "discrete")
-PARTS = {"zch": ("z", "c", "h"), "zh": ("z", "h"), "z": ("z",)}
+PARTS = {"zch": ("c", "h"), "zh": ("h",), "z": ()}  # beside z
 OBSERVATIONS = (*PARTS, "pixels")
 
 
@@ -43,8 +43,8 @@ class PixelParams(EnvParams):
 class NamedDream(DreamEnv):
     """A dream in one of its variants.
 
-    - observation: `"zch"` float32 [Z + 2H] in [-50, 50]; `"zh"` [Z + H]; `"z"` [Z]; or
-      `"pixels"`, float32 [64, 64, 3] in [0, 1], decoded by V.
+    - observation: `"zch"` float32 [Z + 2H]; `"zh"` [Z + H]; `"z"` [Z]; or `"pixels"`,
+      float32 [64, 64, 3] in [0, 1], decoded by V.
     - action: `"continuous"`, float32 [A] in the task's bounds; or `"discrete"`, int32 []: one key,
       neither or the other, or a choice. Inside a trace, where nothing can be refused, the nearest
       of them is done.
@@ -89,14 +89,14 @@ class NamedDream(DreamEnv):
         del key, action
         if self.observation == "pixels":
             return params.vision.decode(state.z[None])[0]
-        parts = {"z": state.z, **params.memory.parts(state.carry)}
+        parts = params.memory.parts(state.carry)
         lacking = [name for name in PARTS[self.observation] if name not in parts]
         if lacking:
             raise ValueError(
-                f"M of this world has no {lacking[0]} to observe, only {', '.join(parts)}; choose "
-                "another observation"
+                f"M of this world has no {lacking[0]} to observe, only z, {', '.join(parts)}; "
+                "choose another observation"
             )
-        return jnp.concatenate([parts[name] for name in PARTS[self.observation]])
+        return params.memory.features(state.z, state.carry, PARTS[self.observation])
 
     @property
     def name(self) -> str:
@@ -120,7 +120,7 @@ class NamedDream(DreamEnv):
             dark = np.zeros(FRAME_SHAPE, np.float32)
             return spaces.Box(dark, dark + 1, FRAME_SHAPE, jnp.float32)
         env = self if params is None else _of_m(self, params)
-        return observation_box(env.size_of(PARTS[self.observation][1:]))
+        return env.box_of(PARTS[self.observation])
 
     @property
     def supports_transition_gradients(self) -> bool:
@@ -218,9 +218,10 @@ def make(env_id: str, **variant: Any) -> tuple[NamedDream, EnvParams]:
 
 
 def _of_m(env: NamedDream, params: EnvParams) -> NamedDream:
-    """`env` for an M of another size than the task's."""
-    size = params.memory.hidden_size
-    return dataclasses.replace(env, hidden_size=None if size == env.task.hidden_size else size)
+    """`env` for an M of another form than the task's."""
+    size, bounds = params.memory.hidden_size, params.memory.bounds
+    size = None if size == env.task.hidden_size else size
+    return dataclasses.replace(env, hidden_size=size, bounds=bounds)
 
 
 def named(

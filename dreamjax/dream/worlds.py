@@ -100,6 +100,7 @@ class World:
             self.task,
             reads=None if reads == self.task.controller_reads else reads,
             hidden_size=None if size == self.task.hidden_size else size,
+            bounds=self.memory.bounds,
         )
 
     def controller(self, hidden: int = 0) -> Controller:

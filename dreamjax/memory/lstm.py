@@ -22,6 +22,8 @@ class MDNRNN(Memory):
     f, o. The carry is (c, h). Args: as `Memory`.
     """
 
+    bounds = (("h", 1.0),)
+
     def recurrence(self, rngs: nnx.Rngs) -> None:
         """As `Memory.recurrence`."""
         H = self.hidden_size
