@@ -17,7 +17,7 @@ from flax import struct
 from gymnax.environments import spaces
 
 from dreamjax.actions import Choice, Keys
-from dreamjax.dream.env import DreamEnv, EnvParams, EnvState
+from dreamjax.dream.env import DreamEnv, EnvParams, EnvState, keeping_numbers
 from dreamjax.dream.worlds import load_world
 from dreamjax.tasks import FRAME_SHAPE, TASKS, Task
 from dreamjax.training.settings import SettingError
@@ -28,6 +28,7 @@ PARTS = {"zch": ("c", "h"), "zh": ("h",), "z": ()}  # beside z
 OBSERVATIONS = (*PARTS, "pixels")
 
 
+@keeping_numbers
 @functools.partial(struct.dataclass, kw_only=True)
 class PixelParams(EnvParams):
     """A world with the eye that draws it.
