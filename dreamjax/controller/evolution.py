@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from dreamjax.controller.model import checked_weights
+from dreamjax.controller.elsewhere import suited
+from dreamjax.controller.model import Controller, checked_weights
 from dreamjax.controller.population import (
     Policy,
     evaluation_key,
@@ -103,7 +104,7 @@ def evolve(
     Args:
       seed: of everything random.
       env, env_params: the gymnax environment, a dream or any other.
-      policy: `(weights [D], obs) -> action`.
+      policy: `(weights [D], obs) -> action`, or a controller.
       num_params: D.
       config: sizes and lengths.
       start: [D] the first mean, zeros if None; `config.sigma` should suit its scale.
@@ -155,6 +156,7 @@ class Generations:
         config: EvolveConfig,
         directions: jax.Array | None = None,
     ):
+        env = suited(env, env_params, policy) if isinstance(policy, Controller) else env
         self.key, self.config, self.directions = jax.random.key(seed), config, directions
         self.size = num_params if directions is None else len(directions)
         self.strategy, self.strategy_params = make_strategy(

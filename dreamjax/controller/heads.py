@@ -22,9 +22,15 @@ class Head:
 
     Attributes:
       outputs: O.
+      size: A.
     """
 
     outputs: int
+
+    @property
+    def size(self) -> int:
+        """A; O, unless a head says otherwise."""
+        return self.outputs
 
     def act(self, out: jax.Array) -> jax.Array:
         """The action [..., A] of outputs [..., O], awake and in evolution."""
