@@ -59,7 +59,7 @@ class Flat:
 
 
 def suited(env: Any, params: Any, controller: Controller) -> Any:
-    """`env` as `controller` meets it: itself, or `Flat` where a vector is not what it shows or takes.
+    """`env` as `controller` meets it: itself, or `Flat` where it shows or takes no vector.
 
     Raises:
       ValueError: it is nothing that this controller can play.

@@ -128,6 +128,26 @@ def controller_for(task: Task, num_features: int | None = None, hidden: int = 0)
     return LinearController(num_features, head, task.controller_bias)
 
 
+def controller_of_size(task: Task, num_features: int, size: int) -> Controller:
+    """A task's controller of D = `size` weights: linear, or with the hidden units that make it D.
+
+    Raises:
+      ValueError: no form has as many.
+    """
+    linear = controller_for(task, num_features)
+    outputs = linear.head.outputs
+    found = linear
+    if size != linear.num_params:
+        hidden = (size - outputs) // (num_features + 1 + outputs)
+        found = controller_for(task, num_features, max(hidden, 1))
+    if size != found.num_params:
+        raise ValueError(
+            f"no C of {task.name} that reads {num_features} numbers has {size} weights; pass the "
+            "form that load_controller returns beside them"
+        )
+    return found
+
+
 def start_weights(start: jax.Array | None, controller: Controller, key: jax.Array) -> jax.Array:
     """Weights [D] that learning begins from: `start`, or the controller's own.
 

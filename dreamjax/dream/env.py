@@ -77,7 +77,8 @@ class EnvParams(environment.EnvParams):
     Attributes:
       memory: M itself.
       initial_mu, initial_logvar: [N, Z] posteriors of first frames of real episodes.
-      temperature: tau, at least `COLDEST`; flattens the mixture (logits / tau) and widens it (sigma * sqrt(tau)).
+      temperature: tau > 0; flattens the mixture (logits / tau) and widens it (sigma * sqrt(tau)).
+        Below `COLDEST` it is that.
       death_threshold: the dream ends where M's logit of an end is above it; 0 is probability 1/2.
       death_noise: scale of logistic noise added to the logit first. 0 is the paper's; at 1 a dream
         ends with probability sigmoid(logit - threshold), so risks that stay below the threshold

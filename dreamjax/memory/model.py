@@ -242,7 +242,9 @@ class Memory(nnx.Module):
         """
         parts = self.parts(carry)
         names = self.reads if reads is None else reads
-        read = zip((z, *(parts[name] for name in names)), bounds_of(names, self.bounds), strict=True)
+        read = zip(
+            (z, *(parts[name] for name in names)), bounds_of(names, self.bounds), strict=True
+        )
         return jnp.concatenate([jnp.clip(part, -most, most) for part, most in read], axis=-1)
 
     @property
