@@ -110,7 +110,7 @@ class KeysHead(Categorical):
         Where the draw is C's own choice, the number is C's own too: M then reads while C learns
         what it will read awake.
         """
-        own, choice = self.act(out)[..., 0], jnp.asarray(self.keys.choices)[drawn]
+        own, choice = self.act(out)[..., 0], jnp.asarray(self.keys.choices, jnp.float32)[drawn]
         return jnp.where(pressed(own, self.keys.pressed) == choice, own, choice)[..., None]
 
 
@@ -136,7 +136,7 @@ class ChoiceHead(Categorical):
     def action(self, out, drawn):
         """As `Head`."""
         del out
-        return jax.nn.one_hot(drawn, self.choice.n)
+        return jax.nn.one_hot(drawn, self.choice.n, dtype=jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,18 +152,23 @@ class BoxHead(Head):
 
     def act(self, out):
         """As `Head`."""
-        low, high = jnp.asarray(self.box.low), jnp.asarray(self.box.high)
+        low, high = (
+            jnp.broadcast_to(jnp.asarray(bound, jnp.float32), out.shape)
+            for bound in (self.box.low, self.box.high)
+        )
         squashed = jnp.tanh(out)
         stretched = (low + high) / 2 + (high - low) / 2 * squashed
-        cut = jnp.asarray([place in self.box.clipped for place in range(self.box.size)])
+        places = [place in self.box.clipped for place in range(self.box.size)]
+        cut = jnp.broadcast_to(jnp.asarray(places), out.shape)
         return jnp.where(cut, jnp.clip(squashed, low, high), stretched)
 
     def first_spread(self):
         """Log standard deviations [A]."""
-        return jnp.full(self.box.size, FIRST_LOG_STD)
+        return jnp.full(self.box.size, FIRST_LOG_STD, jnp.float32)
 
     def draw(self, key, out, spread):
         """Numbers before they are squashed, [..., A]."""
+        spread = jnp.broadcast_to(spread, out.shape)
         return out + jnp.exp(spread) * jax.random.normal(key, out.shape, out.dtype)
 
     def action(self, out, drawn):
@@ -173,6 +178,7 @@ class BoxHead(Head):
 
     def log_prob(self, out, spread, drawn):
         """As `Head`; the density is that before the squashing."""
+        spread = jnp.broadcast_to(spread, out.shape)
         deviation = (drawn - out) * jnp.exp(-spread)
         return -(0.5 * deviation**2 + spread + 0.5 * math.log(2 * math.pi)).sum(axis=-1)
 

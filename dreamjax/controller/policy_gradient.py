@@ -26,6 +26,7 @@ from dreamjax.controller.model import Controller, rescaled_layer, start_weights
 from dreamjax.controller.population import EVALUATION, evaluation_key, keep_best, rollout
 from dreamjax.tasks import GAMMA, Task
 from dreamjax.training.checkpoint import Store
+from dreamjax.training.devices import plus
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.mesh import AXIS, SPLIT, WHOLE, devices_for, on_all, split
@@ -525,16 +526,16 @@ def initial_network(
     key_body, key_value = jax.random.split(key)
     return Network(
         weights=jnp.array(weights),
-        body=orthogonal(key_body, (controller.num_features, units)),
-        body_bias=jnp.zeros(units),
-        value=orthogonal(key_value, (units, 1))[:, 0],
+        body=orthogonal(key_body, (controller.num_features, units), jnp.float32),
+        body_bias=jnp.zeros(units, jnp.float32),
+        value=orthogonal(key_value, (units, 1), jnp.float32)[:, 0],
         spread=controller.head.first_spread(),
     )
 
 
 def critic(network: Network, obs: jax.Array) -> jax.Array:
     """Discounted rewards to come, [...] of observations [..., F]."""
-    return jnp.tanh(obs @ network.body + network.body_bias) @ network.value
+    return jnp.tanh(plus(obs @ network.body, network.body_bias)) @ network.value
 
 
 def scales_of(steps: Steps) -> Scales:

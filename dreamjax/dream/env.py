@@ -349,8 +349,10 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
 
     def clipped(self, action: jax.Array) -> jax.Array:
         """`action` [A] within the task's bounds, float32."""
-        low, high = (jnp.asarray(x, jnp.float32) for x in self._bounds)
-        return jnp.clip(jnp.asarray(action, jnp.float32), low, high)
+        action = jnp.asarray(action, jnp.float32)
+        return jnp.clip(
+            action, *(jnp.broadcast_to(np.float32(x), action.shape) for x in self._bounds)
+        )
 
     @property
     def _bounds(self) -> tuple[Any, Any]:

@@ -122,7 +122,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
 
     @functools.cached_property
     def _leaves(self) -> list[jax.Array]:
-        """Of the parameters, where they are used; `gymnasium` also makes what it never resets."""
+        """Of the parameters; moved only where dreams run, as a forked worker cannot."""
         check_process()
         return jax.device_put(jax.tree.leaves(self._params))
 

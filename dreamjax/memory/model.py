@@ -14,7 +14,7 @@ from dreamjax.actions import Keys
 from dreamjax.memory import heads as outputs
 from dreamjax.memory.heads import Prediction
 from dreamjax.tasks import Task
-from dreamjax.training.devices import tile
+from dreamjax.training.devices import plus, tile
 from dreamjax.vision import layers
 
 Z_BOUND = 100.0  # of what C reads of z; shipped dreams stay below 30 while they last
@@ -222,7 +222,7 @@ class Memory(nnx.Module):
 
     def predict(self, out: jax.Array, z: jax.Array) -> Prediction:
         """The prediction of what follows z [..., Z], from h @ head_kernel."""
-        parts = outputs.named(out + self.head_bias[...], self.layout)
+        parts = outputs.named(plus(out, self.head_bias[...]), self.layout)
         if self.residual:
             parts["mean"] = parts["mean"] + z[..., None, :]
         return outputs.prediction(parts, self.reward_scale)
@@ -242,10 +242,9 @@ class Memory(nnx.Module):
         """
         parts = self.parts(carry)
         names = self.reads if reads is None else reads
-        read = zip(
-            (z, *(parts[name] for name in names)), bounds_of(names, self.bounds), strict=True
-        )
-        return jnp.concatenate([jnp.clip(part, -most, most) for part, most in read], axis=-1)
+        read = z, *(parts[name] for name in names)
+        most = bounds_of(names, self.bounds)
+        return jnp.concatenate([jnp.clip(x, -b, b) for x, b in zip(read, most, strict=True)], -1)
 
     @property
     def reads(self) -> tuple[str, ...]:

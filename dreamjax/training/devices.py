@@ -32,6 +32,11 @@ JOIN_SECONDS = 20  # after which a process that has not come counts as lost
 HEARTBEAT_SECONDS = 20  # silence after which a process of a job counts as lost
 
 
+def plus(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """x [..., N] + bias [N], for jax that is told to broadcast only what is broadcast by name."""
+    return x + jnp.broadcast_to(bias, x.shape)
+
+
 def product_dtype(bfloat16: bool | None = None) -> jnp.dtype:
     """The dtype of matrix products' operands; sums are float32 in any case.
 
