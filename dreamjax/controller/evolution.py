@@ -25,6 +25,7 @@ from dreamjax.controller.population import (
 )
 from dreamjax.controller.strategies import check_strategy, make_strategy
 from dreamjax.training.checkpoint import Store
+from dreamjax.training.devices import theirs
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.mesh import all_devices
@@ -176,7 +177,7 @@ class Generations:
         """The state before the first generation, whose mean is `start` or zero."""
         zeros = jnp.zeros(self.size, jnp.float32)
         mean = zeros if start is None else checked_weights(start, self.size)
-        es = self.strategy.init(self.key, mean, self.strategy_params)
+        es = theirs(self.strategy.init)(self.key, mean, self.strategy_params)
         found = {"best": mean, "best_score": jnp.float32(-jnp.inf)}
         state = Evolution(es=es, directions=self.directions, **found)
         return _strong(state.replace(best=state.mean))
@@ -204,7 +205,7 @@ class Generations:
         def generation(before, number):
             key = jax.random.fold_in(self.key, number)
             key_ask, key_play, key_tell = jax.random.split(key, 3)
-            population, es = self.strategy.ask(key_ask, before, self.strategy_params)
+            population, es = theirs(self.strategy.ask)(key_ask, before, self.strategy_params)
             population = population.astype(jnp.float32)
             played = self.play(
                 key_play,
@@ -213,7 +214,9 @@ class Generations:
                 num_rollouts=self.config.rollouts,
             )
             fitness = jnp.mean(played.score, axis=1)
-            es, _ = self.strategy.tell(key_tell, population, -fitness, es, self.strategy_params)
+            es, _ = theirs(self.strategy.tell)(
+                key_tell, population, -fitness, es, self.strategy_params
+            )
             # evosax draws in 64 bits where jax has them
             es = jax.tree.map(lambda old, new: new.astype(old.dtype), before, es)
             return es, {

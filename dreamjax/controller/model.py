@@ -112,7 +112,7 @@ def rescaled_layer(rows: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Arra
     kernel = rows[-len(std) :] / std[:, None]
     if len(rows) == len(std):
         return kernel
-    return jnp.concatenate((rows[:1] - mean @ kernel, kernel))
+    return jnp.concatenate((rows[:1] - (mean @ kernel)[None], kernel))
 
 
 def controller_for(task: Task, num_features: int | None = None, hidden: int = 0) -> Controller:

@@ -26,7 +26,7 @@ from dreamjax.controller.model import Controller, rescaled_layer, start_weights
 from dreamjax.controller.population import EVALUATION, evaluation_key, keep_best, rollout
 from dreamjax.tasks import GAMMA, Task
 from dreamjax.training.checkpoint import Store
-from dreamjax.training.devices import plus
+from dreamjax.training.devices import plus, theirs
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.mesh import AXIS, SPLIT, WHOLE, devices_for, on_all, split
@@ -461,7 +461,7 @@ class Updates:
             network, optimiser = learnt
             steps, advantage = jax.tree.map(lambda x: x[order], rows)
             loss, gradient = jax.value_and_grad(self.loss)(network, steps, advantage)
-            changes, optimiser = self.optimiser.update(*to_scaled(gradient), optimiser)
+            changes, optimiser = theirs(self.optimiser.update)(*to_scaled(gradient), optimiser)
             return (optax.apply_updates(network, to_plain(changes)), optimiser), loss
 
         order = jax.random.permutation(key, len(rows[1])).reshape(self.config.num_minibatches, -1)

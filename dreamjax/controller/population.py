@@ -176,7 +176,7 @@ def _play(key, env, env_params, policy, weights, num_rollouts, sizes, lane):
     noise_keys = jax.random.split(key_noise, num_rollouts)
     step = functools.partial(_step, env, env_params, policy, noise_keys)
     first, time = lane[0], jnp.int32(0)
-    score, steps = jnp.zeros(len(lane)), jnp.zeros(len(lane), jnp.int32)
+    score, steps = jnp.zeros(len(lane), jnp.float32), jnp.zeros(len(lane), jnp.int32)
     for size, smaller in zip(sizes, (*sizes[1:], 0), strict=True):
         lanes = _compact(lanes, size)
         time, lanes = _step_until(step, time, lanes, smaller)
@@ -196,7 +196,7 @@ def _start(key, env, env_params, weights, num_rollouts, lane) -> Lanes:
         weights=weights[member],
         state=state,
         obs=obs,
-        score=jnp.zeros(len(lane)),
+        score=jnp.zeros(len(lane), jnp.float32),
         steps=jnp.zeros(len(lane), jnp.int32),
         alive=member < len(weights),
     )
