@@ -229,7 +229,7 @@ class Generations:
                 "nan_members": jnp.sum(jnp.isnan(fitness)),
             }
 
-        es, history = jax.lax.scan(generation, state.es, first + jnp.arange(count))
+        es, history = jax.lax.scan(generation, state.es, first + jnp.arange(count, dtype=jnp.int32))
         return state.replace(es=es), history
 
     def _evaluation(self, state: Evolution, number: jax.Array, env_params: Any):

@@ -415,7 +415,7 @@ class Updates:
         keys = jax.random.split(key, len(obs))
         step = jax.vmap(self.env.step, (0, 0, 0, None))
         next_obs, env_state, reward, ended, cut, info = step(keys, env_state, action, env_params)
-        survival = info.get("survival", 1.0 - ended)
+        survival = info.get("survival", 1.0 - ended.astype(jnp.float32))
         next_value = survival * critic(network, info["final_observation"])
         done = (ended | cut).astype(jnp.float32)
         return (next_obs, env_state), (critic(network, obs), reward, next_value, done)

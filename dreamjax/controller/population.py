@@ -142,7 +142,7 @@ def rollout(
     devices = mesh.size if mesh else 1
     pieces = -(-num_lanes // (devices * (at_once or num_lanes)))
     length = -(-num_lanes // (devices * pieces))
-    lane = jnp.arange(devices * pieces * length).reshape(devices, pieces, length)
+    lane = jnp.arange(devices * pieces * length, dtype=jnp.int32).reshape(devices, pieces, length)
     sizes = sizes or batch_sizes(length, jax.default_backend())
 
     def on_device(lane, key, env_params, weights):
@@ -171,7 +171,7 @@ def _shared_out(on_device: Callable, mesh: Mesh) -> Callable:
 
 def _play(key, env, env_params, policy, weights, num_rollouts, sizes, lane):
     """Returns and lengths of the episodes `lane` [L], each [L]."""
-    key_reset, key_noise = jax.random.split(key)
+    key_reset, key_noise = jax.random.split(jax.random.clone(key))  # of every piece the same
     lanes = _start(key_reset, env, env_params, weights, num_rollouts, lane)
     noise_keys = jax.random.split(key_noise, num_rollouts)
     step = functools.partial(_step, env, env_params, policy, noise_keys)

@@ -44,7 +44,7 @@ def dream_from(
         z = z + jnp.exp(logvar / 2) * jax.random.normal(key, z.shape, z.dtype)
     carry = world.memory.initial_carry()
     if len(actions):
-        ages = jnp.arange(len(actions))
+        ages = jnp.arange(len(actions), dtype=jnp.int32)
         inputs = world.memory.inputs(z[:-1], world.env().clipped(actions), ages)
         carry = world.memory.run(carry, inputs, (ages == 0).astype(jnp.float32))[0]
     mask = world.params(dropout=dropout).draw_mask(key)
