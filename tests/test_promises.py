@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_memory
-from evosax.algorithms import CMA_ES, PSO, SNES, Open_ES, SimpleGA
+from evosax.algorithms import PSO, SNES, Open_ES, SimpleGA
 from flax import nnx
 from gymnasium import wrappers as single
 from gymnasium.wrappers import vector as many
@@ -64,8 +64,8 @@ def made(seed=0, memory=None, **changes):
 
 
 def moments(scale=1.0):
-    carry = jnp.full((4, 8), scale), jnp.full((4, 8), 0.5)
-    return Moments(jnp.arange(4.0), jnp.full((4, 6), scale), carry)
+    carry = jnp.full((4, 8), scale, jnp.float32), jnp.full((4, 8), 0.5, jnp.float32)
+    return Moments(jnp.arange(4, dtype=jnp.float32), jnp.full((4, 6), scale, jnp.float32), carry)
 
 
 @pytest.fixture(scope="module")
@@ -215,9 +215,7 @@ def elsewhere(name):
     return env, params, LinearController(size, head_of(form), bias=True)
 
 
-@pytest.mark.parametrize(
-    "name", ["CartPole-v1", "PointRobot-misc", "Catch-bsuite", "FourRooms-misc", "FrozenLake-misc"]
-)
+@pytest.mark.parametrize("name", ["PointRobot-misc", "Catch-bsuite", "FrozenLake-misc"])
 def test_c_is_found_in_others_environments(name):
     env, params, controller = elsewhere(name)
     assert np.isfinite(dreamjax.learn(0, env, params, controller, SMALL).best_score)
@@ -238,9 +236,8 @@ def test_a_c_that_fits_no_environment_is_one_line(controller):
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("restarts", [True, False])
-@pytest.mark.parametrize("first, second", [(0.1, None), (None, 0.1)])
-def test_worlds_with_and_without_dropout_take_turns(first, second, restarts):
+@pytest.mark.parametrize("restarts, first, second", [(True, 0.1, None), (False, None, 0.1)])
+def test_worlds_with_and_without_dropout_take_turns(restarts, first, second):
     world, config = made(), dataclasses.replace(SMALL, moments=restarts)
     params, other = world.params(dropout=first), world.params(dropout=second)
     controller = world.controller()
@@ -287,17 +284,19 @@ def test_workers_that_cannot_dream_say_so(folder):
 
 
 def test_a_world_that_was_trained_on_is_another(tmp_path):
-    save_world(tmp_path, made(0), {})
-    for make in (lambda: dreamjax.make(ID, world=tmp_path)[1], lambda: began()):
+    def begun():
+        return gymnasium.make(GYM, world=tmp_path).unwrapped._dreams._params
+
+    for make in (lambda: dreamjax.make(ID, world=tmp_path)[1], begun):
         save_world(tmp_path, made(0), {})
-        began = lambda: gymnasium.make(GYM, world=tmp_path).unwrapped._dreams._params  # noqa: E731
         before = make()
         save_world(tmp_path, made(1), {})
         after = make()
         assert (before.memory.lstm_kernel[...] != after.memory.lstm_kernel[...]).any()
+        assert make() is after, "it is read once"
 
 
-@pytest.mark.parametrize("hidden", [0, 1, 5])
+@pytest.mark.parametrize("hidden", [0, 5])
 def test_the_form_of_c_is_told_by_its_weights(tmp_path, hidden):
     world = made()
     controller = world.controller(hidden)
@@ -341,8 +340,9 @@ def test_a_choice_may_be_any_whole_number(folder, choice):
         np.testing.assert_allclose(found, wanted, atol=1e-5)
     with pytest.raises(ValueError, match="must be a whole number"):
         env.step(jax.random.key(1), state, jnp.float32(1), params)
+    wrong = jnp.asarray(choice) + 2
     with pytest.raises(ValueError, match="from 0 to 2"):
-        jax.jit(lambda key: env.step(key, state, jnp.int32(3), params)[0])(jax.random.key(1))
+        jax.jit(lambda key: env.step(key, state, wrong, params)[0])(jax.random.key(1))
 
 
 def test_a_single_number_may_lack_its_axis(folder):
@@ -475,7 +475,9 @@ MANY = {
 def test_gymnasiums_wrappers_take_it(folder, name, monkeypatch):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     if name in SINGLE:
-        env = SINGLE[name](gymnasium.make(GYM, world=folder, render_mode="rgb_array"))
+        env = SINGLE[name](
+            gymnasium.make(GYM, world=folder, render_mode="rgb_array", max_episode_steps=20)
+        )
     else:
         envs = gymnasium.make_vec(GYM, 2, vectorization_mode="vector_entry_point", world=folder)
         env = MANY[name.removeprefix("many: ")](envs)
@@ -496,7 +498,7 @@ def test_the_dream_is_shown_as_gymnasium_shows(folder, mode, monkeypatch):
     env.close()
 
 
-@pytest.mark.parametrize("algorithm", [CMA_ES, SNES, Open_ES, PSO, SimpleGA])
+@pytest.mark.parametrize("algorithm", [SNES, Open_ES, PSO, SimpleGA])
 def test_evosaxs_strategies_play_it(algorithm):
     problem = dreamjax.DreamProblem(made(), 2)
     start = problem.sample(jax.random.key(0))

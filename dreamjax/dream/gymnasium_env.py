@@ -96,8 +96,8 @@ class VectorDream(gymnasium.vector.VectorEnv):
         max_episode_steps: int | None = None,
         **variant: Any,
     ):
-        for name, count in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps or 1)):
-            if count < 1:
+        for name, count in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
+            if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
         self._env, self._params = make(env_id, **variant)
         if max_episode_steps is not None:
