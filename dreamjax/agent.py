@@ -45,8 +45,8 @@ class Agent:
       weights: C's weights, [D] or whatever `policy` reads.
       num_games: G.
       key: PRNG key of V's sampling.
-      policy: `(weights, features [F]) -> action [A]`, hashable; None is the world's linear
-        controller.
+      policy: `(weights, features [F]) -> action [A]`, hashable; None is the controller
+        of this game that has such weights.
       dtype: of the operands of V's and M's products; None is what the device multiplies fastest.
     """
 
@@ -67,7 +67,7 @@ class Agent:
         self._carry = world.memory.initial_carry((num_games + 1,))  # the last fills batches up
         self._seeds = np.zeros(num_games + 1, np.uint32)
         self._age = np.zeros(num_games + 1, np.int32)
-        self._policy = policy or world.controller()
+        self._policy = policy or world.controller_of(weights)
         self._batch_size = batch_size()
 
     def begin(self, slots: np.ndarray, seeds: list[int]) -> None:

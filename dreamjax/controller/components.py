@@ -42,4 +42,6 @@ def directions(controller: LinearController, features: np.ndarray, count: int) -
         weights = jnp.concatenate((bias, kernel.T @ steps)).ravel()
         return controller.rescaled(weights, jnp.float32(center), jnp.float32(size))
 
-    return jax.jit(jax.vmap(spread))(jnp.eye((count + controller.bias) * outputs))
+    return jax.jit(jax.vmap(spread))(
+        jnp.eye((count + controller.bias) * outputs, dtype=jnp.float32)
+    )

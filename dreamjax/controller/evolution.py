@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from dreamjax.controller.model import checked_weights
+from dreamjax.controller.elsewhere import suited
+from dreamjax.controller.model import Controller, checked_weights
 from dreamjax.controller.population import (
     Policy,
     evaluation_key,
@@ -24,6 +25,7 @@ from dreamjax.controller.population import (
 )
 from dreamjax.controller.strategies import check_strategy, make_strategy
 from dreamjax.training.checkpoint import Store
+from dreamjax.training.devices import theirs
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.mesh import all_devices
@@ -103,7 +105,7 @@ def evolve(
     Args:
       seed: of everything random.
       env, env_params: the gymnax environment, a dream or any other.
-      policy: `(weights [D], obs) -> action`.
+      policy: `(weights [D], obs) -> action`, or a controller.
       num_params: D.
       config: sizes and lengths.
       start: [D] the first mean, zeros if None; `config.sigma` should suit its scale.
@@ -155,6 +157,7 @@ class Generations:
         config: EvolveConfig,
         directions: jax.Array | None = None,
     ):
+        env = suited(env, env_params, policy) if isinstance(policy, Controller) else env
         self.key, self.config, self.directions = jax.random.key(seed), config, directions
         self.size = num_params if directions is None else len(directions)
         self.strategy, self.strategy_params = make_strategy(
@@ -174,7 +177,7 @@ class Generations:
         """The state before the first generation, whose mean is `start` or zero."""
         zeros = jnp.zeros(self.size, jnp.float32)
         mean = zeros if start is None else checked_weights(start, self.size)
-        es = self.strategy.init(self.key, mean, self.strategy_params)
+        es = theirs(self.strategy.init)(self.key, mean, self.strategy_params)
         found = {"best": mean, "best_score": jnp.float32(-jnp.inf)}
         state = Evolution(es=es, directions=self.directions, **found)
         return _strong(state.replace(best=state.mean))
@@ -202,7 +205,7 @@ class Generations:
         def generation(before, number):
             key = jax.random.fold_in(self.key, number)
             key_ask, key_play, key_tell = jax.random.split(key, 3)
-            population, es = self.strategy.ask(key_ask, before, self.strategy_params)
+            population, es = theirs(self.strategy.ask)(key_ask, before, self.strategy_params)
             population = population.astype(jnp.float32)
             played = self.play(
                 key_play,
@@ -211,7 +214,9 @@ class Generations:
                 num_rollouts=self.config.rollouts,
             )
             fitness = jnp.mean(played.score, axis=1)
-            es, _ = self.strategy.tell(key_tell, population, -fitness, es, self.strategy_params)
+            es, _ = theirs(self.strategy.tell)(
+                key_tell, population, -fitness, es, self.strategy_params
+            )
             # evosax draws in 64 bits where jax has them
             es = jax.tree.map(lambda old, new: new.astype(old.dtype), before, es)
             return es, {
@@ -224,7 +229,7 @@ class Generations:
                 "nan_members": jnp.sum(jnp.isnan(fitness)),
             }
 
-        es, history = jax.lax.scan(generation, state.es, first + jnp.arange(count))
+        es, history = jax.lax.scan(generation, state.es, first + jnp.arange(count, dtype=jnp.int32))
         return state.replace(es=es), history
 
     def _evaluation(self, state: Evolution, number: jax.Array, env_params: Any):

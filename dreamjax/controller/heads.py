@@ -22,9 +22,15 @@ class Head:
 
     Attributes:
       outputs: O.
+      size: A.
     """
 
     outputs: int
+
+    @property
+    def size(self) -> int:
+        """A; O, unless a head says otherwise."""
+        return self.outputs
 
     def act(self, out: jax.Array) -> jax.Array:
         """The action [..., A] of outputs [..., O], awake and in evolution."""
@@ -104,7 +110,7 @@ class KeysHead(Categorical):
         Where the draw is C's own choice, the number is C's own too: M then reads while C learns
         what it will read awake.
         """
-        own, choice = self.act(out)[..., 0], jnp.asarray(self.keys.choices)[drawn]
+        own, choice = self.act(out)[..., 0], jnp.asarray(self.keys.choices, jnp.float32)[drawn]
         return jnp.where(pressed(own, self.keys.pressed) == choice, own, choice)[..., None]
 
 
@@ -130,7 +136,7 @@ class ChoiceHead(Categorical):
     def action(self, out, drawn):
         """As `Head`."""
         del out
-        return jax.nn.one_hot(drawn, self.choice.n)
+        return jax.nn.one_hot(drawn, self.choice.n, dtype=jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,18 +152,22 @@ class BoxHead(Head):
 
     def act(self, out):
         """As `Head`."""
-        low, high = (jnp.asarray(x, jnp.float32) for x in (self.box.low, self.box.high))
+        clipped = [place in self.box.clipped for place in range(self.box.size)]
+        low, high, cut = (
+            jnp.broadcast_to(jnp.asarray(x, dtype), out.shape)
+            for x, dtype in ((self.box.low, "f4"), (self.box.high, "f4"), (clipped, bool))
+        )
         squashed = jnp.tanh(out)
         stretched = (low + high) / 2 + (high - low) / 2 * squashed
-        cut = jnp.asarray([place in self.box.clipped for place in range(self.box.size)])
         return jnp.clip(jnp.where(cut, squashed, stretched), low, high)  # rounding may pass them
 
     def first_spread(self):
         """Log standard deviations [A]."""
-        return jnp.full(self.box.size, FIRST_LOG_STD)
+        return jnp.full(self.box.size, FIRST_LOG_STD, jnp.float32)
 
     def draw(self, key, out, spread):
         """Numbers before they are squashed, [..., A]."""
+        spread = jnp.broadcast_to(spread, out.shape)
         return out + jnp.exp(spread) * jax.random.normal(key, out.shape, out.dtype)
 
     def action(self, out, drawn):
@@ -167,6 +177,7 @@ class BoxHead(Head):
 
     def log_prob(self, out, spread, drawn):
         """As `Head`; the density is that before the squashing."""
+        spread = jnp.broadcast_to(spread, out.shape)
         deviation = (drawn - out) * jnp.exp(-spread)
         return -(0.5 * deviation**2 + spread + 0.5 * math.log(2 * math.pi)).sum(axis=-1)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from dreamjax.controller.heads import Head, KeysHead, head_of
 from dreamjax.tasks import Task
+from dreamjax.training.devices import plus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +42,9 @@ class LinearController:
     def outputs(self, weights: jax.Array, obs: jax.Array) -> jax.Array:
         """W x + b, [..., O], of which the head makes an action."""
         rows = weights.reshape(-1, self.head.outputs)
-        offset, kernel = (rows[0], rows[1:]) if self.bias else (0.0, rows)
-        return jnp.dot(obs, kernel) + offset
+        if self.bias:
+            return plus(jnp.dot(obs, rows[1:]), rows[0])
+        return jnp.dot(obs, rows)
 
     def rescaled(self, weights: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
         """Weights [D] that do for x what `weights` do for (x - mean) / std, each [F].
@@ -86,7 +88,7 @@ class MLPController:
         first = (self.num_features + 1) * self.hidden
         body = weights[:first].reshape(-1, self.hidden)
         answer = weights[first:].reshape(-1, self.head.outputs)
-        return jnp.tanh(jnp.dot(obs, body[1:]) + body[0]) @ answer[1:] + answer[0]
+        return plus(jnp.tanh(plus(jnp.dot(obs, body[1:]), body[0])) @ answer[1:], answer[0])
 
     def rescaled(self, weights: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
         """As `LinearController.rescaled`."""
@@ -96,9 +98,10 @@ class MLPController:
 
     def initial(self, key: jax.Array) -> jax.Array:
         """Weights [D] to begin with: an orthogonal W, the rest zeros, so that outputs are zero."""
-        body = jax.nn.initializers.orthogonal()(key, (self.num_features, self.hidden))
-        zeros = jnp.zeros(self.hidden), jnp.zeros((self.hidden + 1) * self.head.outputs)
-        return jnp.concatenate((zeros[0], body.ravel(), zeros[1]))
+        shape = self.num_features, self.hidden
+        body = jax.nn.initializers.orthogonal()(key, shape, jnp.float32)
+        answer = jnp.zeros((self.hidden + 1) * self.head.outputs, jnp.float32)
+        return jnp.concatenate((jnp.zeros(self.hidden, jnp.float32), body.ravel(), answer))
 
 
 Controller = LinearController | MLPController
@@ -109,7 +112,7 @@ def rescaled_layer(rows: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Arra
     kernel = rows[-len(std) :] / std[:, None]
     if len(rows) == len(std):
         return kernel
-    return jnp.concatenate((rows[:1] - mean @ kernel, kernel))
+    return jnp.concatenate((rows[:1] - (mean @ kernel)[None], kernel))
 
 
 def controller_for(task: Task, num_features: int | None = None, hidden: int = 0) -> Controller:
@@ -126,6 +129,26 @@ def controller_for(task: Task, num_features: int | None = None, hidden: int = 0)
     if hidden:
         return MLPController(num_features, head, hidden)
     return LinearController(num_features, head, task.controller_bias)
+
+
+def controller_of_size(task: Task, num_features: int, size: int) -> Controller:
+    """A task's controller of D = `size` weights: linear, or with the hidden units that make it D.
+
+    Raises:
+      ValueError: no form has as many.
+    """
+    linear = controller_for(task, num_features)
+    outputs = linear.head.outputs
+    found = linear
+    if size != linear.num_params:
+        hidden = (size - outputs) // (num_features + 1 + outputs)
+        found = controller_for(task, num_features, max(hidden, 1))
+    if size != found.num_params:
+        raise ValueError(
+            f"no C of {task.name} that reads {num_features} numbers has {size} weights; pass the "
+            "form that load_controller returns beside them"
+        )
+    return found
 
 
 def start_weights(start: jax.Array | None, controller: Controller, key: jax.Array) -> jax.Array:

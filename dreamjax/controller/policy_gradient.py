@@ -21,10 +21,12 @@ import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dreamjax.controller.elsewhere import suited
 from dreamjax.controller.model import Controller, rescaled_layer, start_weights
-from dreamjax.controller.population import evaluation_key, keep_best, rollout
+from dreamjax.controller.population import EVALUATION, evaluation_key, keep_best, rollout
 from dreamjax.tasks import GAMMA, Task
 from dreamjax.training.checkpoint import Store
+from dreamjax.training.devices import plus, theirs
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.mesh import AXIS, SPLIT, WHOLE, devices_for, on_all, split
@@ -228,8 +230,8 @@ def learn(
     """
     log = log or Logbook(quiet=True)
     mesh = devices_for(config.shared, SHARED, log)
-    updates = Updates(seed, env, controller, config, mesh)
-    turns = [on_all(params, mesh) for params in (env_params, *others)]
+    updates = Updates(seed, suited(env, env_params, controller), controller, config, mesh)
+    turns = [on_all(params, mesh) for params in _of_one_form((env_params, *others))]
     whole = turns[0] if whole is None else on_all(whole, mesh)
 
     def advance(state, step):
@@ -252,6 +254,13 @@ def learn(
     )
 
 
+def _of_one_form(turns: Sequence[Any]) -> Sequence[Any]:
+    """Dreams of which some have dropout: the others drop nothing, so that states are alike."""
+    if all(getattr(params, "dropout", None) is None for params in turns):
+        return turns
+    return [params.replace(dropout=params.dropout or 0.0) for params in turns]
+
+
 class Updates:
     """Compiled updates of one learning, by the devices of `mesh`, or by the default one."""
 
@@ -265,7 +274,8 @@ class Updates:
     ):
         config = config.of(getattr(env, "task", None))
         self.key, self.config = jax.random.key(seed), config
-        self.env, self.controller, self.mesh = env, controller, mesh
+        self.env = env.with_survival() if hasattr(env, "with_survival") else env
+        self.controller, self.mesh = controller, mesh
         falls = optax.linear_schedule(
             config.learning_rate,
             config.learning_rate / 5,
@@ -278,7 +288,8 @@ class Updates:
     def initial(self, env_params: Any, start: jax.Array | None = None) -> Learning:
         """The state before the first update: `start` or C's own, in dreams that begin."""
         key_network, key_reset = jax.random.split(self.key)
-        weights = start_weights(start, self.controller, key_network)
+        key_start = jax.random.fold_in(key_network, EVALUATION)
+        weights = start_weights(start, self.controller, key_start)
         network = initial_network(key_network, self.controller, weights, self.config.critic)
         keys = jax.random.split(key_reset, self.config.num_envs)
         obs, env_state = jax.jit(jax.vmap(self.env.reset, (0, None)))(keys, env_params)
@@ -314,9 +325,10 @@ class Updates:
         return state, 1, metrics
 
     def _update(self, state: Learning, number: jax.Array, env_params: Any):
-        key_play, key_learn = jax.random.split(jax.random.fold_in(self.key, number))
+        key = jax.random.fold_in(self.key, number)
+        key_play, key_learn, key_begin = jax.random.split(key, 3)
         if self.config.moments:
-            state = self._begun(state, jax.random.fold_in(key_play, 1), env_params)
+            state = self._begun(state, key_begin, env_params)
         (obs, env_state), (steps, reward) = self._play(
             key_play, state.network, (state.obs, state.env_state), env_params
         )
@@ -403,14 +415,15 @@ class Updates:
         keys = jax.random.split(key, len(obs))
         step = jax.vmap(self.env.step, (0, 0, 0, None))
         next_obs, env_state, reward, ended, cut, info = step(keys, env_state, action, env_params)
-        survival = info.get("survival", 1.0 - ended)
+        survival = info.get("survival", 1.0 - ended.astype(jnp.float32))
         next_value = survival * critic(network, info["final_observation"])
         done = (ended | cut).astype(jnp.float32)
         return (next_obs, env_state), (critic(network, obs), reward, next_value, done)
 
     def _watched(self, network: Network, obs: jax.Array, env_state: Any, env_params: Any) -> Scales:
         """How large the features are in the first T steps."""
-        steps, _ = self._play(self.key, network, (obs, env_state), env_params)[1]
+        key = evaluation_key(self.key, 0)  # evaluations count from 1
+        steps, _ = self._play(key, network, (obs, env_state), env_params)[1]
         return scales_of(steps)
 
     def rescaled(self, network: Network, scales: Scales) -> Network:
@@ -448,7 +461,7 @@ class Updates:
             network, optimiser = learnt
             steps, advantage = jax.tree.map(lambda x: x[order], rows)
             loss, gradient = jax.value_and_grad(self.loss)(network, steps, advantage)
-            changes, optimiser = self.optimiser.update(*to_scaled(gradient), optimiser)
+            changes, optimiser = theirs(self.optimiser.update)(*to_scaled(gradient), optimiser)
             return (optax.apply_updates(network, to_plain(changes)), optimiser), loss
 
         order = jax.random.permutation(key, len(rows[1])).reshape(self.config.num_minibatches, -1)
@@ -513,16 +526,16 @@ def initial_network(
     key_body, key_value = jax.random.split(key)
     return Network(
         weights=jnp.array(weights),
-        body=orthogonal(key_body, (controller.num_features, units)),
-        body_bias=jnp.zeros(units),
-        value=orthogonal(key_value, (units, 1))[:, 0],
+        body=orthogonal(key_body, (controller.num_features, units), jnp.float32),
+        body_bias=jnp.zeros(units, jnp.float32),
+        value=orthogonal(key_value, (units, 1), jnp.float32)[:, 0],
         spread=controller.head.first_spread(),
     )
 
 
 def critic(network: Network, obs: jax.Array) -> jax.Array:
     """Discounted rewards to come, [...] of observations [..., F]."""
-    return jnp.tanh(obs @ network.body + network.body_bias) @ network.value
+    return jnp.tanh(plus(obs @ network.body, network.body_bias)) @ network.value
 
 
 def scales_of(steps: Steps) -> Scales:

@@ -142,7 +142,7 @@ def rollout(
     devices = mesh.size if mesh else 1
     pieces = -(-num_lanes // (devices * (at_once or num_lanes)))
     length = -(-num_lanes // (devices * pieces))
-    lane = jnp.arange(devices * pieces * length).reshape(devices, pieces, length)
+    lane = jnp.arange(devices * pieces * length, dtype=jnp.int32).reshape(devices, pieces, length)
     sizes = sizes or batch_sizes(length, jax.default_backend())
 
     def on_device(lane, key, env_params, weights):
@@ -171,12 +171,12 @@ def _shared_out(on_device: Callable, mesh: Mesh) -> Callable:
 
 def _play(key, env, env_params, policy, weights, num_rollouts, sizes, lane):
     """Returns and lengths of the episodes `lane` [L], each [L]."""
-    key_reset, key_noise = jax.random.split(key)
+    key_reset, key_noise = jax.random.split(jax.random.clone(key))  # of every piece the same
     lanes = _start(key_reset, env, env_params, weights, num_rollouts, lane)
     noise_keys = jax.random.split(key_noise, num_rollouts)
     step = functools.partial(_step, env, env_params, policy, noise_keys)
     first, time = lane[0], jnp.int32(0)
-    score, steps = jnp.zeros(len(lane)), jnp.zeros(len(lane), jnp.int32)
+    score, steps = jnp.zeros(len(lane), jnp.float32), jnp.zeros(len(lane), jnp.int32)
     for size, smaller in zip(sizes, (*sizes[1:], 0), strict=True):
         lanes = _compact(lanes, size)
         time, lanes = _step_until(step, time, lanes, smaller)
@@ -196,7 +196,7 @@ def _start(key, env, env_params, weights, num_rollouts, lane) -> Lanes:
         weights=weights[member],
         state=state,
         obs=obs,
-        score=jnp.zeros(len(lane)),
+        score=jnp.zeros(len(lane), jnp.float32),
         steps=jnp.zeros(len(lane), jnp.int32),
         alive=member < len(weights),
     )

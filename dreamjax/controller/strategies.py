@@ -14,6 +14,7 @@ import optax
 from evosax.algorithms import CMA_ES, SNES, Open_ES, Sep_CMA_ES
 from evosax.algorithms.distribution_based.cma_es import eigen_decomposition
 
+from dreamjax.training.devices import theirs
 from dreamjax.training.settings import SettingError
 
 
@@ -47,7 +48,7 @@ class LazyCMAES(CMA_ES):
 def _distribution(algorithm: type, population: int, num_params: int, sigma: float):
     """An algorithm that adapts its own standard deviation from `sigma` on."""
     shaping = {} if algorithm is LazyCMAES else {"fitness_shaping_fn": ordinal_weights}
-    strategy = algorithm(population, jnp.zeros(num_params), **shaping)
+    strategy = algorithm(population, jnp.zeros(num_params, jnp.float32), **shaping)
     return strategy, strategy.default_params.replace(std_init=jnp.float32(sigma))
 
 
@@ -55,7 +56,7 @@ def _open_es(population: int, num_params: int, sigma: float):
     """OpenAI-ES: mirrored samples at a fixed `sigma`, Adam on the estimated gradient."""
     strategy = Open_ES(
         population,
-        jnp.zeros(num_params),
+        jnp.zeros(num_params, jnp.float32),
         optimizer=optax.adam(sigma / 4),
         std_schedule=lambda step: jnp.float32(sigma),
     )
@@ -80,6 +81,7 @@ def check_strategy(name: str, population: int) -> None:
         )
 
 
+@theirs
 def make_strategy(name: str, population: int, num_params: int, sigma: float) -> tuple[Any, Any]:
     """An evosax strategy that minimises, and its parameters.
 

@@ -5,6 +5,7 @@ Legend: A action numbers, E ways to end, F features that C reads, H units of M, 
 latent numbers.
 """
 
+import copy
 import dataclasses
 import math
 from functools import partial
@@ -18,12 +19,15 @@ from gymnax.environments import environment, spaces
 
 from dreamjax.dream.moments import Moments
 from dreamjax.memory.heads import total_logit
-from dreamjax.memory.model import Carry, Mask, Memory
+from dreamjax.memory.lstm import MDNRNN
+from dreamjax.memory.model import Bounds, Carry, Mask, Memory, bounds_of
 from dreamjax.tasks import Task
 from dreamjax.training.settings import SettingError
 
-OBSERVATION_BOUND = 50.0  # as the original declares; z, c and h stay well inside
+LARGEST = float(np.finfo(np.float32).max) / 2  # of a state: what M remembers has no other bound
+MASKS = 2**31  # names the dropout's branch of a key: no split of it has that number
 PAPER_THRESHOLD, PAPER_NOISE = 0.0, 0.0  # of deaths in the paper's dream: by the likelier side
+COLDEST = 1e-6  # least tau that is dreamt: at 0 the mixture's likeliest is divided by nothing
 SMALLEST_DRAW = 2.0**-24  # in place of a uniform 0; the next is 2**-23
 
 
@@ -45,6 +49,27 @@ class EnvState(environment.EnvState):
     mask: Mask | None = None
 
 
+def keeping_numbers(params: type) -> type:
+    """`params` whose `replace` leaves Python numbers what they are, so that nothing recompiles."""
+    plain = params.replace
+
+    def replace(self, **changes):
+        return plain(self, **{k: _alike(new, getattr(self, k, None)) for k, new in changes.items()})
+
+    params.replace = replace
+    return params
+
+
+def _alike(new: Any, old: Any) -> Any:
+    """`new` as a number of `old`'s type, where both are single numbers and it can be."""
+    if new is None or isinstance(new, jax.core.Tracer) or not isinstance(old, int | float):
+        return new
+    kind = np.asarray(new).dtype.kind if np.ndim(new) == 0 else ""
+    fits = kind and kind in ("biuf" if isinstance(old, float) else "biu")
+    return type(old)(new) if fits else new
+
+
+@keeping_numbers
 @partial(struct.dataclass, kw_only=True)
 class EnvParams(environment.EnvParams):
     """A world: swap it, sweep it, vmap it; nothing recompiles. The settings are Python numbers.
@@ -53,6 +78,7 @@ class EnvParams(environment.EnvParams):
       memory: M itself.
       initial_mu, initial_logvar: [N, Z] posteriors of first frames of real episodes.
       temperature: tau > 0; flattens the mixture (logits / tau) and widens it (sigma * sqrt(tau)).
+        Below `COLDEST` it is that.
       death_threshold: the dream ends where M's logit of an end is above it; 0 is probability 1/2.
       death_noise: scale of logistic noise added to the logit first. 0 is the paper's; at 1 a dream
         ends with probability sigmoid(logit - threshold), so risks that stay below the threshold
@@ -76,21 +102,24 @@ class EnvParams(environment.EnvParams):
     def death_chance(self, end: jax.Array) -> jax.Array:
         """Probability [...] that a dream ends where M's logits of ends are `end` [..., E]."""
         risk = (total_logit(end) - self.death_threshold) / jnp.maximum(self.death_noise, 1e-6)
-        return jax.nn.sigmoid(risk)
+        return jax.nn.sigmoid(risk).astype(jnp.float32)
 
-    def draw_mask(self, key: jax.Array) -> Mask | None:
-        """What M does not read in the dream that begins with `key`, which stays unused."""
+    def draw_mask(self, key: jax.Array | None) -> Mask | None:
+        """What M does not read in the dream that begins with `key`, which stays unused.
+
+        Without a key nothing is dropped.
+        """
         if self.dropout is None:
             return None
-        numbers = self.memory.latent_size + self.memory.hidden_size
-        uniform = jax.random.uniform(jax.random.fold_in(key, 1), (numbers,), jnp.float32)
+        numbers = (self.memory.latent_size + self.memory.hidden_size,)
+        if key is None:
+            return self.memory.mask(jnp.ones(numbers, jnp.float32), 0.0)
+        uniform = jax.random.uniform(jax.random.fold_in(key, MASKS), numbers, jnp.float32)
         return self.memory.mask(uniform, self.dropout)
 
-
-def observation_box(size: int) -> spaces.Box:
-    """Box [size] of what z, c and h can be; its bounds are arrays, as those of gymnax's own."""
-    high = np.full(size, OBSERVATION_BOUND, np.float32)
-    return spaces.Box(-high, high, (size,), jnp.float32)
+    def kept_mask(self, mask: Mask | None) -> Mask | None:
+        """That of a dream which goes on, though its dropout began or ended on the way."""
+        return mask if (mask is None) == (self.dropout is None) else self.draw_mask(None)
 
 
 @struct.dataclass
@@ -208,7 +237,8 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
     - terminated: bool [], M's logit of an end, `params.death_noise` added, is above
       `params.death_threshold`.
     - truncated: bool [], `params.max_steps_in_episode` steps were dreamt.
-    - info["survival"]: float32 [], the probability that this step did not end the dream.
+    - info["survival"], if it is one `with_survival()`: float32 [], the probability that this step
+      did not end the dream.
 
     Environments that are equal share one compiled step. As those of gymnax they may be patched:
     one with another attribute is another environment.
@@ -217,19 +247,28 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
       task: the game.
       reads: the parts of M's memory that C reads; None are the task's.
       hidden_size: H of M; None is the task's.
+      bounds: of those parts, M's own.
     """
 
     task: Task
     reads: tuple[str, ...] | None = None
     hidden_size: int | None = None
+    bounds: Bounds = MDNRNN.bounds
 
     _supports_transition_gradients = True
+    _tells_survival = False
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
 
     def __hash__(self) -> int:
         return hash((type(self), *(getattr(self, f.name) for f in dataclasses.fields(self))))
+
+    def with_survival(self) -> "DreamEnv":
+        """A copy that tells how likely each step was survived, which learning asks for."""
+        told = copy.copy(self)
+        told._tells_survival = True
+        return told
 
     @property
     def default_params(self) -> EnvParams:
@@ -254,6 +293,13 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         state = EnvState(time=jnp.int32(0), z=z, carry=carry, dead=dead, mask=mask)
         return self.observe(key, state, None, params), state
 
+    @partial(jax.jit, static_argnames=("self",))
+    def step(self, key, state: EnvState, action, params: EnvParams | None = None):
+        """gymnax's six values; a dream that is over begins anew."""
+        params = self.default_params if params is None else params
+        state = state.replace(mask=params.kept_mask(state.mask))
+        return super().step(key, state, action, params)
+
     def step_env(
         self, key: jax.Array, state: EnvState, action: jax.Array, params: EnvParams
     ) -> tuple[jax.Array, EnvState, jax.Array, jax.Array, dict[str, Any]]:
@@ -265,6 +311,7 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         noise = self.draw_noise(key)
         obs, state, reward, terminated, info = self.transition(noise, state, action, params)
         obs, state = self._apply_transition_gradient_policy(obs, state)
+        info = info if self._tells_survival else {}  # gymnax's brax wrapper takes no other
         discount = jnp.where(terminated, 0.0, 1.0).astype(jnp.float32)
         return obs, state, reward, terminated, {**info, "discount": discount}
 
@@ -285,9 +332,10 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         self, noise: Noise, state: EnvState, action: jax.Array, params: EnvParams
     ) -> tuple[jax.Array, EnvState, jax.Array, jax.Array, dict[str, Any]]:
         """The dream step proper, a deterministic function of its noise."""
-        action = self.clipped(action)
+        action = self.clipped(jnp.reshape(action, (self.task.action_size,)))
         carry, found = params.memory(state.carry, state.z, action, state.time, state.mask)
-        z = found.latent.sample_from(noise.uniform, noise.normal, params.temperature, noise.event)
+        tau = jnp.maximum(jnp.asarray(params.temperature, jnp.float32), COLDEST)
+        z = found.latent.sample_from(noise.uniform, noise.normal, tau, noise.event)
         alive, survival = jnp.bool_(True), jnp.float32(1)
         if self.task.ends:
             risk = total_logit(found.end) + params.death_noise * noise.logistic
@@ -301,8 +349,10 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
 
     def clipped(self, action: jax.Array) -> jax.Array:
         """`action` [A] within the task's bounds, float32."""
-        low, high = (jnp.asarray(x, jnp.float32) for x in self._bounds)
-        return jnp.clip(jnp.asarray(action, jnp.float32), low, high)
+        action = jnp.asarray(action, jnp.float32)
+        return jnp.clip(
+            action, *(jnp.broadcast_to(np.float32(x), action.shape) for x in self._bounds)
+        )
 
     @property
     def _bounds(self) -> tuple[Any, Any]:
@@ -342,20 +392,23 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
     def observation_space(self, params: EnvParams | None = None) -> spaces.Box:
         """Box [F], finite bounds."""
         del params
-        return observation_box(self.size_of(self.reads or self.task.controller_reads))
+        return self.box_of(self.reads or self.task.controller_reads)
 
-    def size_of(self, parts: tuple[str, ...]) -> int:
-        """Numbers in z and these parts of what M remembers."""
-        return self.task.latent_size + len(parts) * (self.hidden_size or self.task.hidden_size)
+    def box_of(self, parts: tuple[str, ...]) -> spaces.Box:
+        """Box of z and these parts of what M remembers; bounds are arrays, as in gymnax's own."""
+        sizes = self.task.latent_size, *[self.hidden_size or self.task.hidden_size] * len(parts)
+        high = np.repeat(np.float32(bounds_of(parts, self.bounds)), sizes)
+        return spaces.Box(-high, high, high.shape, jnp.float32)
 
     def state_space(self, params: EnvParams) -> spaces.Dict:
         """Boxes of `EnvState`'s fields but the mask."""
-        bound, carry = OBSERVATION_BOUND, jax.eval_shape(params.memory.initial_carry)
-        boxes = [spaces.Box(-bound, bound, x.shape, jnp.float32) for x in jax.tree.leaves(carry)]
+        carry = jax.eval_shape(params.memory.initial_carry)
+        boxes = [spaces.Box(-LARGEST, LARGEST, x.shape, x.dtype) for x in jax.tree.leaves(carry)]
+        longest = max(self.task.max_steps, params.max_steps_in_episode)
         return spaces.Dict(
             {
-                "time": spaces.Discrete(self.task.max_steps + 1),
-                "z": spaces.Box(-bound, bound, (self.task.latent_size,), jnp.float32),
+                "time": spaces.Discrete(longest + 1),
+                "z": spaces.Box(-LARGEST, LARGEST, (self.task.latent_size,), jnp.float32),
                 "carry": spaces.Tuple(boxes),
                 "dead": spaces.Discrete(2),
             }

@@ -18,8 +18,8 @@ from dreamjax.dream.worlds import World
 class DreamProblem(Problem):
     """Returns in the dream, negated: evosax minimises.
 
-    Solutions are weight vectors [D] of the world's controller. Episodes are played by the engine
-    that `evolve` uses: no state is stored, and ended dreams cost nothing.
+    Solutions are weight vectors [D] of a controller of this game, of any form. Episodes are played
+    by the engine that `evolve` uses: no state is stored, and ended dreams cost nothing.
 
     Args:
       world: the world.
@@ -28,7 +28,7 @@ class DreamProblem(Problem):
     """
 
     def __init__(self, world: World, num_rollouts: int = 16, temperature: float | None = None):
-        self.env, self.controller = world.env(), world.controller()
+        self.env, self.controller, self.world = world.env(), world.controller(), world
         self.params = world.params(temperature)
         self.num_rollouts = num_rollouts
 
@@ -38,11 +38,12 @@ class DreamProblem(Problem):
 
     @partial(jax.jit, static_argnames=("self",))
     def _eval(self, key: jax.Array, solutions: jax.Array, state: State, params: EnvParams):
-        played = rollout(key, self.env, params, self.controller, solutions, self.num_rollouts)
+        policy = self.world.controller_of(solutions)
+        played = rollout(key, self.env, params, policy, solutions, self.num_rollouts)
         metrics: dict[str, Any] = {"steps": played.steps}
         return -jnp.mean(played.score, axis=1), state.replace(counter=state.counter + 1), metrics
 
     @partial(jax.jit, static_argnames=("self",))
     def sample(self, key: jax.Array) -> jax.Array:
-        """Random weights [D], standard deviation 0.1."""
+        """Random weights [D] of a linear controller, standard deviation 0.1."""
         return 0.1 * jax.random.normal(key, (self.controller.num_params,), jnp.float32)

@@ -5,6 +5,7 @@ vectorization_mode="vector_entry_point")` many dreams in one call.
 Legend: A numbers of an action, E dreams of a vector environment, F of an observation.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from gymnasium.vector import AutoresetMode
 
 from dreamjax.dream.env import EnvParams, EnvState
 from dreamjax.dream.gymnax_env import NamedDream, make
-from dreamjax.dream.worlds import load_world
+from dreamjax.dream.registration import check_process
 from dreamjax.vision.model import drawn as pictures
 
 
@@ -82,6 +83,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
         it: `NEXT_STEP`, in the step after, whose action does not count and whose reward is 0;
         `SAME_STEP`, at once, with its last observation in `info["final_obs"]`; or `DISABLED`, by
         `reset(options={"reset_mask": mask})` alone.
+      max_episode_steps: steps after which a dream is truncated; None is as long as the game.
       variant: keywords of `dreamjax.make`.
     """
 
@@ -91,29 +93,54 @@ class VectorDream(gymnasium.vector.VectorEnv):
         num_envs: int = 1,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        max_episode_steps: int | None = None,
         **variant: Any,
     ):
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-        self._env, params = make(env_id, **variant)
+        for name, count in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
+        self._env, self._params = make(env_id, **variant)
+        if max_episode_steps is not None:
+            self._params = self._params.replace(max_steps_in_episode=int(max_episode_steps))
         self.num_envs, self.render_mode = num_envs, _checked_mode(render_mode)
+        self.autoreset_mode = _checked_autoreset(autoreset_mode)
         self.metadata = {
             **Dream.metadata,
             "render_fps": self._env.task.steps_per_second,
-            "autoreset_mode": _checked_autoreset(autoreset_mode),
+            "autoreset_mode": self.autoreset_mode,
         }
-        self._vision = load_world(self._env.world).vision if render_mode else None
+        drawing = dataclasses.replace(self._env, observation="pixels")
+        self._vision = drawing.default_params.vision if render_mode else None
         self.single_observation_space = _observation_space(self._env)
         self.single_action_space = _space(self._env.action_space())
         batch = gymnasium.vector.utils.batch_space
         self.observation_space = batch(self.single_observation_space, num_envs)
         self.action_space = batch(self.single_action_space, num_envs)
-        leaves, structure = jax.tree.flatten(params)
-        self._leaves = jax.device_put(leaves)
-        self._programs = _compiled(self._env, structure, self.metadata["autoreset_mode"])
         self._lanes, self._obs = None, None
         self._over = np.zeros(num_envs, bool)
         self._generators = [np.random.default_rng() for _ in range(num_envs)]
+
+    @functools.cached_property
+    def _leaves(self) -> list[jax.Array]:
+        """Of the parameters; moved only where dreams run, as a forked worker cannot."""
+        check_process()
+        return jax.device_put(jax.tree.leaves(self._params))
+
+    @functools.cached_property
+    def _programs(self) -> "Programs":
+        return _compiled(self._env, jax.tree.structure(self._params), self.autoreset_mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is compiled; a dream goes on where it was."""
+        kept = {k: x for k, x in vars(self).items() if k not in ("_leaves", "_programs")}
+        keys = None if self._lanes is None else jax.random.key_data(self._lanes.key)
+        return kept | {"_lanes": self._lanes and self._lanes.replace(key=keys)}
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        vars(self).update(kept)
+        if self._lanes is not None:
+            key = jax.random.wrap_key_data(self._lanes.key)
+            self._lanes = self._lanes.replace(key=key)
 
     def reset(
         self,
@@ -152,7 +179,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
           RuntimeError: no dream has begun, or one is over and nobody has begun it anew.
           ValueError: actions that are none of the action space's.
         """
-        mode = self.metadata["autoreset_mode"]
+        mode = self.autoreset_mode
         if self._lanes is None:
             raise RuntimeError("no dream is running; call reset() before step()")
         if mode is AutoresetMode.DISABLED and self._over.any():
@@ -188,12 +215,12 @@ class VectorDream(gymnasium.vector.VectorEnv):
     def _checked_actions(self, actions) -> np.ndarray:
         """`actions`, if they are possible; a Box's are clipped later, as the game does."""
         actions, space = np.asarray(actions), self.action_space
+        if actions.shape == space.shape[:1] and space.shape[1:] == (1,):
+            actions = actions[:, None]  # a single number may come without its axis
         if actions.shape != space.shape:
             raise ValueError(f"actions must be of shape {space.shape}, got {actions.shape}")
         if isinstance(self.single_action_space, gymnasium.spaces.Discrete):
-            known = np.issubdtype(actions.dtype, np.integer) and space.contains(
-                actions.astype(space.dtype)
-            )
+            known = actions.dtype.kind in "biu" and actions.astype(space.dtype) in space
         else:
             known = np.isfinite(actions).all()
         if not known:

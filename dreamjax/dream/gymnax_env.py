@@ -16,18 +16,19 @@ import numpy as np
 from flax import struct
 from gymnax.environments import spaces
 
-from dreamjax.actions import Choice, Keys
-from dreamjax.dream.env import DreamEnv, EnvParams, EnvState, observation_box
-from dreamjax.dream.worlds import load_world
-from dreamjax.tasks import FRAME_SHAPE, TASKS, Task
+from dreamjax.actions import Keys
+from dreamjax.dream.env import DreamEnv, EnvParams, EnvState, keeping_numbers
+from dreamjax.dream.registration import check_process, env_ids
+from dreamjax.dream.worlds import identity, load_world
+from dreamjax.tasks import FRAME_SHAPE, Task
 from dreamjax.training.settings import SettingError
 from dreamjax.vision.model import VAE
 
-ACTIONS = ("continuous", "discrete")
-PARTS = {"zch": ("z", "c", "h"), "zh": ("z", "h"), "z": ("z",)}
+PARTS = {"zch": ("c", "h"), "zh": ("h",), "z": ()}  # beside z
 OBSERVATIONS = (*PARTS, "pixels")
 
 
+@keeping_numbers
 @functools.partial(struct.dataclass, kw_only=True)
 class PixelParams(EnvParams):
     """A world with the eye that draws it.
@@ -43,8 +44,8 @@ class PixelParams(EnvParams):
 class NamedDream(DreamEnv):
     """A dream in one of its variants.
 
-    - observation: `"zch"` float32 [Z + 2H] in [-50, 50]; `"zh"` [Z + H]; `"z"` [Z]; or
-      `"pixels"`, float32 [64, 64, 3] in [0, 1], decoded by V.
+    - observation: `"zch"` float32 [Z + 2H]; `"zh"` [Z + H]; `"z"` [Z]; or `"pixels"`,
+      float32 [64, 64, 3] in [0, 1], decoded by V.
     - action: `"continuous"`, float32 [A] in the task's bounds; or `"discrete"`, int32 []: one key,
       neither or the other, or a choice. Inside a trace, where nothing can be refused, the nearest
       of them is done.
@@ -66,8 +67,8 @@ class NamedDream(DreamEnv):
 
     @property
     def default_params(self) -> EnvParams:
-        """The world's parameters, read once a process."""
-        return _params(self)
+        """The world's parameters, read once a process while the world stays the same."""
+        return _params(self, identity(self.world))
 
     def step(self, key, state, action, params=None):
         """gymnax's six values; checks a concrete action first.
@@ -81,7 +82,8 @@ class NamedDream(DreamEnv):
     def transition(self, noise, state: EnvState, action: jax.Array, params: EnvParams):
         """`DreamEnv.transition` of the action's meaning."""
         if self.actions == "discrete":
-            action = jnp.asarray(_vectors(self.task))[jnp.clip(action, 0, self.num_actions - 1)]
+            choice = jnp.clip(jnp.asarray(action).astype(jnp.int32), 0, self.num_actions - 1)
+            action = jnp.asarray(_vectors(self.task))[choice]
         return super().transition(noise, state, action, params)
 
     def observe(self, key, state: EnvState, action, params: EnvParams) -> jax.Array:
@@ -89,14 +91,14 @@ class NamedDream(DreamEnv):
         del key, action
         if self.observation == "pixels":
             return params.vision.decode(state.z[None])[0]
-        parts = {"z": state.z, **params.memory.parts(state.carry)}
+        parts = params.memory.parts(state.carry)
         lacking = [name for name in PARTS[self.observation] if name not in parts]
         if lacking:
             raise ValueError(
-                f"M of this world has no {lacking[0]} to observe, only {', '.join(parts)}; choose "
-                "another observation"
+                f"M of this world has no {lacking[0]} to observe, only z, {', '.join(parts)}; "
+                "choose another observation"
             )
-        return jnp.concatenate([parts[name] for name in PARTS[self.observation]])
+        return params.memory.features(state.z, state.carry, PARTS[self.observation])
 
     @property
     def name(self) -> str:
@@ -120,7 +122,7 @@ class NamedDream(DreamEnv):
             dark = np.zeros(FRAME_SHAPE, np.float32)
             return spaces.Box(dark, dark + 1, FRAME_SHAPE, jnp.float32)
         env = self if params is None else _of_m(self, params)
-        return observation_box(env.size_of(PARTS[self.observation][1:]))
+        return env.box_of(PARTS[self.observation])
 
     @property
     def supports_transition_gradients(self) -> bool:
@@ -133,18 +135,23 @@ class NamedDream(DreamEnv):
         return self.observation_space().shape
 
     def check_action(self, action: Any) -> None:
-        """Raise ValueError unless `action` has this variant's shape and, if known, is possible."""
+        """Raise ValueError unless `action` has this variant's shape and, if known, is possible.
+
+        A single number of a continuous action may come without its axis.
+        """
         shape = () if self.actions == "discrete" else (self.task.action_size,)
-        if np.shape(action) != shape:
+        if np.shape(action) != shape and (np.shape(action), shape) != ((), (1,)):
             raise ValueError(
                 f"an action of {self.name} must have shape {shape}, got {np.shape(action)}; "
                 "vmap step over a batch"
             )
+        if self.actions == "discrete" and jnp.result_type(action).kind not in "biu":
+            raise ValueError(f"the action is {action}; it must be a whole number, such as 1")
         if isinstance(action, jax.core.Tracer):
             return
-        if not np.isfinite(action).all():
+        if not np.isfinite(known := np.asarray(action)).all():
             raise ValueError(f"the action is {action}; it must be finite")
-        if self.actions == "discrete" and action not in range(self.num_actions):
+        if self.actions == "discrete" and int(known) not in range(self.num_actions):
             raise ValueError(f"the action is {action}; it must be from 0 to {self.num_actions - 1}")
 
 
@@ -152,16 +159,14 @@ class NamedDream(DreamEnv):
 class LegacyDream(NamedDream):
     """A dream for clients of gymnax before 1.0: `step` ends in `(..., reward, done, info)`.
 
-    gymnax's own `LegacyStepAPIWrapper` does the same but cannot be copied, and some clients copy.
-    A single number of a continuous action may come without its axis, as some clients send it.
+    gymnax's own `LegacyStepAPIWrapper` cannot be copied, and some clients copy; some also stack
+    what `info` holds, so it holds what it did then: the discount.
     """
 
     def step(self, key, state, action, params=None):
         """Five values; `done` is terminated or truncated."""
-        if np.shape(action) == () and self.actions == "continuous":
-            action = jnp.reshape(action, 1)
         *start, terminated, truncated, info = super().step(key, state, action, params)
-        return *start, terminated | truncated, info
+        return *start, terminated | truncated, {"discount": info["discount"]}
 
 
 def legacy(env: NamedDream) -> LegacyDream:
@@ -176,16 +181,10 @@ def _vectors(task: Task) -> np.ndarray:
     return np.eye(task.action_size, dtype=np.float32)
 
 
-def _kinds_of_actions(task: Task) -> tuple[str, ...]:
-    """The variants of a game's actions, its own first."""
-    if isinstance(task.actions, Keys):
-        return ACTIONS
-    return ("discrete",) if isinstance(task.actions, Choice) else ("continuous",)
-
-
 @functools.lru_cache(maxsize=8)
-def _params(env: NamedDream) -> EnvParams:
+def _params(env: NamedDream, world: str) -> EnvParams:
     """Loaded in a thread of its own: gymnax may ask inside a trace, which no other thread sees."""
+    check_process()
     with futures.ThreadPoolExecutor(1) as executor:
         return executor.submit(_load_params, env).result()
 
@@ -218,9 +217,10 @@ def make(env_id: str, **variant: Any) -> tuple[NamedDream, EnvParams]:
 
 
 def _of_m(env: NamedDream, params: EnvParams) -> NamedDream:
-    """`env` for an M of another size than the task's."""
-    size = params.memory.hidden_size
-    return dataclasses.replace(env, hidden_size=None if size == env.task.hidden_size else size)
+    """`env` for an M of another form than the task's."""
+    size, bounds = params.memory.hidden_size, params.memory.bounds
+    size = None if size == env.task.hidden_size else size
+    return dataclasses.replace(env, hidden_size=size, bounds=bounds)
 
 
 def named(
@@ -234,7 +234,7 @@ def named(
     """`make` without the parameters, which are read when they are asked for.
 
     Args:
-      env_id: a task's `env_id`, such as `"DreamCarRacing-v1"`.
+      env_id: a task's `env_id`, such as `"DreamCarRacing-v1"`, or one of `env_ids`.
       actions: `"continuous"`, the paper's, or `"discrete"`; None is the game's own.
       observation: `"zch"`, `"zh"`, `"z"` or `"pixels"`; None is what the game's C reads.
       temperature: tau > 0; None is the world's own, or else the task's.
@@ -243,12 +243,11 @@ def named(
     Raises:
       ValueError: an unknown id or variant, or a bad temperature.
     """
-    tasks = {task.env_id: task for task in TASKS.values()}
-    if env_id not in tasks:
-        near = difflib.get_close_matches(env_id, tasks, 3, 0.3) or list(tasks)
+    known = env_ids()
+    if env_id not in known:
+        near = difflib.get_close_matches(env_id, known, 3, 0.3) or list(known)
         raise ValueError(f"unknown environment {env_id!r}; did you mean {', '.join(near)}?")
-    task = tasks[env_id]
-    kinds = _kinds_of_actions(task)
+    task, kinds = known[env_id]
     actions = kinds[0] if actions is None else actions
     observation = "".join(("z", *task.controller_reads)) if observation is None else observation
     for name, value, choices in (

@@ -100,4 +100,4 @@ def _remembered(memory: Memory, z: jax.Array, action: jax.Array, ages: jax.Array
         return (carry, kept), None
 
     first = memory.initial_carry(ages.shape[1:]), memory.initial_carry(ages.shape)
-    return jax.lax.scan(step, first, (jnp.arange(len(z)), z, action))[0][1]
+    return jax.lax.scan(step, first, (jnp.arange(len(z), dtype=jnp.int32), z, action))[0][1]

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax.dream.env import EnvParams, EnvState
+from dreamjax.dream.env import EnvState
 from dreamjax.dream.worlds import World
 from dreamjax.memory.latents import posteriors
-from dreamjax.memory.model import Mask
 from dreamjax.tasks import FRAME_SHAPE
 
 
@@ -45,22 +44,12 @@ def dream_from(
         z = z + jnp.exp(logvar / 2) * jax.random.normal(key, z.shape, z.dtype)
     carry = world.memory.initial_carry()
     if len(actions):
-        ages = jnp.arange(len(actions))
+        ages = jnp.arange(len(actions), dtype=jnp.int32)
         inputs = world.memory.inputs(z[:-1], world.env().clipped(actions), ages)
         carry = world.memory.run(carry, inputs, (ages == 0).astype(jnp.float32))[0]
-    mask = _mask(world.params(dropout=dropout), key)
+    mask = world.params(dropout=dropout).draw_mask(key)
     time = jnp.int32(len(actions))
     return EnvState(time=time, z=z[-1], carry=carry, dead=jnp.bool_(False), mask=mask)
-
-
-def _mask(params: EnvParams, key: jax.Array | None) -> Mask | None:
-    """The dropout of a dream that goes on; without a key, one that drops nothing."""
-    if params.dropout is None:
-        return None
-    if key is not None:
-        return params.draw_mask(key)
-    memory = params.memory
-    return memory.mask(jnp.ones(memory.latent_size + memory.hidden_size), 0.0)
 
 
 def _check(world: World, frames: np.ndarray, actions: np.ndarray) -> None:

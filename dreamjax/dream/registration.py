@@ -1,6 +1,7 @@
 """The dreams' names in the registries of gymnax and gymnasium, without importing jax."""
 
 import functools
+import os
 import sys
 from types import ModuleType
 from typing import Any
@@ -8,41 +9,79 @@ from typing import Any
 import gymnasium
 import wrapt
 
+from dreamjax.actions import Choice, Keys
 from dreamjax.tasks import TASKS, Task
+
+_lost = []  # whether this process is a fork of one that had used jax
+
+
+def env_ids() -> dict[str, tuple[Task, tuple[str, ...]]]:
+    """The game and the variants of its actions, its own first, by the ids of the dreams."""
+    keys = {
+        task.env_id.replace("-v", "Discrete-v"): (task, ("discrete", "continuous"))
+        for task in TASKS.values()
+        if isinstance(task.actions, Keys)
+    }
+    return keys | {task.env_id: (task, _kinds_of_actions(task)) for task in TASKS.values()}
+
+
+def _kinds_of_actions(task: Task) -> tuple[str, ...]:
+    if isinstance(task.actions, Keys):
+        return "continuous", "discrete"
+    return ("discrete",) if isinstance(task.actions, Choice) else ("continuous",)
 
 
 def register_dreams() -> None:
     """Make `gymnasium.make` know the dreams, and `gymnax.make` as soon as gymnax is imported."""
-    for task in TASKS.values():
-        _register_in_gymnasium(task)
+    for env_id in env_ids():
+        _register_in_gymnasium(env_id)
     wrapt.when_imported("gymnax")(_register_in_gymnax)
+    os.register_at_fork(after_in_child=_forked)
 
 
 def register_dream(task: Task) -> None:
-    """Make both know the dream of one more task."""
-    _register_in_gymnasium(task)
+    """Make both know the dreams of one more task."""
+    for env_id, (dreamt, _) in env_ids().items():
+        if dreamt == task:
+            _register_in_gymnasium(env_id)
     if "gymnax" in sys.modules:
         _register_in_gymnax(sys.modules["gymnax"])
 
 
-def _register_in_gymnasium(task: Task) -> None:
-    name = task.env_id.replace("Dream", "dreamjax/", 1)
+def _register_in_gymnasium(env_id: str) -> None:
+    name = env_id.replace("Dream", "dreamjax/", 1)
     if name not in gymnasium.registry:
         gymnasium.register(
             name,
             entry_point="dreamjax.dream.gymnasium_env:Dream",
             vector_entry_point="dreamjax.dream.gymnasium_env:VectorDream",
-            kwargs={"env_id": task.env_id},
+            kwargs={"env_id": env_id},
         )
 
 
 def _register_in_gymnax(gymnax: ModuleType) -> None:
-    for task in TASKS.values():
-        if task.env_id not in gymnax.registered_envs:
-            gymnax.register(task.env_id, functools.partial(_make, task.env_id))
+    for env_id in env_ids():
+        if env_id not in gymnax.registered_envs:
+            gymnax.register(env_id, functools.partial(_make, env_id))
 
 
 def _make(env_id: str, **variant: Any) -> Any:
     from dreamjax.dream.gymnax_env import named
 
     return named(env_id, **variant)
+
+
+def _forked() -> None:
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    if bridge and bridge.backends_are_initialized():
+        _lost.append(True)
+
+
+def check_process() -> None:
+    """Raise RuntimeError in a fork of a process that had used jax: it would wait for ever there."""
+    if _lost:
+        raise RuntimeError(
+            "jax was used before this process was forked, so no dream can run in it; use "
+            'gymnasium.make_vec(ID, n, vectorization_mode="vector_entry_point"), or '
+            '"async" with vector_kwargs={"context": "spawn"}'
+        )

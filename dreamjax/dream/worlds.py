@@ -22,7 +22,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from dreamjax.controller.model import Controller, controller_for
+from dreamjax.controller.model import Controller, controller_for, controller_of_size
 from dreamjax.dream.env import (
     PAPER_NOISE,
     PAPER_THRESHOLD,
@@ -102,11 +102,20 @@ class World:
             self.task,
             reads=None if reads == self.task.controller_reads else reads,
             hidden_size=None if size == self.task.hidden_size else size,
+            bounds=self.memory.bounds,
         )
 
     def controller(self, hidden: int = 0) -> Controller:
         """The form of this game's C, linear or with `hidden` units; its weights are apart."""
         return controller_for(self.task, self.memory.feature_size, hidden)
+
+    def controller_of(self, weights: jax.Array) -> Controller:
+        """The form of a C of this game that has these weights [D].
+
+        Raises:
+          ValueError: no form has as many.
+        """
+        return controller_of_size(self.task, self.memory.feature_size, jnp.shape(weights)[-1])
 
     def params(
         self,
@@ -239,6 +248,16 @@ def load_world(source: Path | str) -> World:
         arrays = store.load(blank.arrays())[0]
         _check_finite(flatten(arrays))
     return dataclasses.replace(blank, **arrays)
+
+
+def identity(source: Path | str) -> str:
+    """What is another text once the world at `source` is another; "" where there is none."""
+    folder = folder_of(source)
+    store = Store(folder / "world")
+    if (folder / "world.json").exists():
+        with _refusing(folder, "fetch or export it again"):
+            return _content(folder / "world.json").decode()
+    return f"{store.steps()} {store.meta()}" if store.directory.is_dir() else ""
 
 
 def world_meta(source: Path | str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dreamjax.memory.model import Memory, glorot, outer, product, reset
+from dreamjax.training.devices import plus
 
 FORGET_BIAS = 1.0  # TF1's LSTM default; added in the cell, so a stored bias does not hold it
 
@@ -21,6 +22,8 @@ class MDNRNN(Memory):
     lstm_kernel [I + H, 4H] multiplies [input, h]; its columns are TF1's gates i, j (candidate),
     f, o. The carry is (c, h). Args: as `Memory`.
     """
+
+    bounds = (("h", 1.0),)
 
     def recurrence(self, rngs: nnx.Rngs) -> None:
         """As `Memory.recurrence`."""
@@ -60,7 +63,7 @@ def lstm_step(
 
 def gates_of(kernel: jax.Array, bias: jax.Array, h: jax.Array, inputs: jax.Array) -> jax.Array:
     """Gates [..., 4H] before their nonlinearities."""
-    return product(jnp.concatenate((inputs, h), axis=-1), kernel) + bias
+    return plus(product(jnp.concatenate((inputs, h), axis=-1), kernel), bias)
 
 
 def cell(gates: jax.Array, c: jax.Array) -> LSTMCarry:

@@ -14,9 +14,11 @@ from dreamjax.actions import Keys
 from dreamjax.memory import heads as outputs
 from dreamjax.memory.heads import Prediction
 from dreamjax.tasks import Task
-from dreamjax.training.devices import tile
+from dreamjax.training.devices import plus, tile
 from dreamjax.vision import layers
 
+Z_BOUND = 100.0  # of what C reads of z; shipped dreams stay below 30 while they last
+PART_BOUND = 10_000.0  # and of what M remembers: to c an LSTM adds at most 1 a step
 CLOCK = 1000  # steps that M's clock counts as one, so that it stays near 1
 
 VARIANT = (
@@ -29,6 +31,7 @@ VARIANT = (
 FORM = ("kind", "hidden_size", "heads")  # and in its form
 
 Carry = Any  # a pytree of what M remembers, [..., H] of each
+Bounds = tuple[tuple[str, float], ...]  # names of parts, and how large these can be
 
 
 @struct.dataclass
@@ -57,7 +60,8 @@ class Memory(nnx.Module):
 
     What it reads is [z, action] and, where the task says so, a restart flag; with a clock that
     flag tells an episode's age instead, negative and in `CLOCK` steps. head_kernel [H, outputs]
-    gives the heads that `memory.heads.layout` lists, one after another.
+    gives the heads that `memory.heads.layout` lists, one after another. `bounds` names how large
+    parts that C reads can be, where that is not `PART_BOUND`.
 
     Args:
       task: the game; sizes come from it.
@@ -75,6 +79,8 @@ class Memory(nnx.Module):
       hidden_size: H; None is the task's.
       heads: which of "reward" and "end" it predicts; None is the task's.
     """
+
+    bounds: Bounds = ()
 
     def __init__(
         self,
@@ -231,23 +237,29 @@ class Memory(nnx.Module):
 
     def predict(self, out: jax.Array, z: jax.Array) -> Prediction:
         """The prediction of what follows z [..., Z], from h @ head_kernel."""
-        parts = outputs.named(out + self.head_bias[...], self.layout)
+        parts = outputs.named(plus(out, self.head_bias[...]), self.layout)
         if self.residual:
             parts["mean"] = parts["mean"] + z[..., None, :]
         return outputs.prediction(parts, self.reward_scale)
 
-    def features(self, z: jax.Array, carry: Carry) -> jax.Array:
-        """What C reads, in the dream and in the real game alike.
+    def features(
+        self, z: jax.Array, carry: Carry, reads: tuple[str, ...] | None = None
+    ) -> jax.Array:
+        """What C reads, in the dream and in the real game alike, within its bounds.
 
         Args:
           z: [..., Z] current latent.
           carry: before it has consumed `z`.
+          reads: the parts that are read; None are `self.reads`.
 
         Returns:
           [..., F]: (z, c, h) for the paper's first game, (z, h) for its second.
         """
         parts = self.parts(carry)
-        return jnp.concatenate([z, *(parts[name] for name in self.reads)], axis=-1)
+        names = self.reads if reads is None else reads
+        read = z, *(parts[name] for name in names)
+        most = bounds_of(names, self.bounds)
+        return jnp.concatenate([jnp.clip(x, -b, b) for x, b in zip(read, most, strict=True)], -1)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -266,6 +278,11 @@ class Memory(nnx.Module):
         """The heads and their shapes."""
         sizes = self.latent_size, self.num_mixtures, self.num_events
         return outputs.layout(*sizes, self.heads, self.num_ends)
+
+
+def bounds_of(reads: tuple[str, ...], bounds: Bounds) -> tuple[float, ...]:
+    """How large z, and each part that C reads beside it, can be."""
+    return Z_BOUND, *(dict(bounds).get(name, PART_BOUND) for name in reads)
 
 
 def glorot(rngs: nnx.Rngs, rows: int, columns: int) -> jax.Array:

@@ -26,7 +26,7 @@ from dreamjax.memory.latents import LatentSequences, first_frames
 from dreamjax.memory.model import FORM, VARIANT, Carry, Mask, Memory, reset, with_events
 from dreamjax.tasks import Task
 from dreamjax.training.checkpoint import Store
-from dreamjax.training.devices import cast, device_memory, product_dtype
+from dreamjax.training.devices import cast, device_memory, product_dtype, theirs
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.mesh import (
@@ -464,7 +464,7 @@ def _update(state, frames, plan, key, config):
 
     gradient, (carry, metrics) = jax.grad(loss, has_aux=True)(state.memory)
     gradient, metrics = jax.lax.psum((gradient, metrics), AXIS)
-    updates, optimiser = _optimiser(config).update(gradient, state.optimiser)
+    updates, optimiser = theirs(_optimiser(config).update)(gradient, state.optimiser)
     return State(optax.apply_updates(state.memory, updates), optimiser, carry), metrics
 
 
@@ -483,7 +483,7 @@ def gather(
     """The frames at `index`, z drawn from their posteriors by `normal`; nothing invalid counts."""
     mu, logvar = (posterior[index].astype(jnp.float32) for posterior in (frames.mu, frames.logvar))
     z = mu + jnp.exp(logvar / 2) * normal(key, mu.shape, mu.dtype)
-    now = index[:-1]
+    now, valid = index[:-1], valid.astype(jnp.float32)
     return Sequences(
         z=z,
         action=frames.action[now],
@@ -492,7 +492,7 @@ def gather(
         judged=frames.judged[now] * valid,
         end=frames.end[now],
         reward=frames.reward[now],
-        valid=valid.astype(jnp.float32),
+        valid=valid,
         variance=frames.variance,
     )
 

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import functools
 import os
 import shlex
 import socket
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +33,22 @@ Model = TypeVar("Model")
 COORDINATOR_SECONDS = 20.0  # how long the first process of a job may be silent at first
 JOIN_SECONDS = 20  # after which a process that has not come counts as lost
 HEARTBEAT_SECONDS = 20  # silence after which a process of a job counts as lost
+
+
+def plus(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """x [..., N] + bias [N], for jax that is told to broadcast only what is broadcast by name."""
+    return x + jnp.broadcast_to(bias, x.shape)
+
+
+def theirs(function: Callable) -> Callable:
+    """A `function` of optax or evosax, which mix dtypes and ranks whatever jax is told."""
+
+    @functools.wraps(function)
+    def called(*arguments, **keywords):
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return function(*arguments, **keywords)
+
+    return called
 
 
 def product_dtype(bfloat16: bool | None = None) -> jnp.dtype:

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from dreamjax.training.devices import plus
+
 _STRIDE = 2  # of every convolution here
 
 
@@ -166,7 +168,7 @@ class Layer(nnx.Module):
         """Affine map, [B, N] -> [B, M], kernel [N, M]."""
         kernel = self.kernel[...]
         product = jnp.dot(x.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
-        return product + self.bias[...]
+        return plus(product, self.bias[...])
 
     def narrow(self, image: jax.Array) -> jax.Array:
         """Convolution, [C, H, W, B] -> [D, h, w, B]."""
@@ -174,7 +176,7 @@ class Layer(nnx.Module):
 
     def look(self, frames: jax.Array) -> jax.Array:
         """`narrow` of [B, H, W, C] -> [B, h, w, D]."""
-        return _look(self.kernel[...], frames) + self.bias[...]
+        return plus(_look(self.kernel[...], frames), self.bias[...])
 
     def widen(self, image: jax.Array) -> jax.Array:
         """Transposed convolution, [D, h, w, B] -> [C, H, W, B]."""

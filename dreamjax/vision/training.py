@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from dreamjax.tasks import Colour, Task
 from dreamjax.training.checkpoint import Store
-from dreamjax.training.devices import cast, product_dtype
+from dreamjax.training.devices import cast, product_dtype, theirs
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.mesh import (
@@ -289,6 +289,7 @@ def updates(
         model, layer = learnt
         return vae_loss(cast(model, dtype), key, batch, reader=layer, **how)
 
+    @theirs
     def learn(number, gradients, learnt, optimizer):
         changes, moments = optax.scale_by_adam().update(gradients, optimizer)
         changes = jax.tree.map(lambda x: -config.rate(number) * x, changes)
