@@ -5,8 +5,10 @@ Legend: A action numbers, D weights of C, F features, G games played at once, H 
 that are looked at together.
 """
 
+import contextlib
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,16 @@ from dreamjax.game.env import engine_seed
 from dreamjax.game.workers import NONE_PLAYED, Played, VectorGame
 from dreamjax.memory.model import Carry, Memory, reset
 from dreamjax.tasks import FRAME_SHAPE, Task
+from dreamjax.training.checkpoint import digest
 from dreamjax.training.devices import cast, product_dtype
-from dreamjax.training.files import writable
+from dreamjax.training.files import writable, write_json
 from dreamjax.training.logbook import Bar, Logbook
 from dreamjax.training.team import Team
 from dreamjax.vision.model import VAE
 
 FIRST_PLAYED = 10_000  # number of the first shard that an agent recorded
 SHARD = 32  # episodes of a shard
+PLAYERS = "players.json"  # beside an agent's shards: which agent played which
 BATCH = 16  # frames that V sees at once: enough to fill a matrix product, few enough to wait for
 GAMES = 3 * BATCH  # games at once: two batches play while V sees the third
 ACCELERATED = 4  # times as many of both at once on an accelerator, which each call keeps waiting
@@ -211,9 +215,89 @@ def evaluate(
         return play_all(agent, game, seeds, bar, Tape())
 
 
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """Real episodes that V, M and C are to record: whose they are, and what of them is there.
+
+    Shards are numbered from `FIRST_PLAYED` on, so that they encode beside collected ones. Which
+    agent played which is kept beside them.
+
+    Attributes:
+      world, weights: the agent.
+      directory: of the shards.
+      episodes: how many; rounded up to whole shards.
+      seed: chooses the games, which are none of any evaluation's.
+      policy: as for `Agent`.
+      first: shards before this one are others' to play.
+    """
+
+    world: World
+    weights: Any
+    directory: Path
+    episodes: int
+    seed: int
+    policy: Policy | None = None
+    first: int = 0
+
+    @property
+    def shards(self) -> range:
+        """Numbers of the shards."""
+        return range(self.first, -(-self.episodes // SHARD))
+
+    def path(self, shard: int) -> Path:
+        """Where a shard lies."""
+        return self.directory / f"shard-{FIRST_PLAYED + shard:05d}.npz"
+
+    def seeds(self, shard: int) -> list[int]:
+        """The games of a shard."""
+        return [odd - 1 for odd in evaluation_seeds(self.seed, (shard + 1) * SHARD)[-SHARD:]]
+
+    @functools.cached_property
+    def player(self) -> str:
+        """The identity of the agent."""
+        return digest((self.world.arrays(), self.weights))
+
+    def players(self) -> dict[str, str]:
+        """Who played which shard, as far as is known."""
+        try:
+            return dict(json.loads((self.directory / PLAYERS).read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def sort(self) -> tuple[list[Path], list[Path], list[Path]]:
+        """The shards there: ours, those that another agent or in other games has played, damaged.
+
+        Of the latter two all are told from `first` on, not only those that are asked for.
+        """
+        ours, others, damaged = found = [], [], []
+        players = self.players()
+        for path in rollouts.shard_paths(self.directory):
+            shard = int(path.stem.removeprefix("shard-")) - FIRST_PLAYED
+            if shard >= self.first:
+                with contextlib.suppress(rollouts.DamagedShardError):
+                    place = ours if self._is_ours(path, shard, players) else others
+                    place.append(path)
+                    continue
+                damaged.append(path)
+        return found
+
+    def _is_ours(self, path: Path, shard: int, players: dict[str, str]) -> bool:
+        same = rollouts.part(path, "seeds").tolist() == self.seeds(shard)
+        if not same or path.name in players:
+            return same and players[path.name] == self.player
+        return self._would_play(rollouts.read(path))
+
+    def _would_play(self, shard: rollouts.Rollouts) -> bool:
+        """Whether the agent acts in the first frames as whoever recorded them did."""
+        agent = Agent(self.world, self.weights, SHARD, jax.random.key(self.seed), self.policy)
+        slots, first = np.arange(SHARD), np.cumsum(shard.lengths) - shard.lengths
+        agent.begin(slots, shard.seeds.tolist())
+        return np.allclose(agent.act(slots, shard.frames[first])[0], shard.actions[first], 0, 0.02)
+
+
 def record(
     world: World,
-    weights: jax.Array,
+    weights: Any,
     directory: Path | str,
     episodes: int,
     seed: int,
@@ -222,39 +306,55 @@ def record(
     workers: int | None = None,
     policy: Policy | None = None,
     team: Team | None = None,
+    first: int = 0,
 ) -> None:
     """Record real episodes of V, M and C, as `rollouts.collect` does those of blind policies.
 
-    Shards are numbered from `FIRST_PLAYED` on, so that they encode beside collected ones, and are
-    written as their episodes end. One that is there already is not played again.
+    Shards are written as their episodes end; one that this agent has played already is not played
+    again, and a damaged one is set aside.
 
     Args:
-      world, weights: the agent.
-      directory: receives the shards.
-      episodes: how many; rounded up to whole shards.
-      seed: chooses the games, which are none of any evaluation's.
+      world, weights, directory, episodes, seed, policy, first: see `Recording`.
       log: shows progress.
       workers: processes; the number of cores by default.
-      policy: as for `Agent`.
       team: the processes that share the shards among them; None is this one alone.
+
+    Raises:
+      ValueError: another agent has recorded in the directory, or this one in other games.
+      WorkerError: the game could not be kept running.
     """
-    directory, log = writable(directory), log or Logbook(quiet=True)
-    shards = range(-(-episodes // SHARD))
-    seeds = [odd - 1 for odd in evaluation_seeds(seed, len(shards) * SHARD)]
-    paths = {shard: directory / f"shard-{FIRST_PLAYED + shard:05d}.npz" for shard in shards}
-    own = (team or Team()).own(list(paths.items()))
-    missing = {shard: path for shard, path in own if not path.exists()}
+    directory, log, team = writable(directory), log or Logbook(quiet=True), team or Team()
+    asked = Recording(world, weights, directory, episodes, seed, policy, first)
+    there = team.first_then_all(lambda: _claimed(asked, log, team.index == 0))
+    missing = [shard for shard in team.own(asked.shards) if asked.path(shard) not in there]
     if not missing:
         return
-    seeds = [seed for shard in missing for seed in seeds[shard * SHARD :][:SHARD]]
+    seeds = [seed for shard in missing for seed in asked.seeds(shard)]
     games = games_at_once(len(seeds))
     agent = Agent(world, weights, games, jax.random.key(seed), policy)
-    tape = ShardTape(list(missing.values()), seeds, world.task)
+    tape = ShardTape([asked.path(shard) for shard in missing], seeds, world.task)
     with (
         VectorGame(world.task, games, workers) as game,
         log.progress("record", len(seeds), "episodes") as bar,
     ):
         play_all(agent, game, seeds, bar, tape)
+
+
+def _claimed(asked: Recording, log: Logbook, first: bool) -> list[Path]:
+    """The agent's shards that are there; all that are asked for are written down as its own."""
+    ours, others, damaged = asked.sort()
+    if others:
+        raise ValueError(
+            f"{others[0]} was played by another agent, or in other games; move it away, or choose "
+            "another directory"
+        )
+    for path in damaged if first else ():
+        path.rename(path.with_name(f"{path.name}.corrupt"))
+        log.say(f"{path} is damaged; set aside as {path.name}.corrupt and played again")
+    if first:
+        mine = dict.fromkeys((asked.path(shard).name for shard in asked.shards), asked.player)
+        write_json(asked.directory / PLAYERS, asked.players() | mine)
+    return ours
 
 
 def watch(

@@ -1,16 +1,25 @@
-"""What a run directory holds, what of it is damaged, and what the next command would do there."""
+"""What a run directory holds, what of it is damaged, and what the ledger says of each phase there.
+
+Each phase is asked after as by the command that made what there is.
+"""
 
 import dataclasses
-import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from dreamjax.dream.worlds import World, load_controller, load_world
+from dreamjax.dream.worlds import load_controller, load_world
 from dreamjax.game import rollouts
-from dreamjax.memory.latents import LatentSequences, read_latents
-from dreamjax.run.settings import encoded_data, recorded_data
+from dreamjax.memory.latents import read_latents
+from dreamjax.run.ledger import COLLECT, OLDER_NAMES, PHASES, Phase, decide, profiles
+from dreamjax.run.lineage import GIVEN, lies
+from dreamjax.run.settings import CONTROLLERS, Run, RunConfig
+from dreamjax.tasks import TASKS
 from dreamjax.training.checkpoint import CheckpointError, Store, digest
+from dreamjax.training.logbook import Logbook
 
-TRAINED = {"vision": "train-vision", "memory": "train-memory", "evolve": "evolve", "learn": "learn"}
+TRAINED = ("vision", "memory", *CONTROLLERS)
+TUNED = ("temperature", "death_threshold", "death_noise", "dropout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +28,7 @@ class Finding:
 
     Attributes:
       part: its folder.
-      there: what it holds.
+      there: what it holds; "" is nothing.
       damaged: a line for everything that cannot be used.
       next: what the command that makes it would do.
     """
@@ -38,115 +47,137 @@ def examine(directory: Path) -> list[Finding]:
     """
     if not directory.is_dir():
         raise ValueError(f"there is no directory {directory}; give that of a run")
-    counts, recorded = _recorded(directory)
-    latents, encoded = _encoded(directory)
-    world, bound = _world(directory)
-    found = [
-        *recorded,
-        _trained(directory, "vision", recorded_data(counts) if counts else None),
-        encoded,
-        _trained(directory, "memory", None if latents is None else encoded_data(latents)),
-        bound,
-        *(_trained(directory, name, None, world) for name in ("evolve", "learn")),
-        _controller(directory, world),
-    ]
+    found = [_world(directory), _controller(directory)]
+    for phase in PHASES.values():
+        there = _there(directory, phase.folder)
+        if there is not None and phase.folder != "world":
+            after = decide(as_made(directory, phase), phase)
+            found.append(dataclasses.replace(there, next=f"{phase.name} {after.said}"))
     return [finding for finding in found if finding is not None]
 
 
-def _recorded(directory: Path) -> tuple[dict[Path, int], list[Finding]]:
-    """Frames of the sound shards of `rollouts`, and findings of it and of `played`."""
-    counts, found = {}, []
-    for part, command in (("rollouts", "collect"), ("played", "record")):
-        sound, damaged, episodes = {}, [], 0
-        for path in rollouts.shard_paths(directory / part):
-            try:
-                shard = rollouts.read(path)
-            except ValueError as error:
-                damaged.append(str(error))
-                continue
-            sound[path], episodes = len(shard.frames), episodes + len(shard.lengths)
-        if part == "rollouts":
-            counts = sound
-            damaged += _unreadable(directory / part / "collection.json")
-        if sound or damaged:
-            there = f"{episodes:,} episodes, {sum(sound.values()):,} frames"
-            after = _missing(directory / part, episodes, command)
-            found.append(Finding(part, there, tuple(damaged), after))
-    return counts, found
+def as_made(directory: Path, phase: Phase) -> Run:
+    """The run as the command had it that last did a phase.
+
+    Raises:
+      ValueError: nothing tells the game, or it is not known here.
+    """
+    made = _made(directory, phase)
+    name = next((meta["task"] for meta in (made, *_metas(directory)) if "task" in meta), None)
+    if name not in TASKS:
+        raise ValueError(f"{directory} is of the game {name!r}; name it by --task module:TASK")
+    seed = next((meta["seed"] for meta in (made, *_metas(directory)) if "seed" in meta), 0)
+    return Run(
+        directory, TASKS[name], seed, _config(directory, phase.section, made), Logbook(quiet=True)
+    )
 
 
-def _missing(folder: Path, episodes: int, command: str) -> str:
-    try:
-        wanted = json.loads((folder / "collection.json").read_text())["episodes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{command} adds what is missing"
-    missing = wanted - episodes
-    return f"{command} records {missing:,} more" if missing > 0 else f"{command} has all it was for"
+def _metas(directory: Path) -> Iterator[dict[str, Any]]:
+    """What is told of how everything here was made."""
+    yield rollouts.claimed(directory / "rollouts") or {}
+    for part in ("world", *TRAINED):
+        store = Store(directory / part)
+        if store.steps():
+            yield store.meta()
+    for _, profile in profiles(directory):
+        yield from ({"task": name} for name, task in TASKS.items() if task.profile == profile)
 
 
-def _unreadable(path: Path) -> list[str]:
-    try:
-        json.loads(path.read_text())
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        return [f"{path} is damaged ({str(error).splitlines()[0]})"]
-    return []
+def _made(directory: Path, phase: Phase) -> dict[str, Any]:
+    if phase == COLLECT:
+        return rollouts.claimed(directory / "rollouts") or {}
+    store = Store(directory / phase.folder)
+    return store.meta() if phase.section and store.steps() else {}
 
 
-def _encoded(directory: Path) -> tuple[LatentSequences | None, Finding | None]:
+def _config(directory: Path, section: str, made: dict[str, Any]) -> RunConfig:
+    """The settings that a section was made with; else the usual ones."""
+    config, section = RunConfig(), section or "collect"
+    told = {OLDER_NAMES.get(name, name): x for name, x in made.get("config", made).items()}
+    fields = {field.name for field in dataclasses.fields(getattr(config, section))}
+    told = {name: _lies(directory, name, told[name]) for name in fields & told.keys()}
+    if section in ("evolve", "learn") and made:
+        tuned = {name: made[name] for name in TUNED if name in made}
+        dream = dataclasses.replace(config.dream, **tuned, bfloat16=made["products"] == "bfloat16")
+        hidden = made.get("controller_hidden", 0)
+        config = dataclasses.replace(config, dream=dream, controller_hidden=hidden)
+    own = dataclasses.replace(getattr(config, section), **told)
+    return dataclasses.replace(config, **{section: own})
+
+
+def _lies(directory: Path, name: str, value: Any) -> Any:
+    """A recorded setting as the command line gives it."""
+    if name == "start_from" and value is not None:
+        return None if value == GIVEN else lies(value, directory)
+    if name == "worlds":
+        return tuple(lies(source, directory) for source in value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _there(directory: Path, folder: str) -> Finding | None:
+    if folder in ("rollouts", "played"):
+        return _recorded(directory / folder)
+    if folder == "latents":
+        return _encoded(directory)
+    if folder in TRAINED:
+        return _trained(directory, folder)
+    return Finding(folder, "written") if (directory / folder).exists() else None
+
+
+def _recorded(folder: Path) -> Finding | None:
+    frames, episodes, damaged = 0, 0, []
+    for path in rollouts.shard_paths(folder):
+        try:
+            shard = rollouts.read(path)
+        except ValueError as error:
+            damaged.append(str(error))
+            continue
+        frames, episodes = frames + len(shard.frames), episodes + len(shard.lengths)
+    claim = folder / "collection.json"
+    if claim.exists() and rollouts.claimed(folder) is None:
+        damaged.append(f"{claim} is damaged")
+    if not frames and not damaged:
+        return None
+    return Finding(folder.name, f"{episodes:,} episodes, {frames:,} frames", tuple(damaged))
+
+
+def _encoded(directory: Path) -> Finding | None:
     paths = rollouts.shard_paths(directory / "latents")
     if not paths:
-        return None, None
+        return None
     try:
         latents = read_latents(directory / "latents")
     except ValueError as error:
-        return None, Finding("latents", f"{len(paths)} files", (str(error),), "encode mends it")
+        return Finding("latents", f"{len(paths)} files", (str(error),))
     there = f"{len(latents.lengths):,} episodes of {len(paths)} files, by V {latents.vision[:12]}"
-    recorded = sum(len(rollouts.shard_paths(directory / part)) for part in ("rollouts", "played"))
-    missing = recorded - len(paths)
-    after = f"encode adds {missing} files" if missing > 0 else "encode has nothing to add"
-    return latents, Finding("latents", there, (), after)
+    return Finding("latents", there)
 
 
-def _trained(
-    directory: Path, part: str, data: str | None, world: World | None = None
-) -> Finding | None:
-    """A training's checkpoints, and whether it can go on with the data or in the world there."""
-    store, command = Store(directory / part), TRAINED[part]
+def _trained(directory: Path, part: str) -> Finding | None:
+    store = Store(directory / part)
     if not store.directory.is_dir():
         return None
-    damaged, steps = tuple(store.faults()), store.steps()
-    if not steps:
-        return Finding(part, "no checkpoint", damaged, f"{command} begins anew")
-    meta = store.meta()
-    after = f"{command} goes on from step {steps[-1]}, if it is to make more"
-    if data is not None and meta.get("data", data) != data:
-        after = f"{command} refuses: it was made with {meta['data']}, there are {data}"
-    if world is not None and meta.get("world") != world.digest():
-        after = f"{command} refuses: it was made in another world"
-    return Finding(part, f"steps {', '.join(map(str, steps))}", damaged, after)
+    there = f"steps {', '.join(map(str, store.steps()))}" if store.steps() else "no checkpoint"
+    return Finding(part, there, tuple(store.faults()))
 
 
-def _world(directory: Path) -> tuple[World | None, Finding | None]:
-    store = Store(directory / "world")
-    if not store.directory.is_dir():
-        return None, None
-    damaged = tuple(store.faults())
+def _world(directory: Path) -> Finding | None:
+    found = _trained(directory, "world")
+    if found is None:
+        return None
     try:
         world = load_world(directory)
     except CheckpointError as error:
-        damaged = damaged or (str(error),)
-        return None, Finding("world", "none to use", damaged, "train-memory makes it anew")
+        return Finding("world", "none to use", found.damaged or (str(error),))
     there = f"{world.task.profile}, {world.digest()[:12]}: V {digest(world.vision)[:12]}, M "
-    return world, Finding("world", there + digest(world.memory)[:12], damaged, "dreamt as it is")
+    return Finding("world", there + digest(world.memory)[:12], found.damaged, "dreamt as it is")
 
 
-def _controller(directory: Path, world: World | None) -> Finding | None:
-    if world is None or not (directory / "controller").is_dir():
+def _controller(directory: Path) -> Finding | None:
+    if not (directory / "controller").is_dir() or not (directory / "world").is_dir():
         return None
     try:
-        _, weights = load_controller(directory, world)
+        _, weights = load_controller(directory, load_world(directory))
     except CheckpointError as error:
         return Finding("controller", "none to use", (str(error),), "evolve or learn makes it anew")
     return Finding("controller", f"{len(weights):,} weights", (), "evaluate plays it")
@@ -156,6 +187,6 @@ def lines(found: list[Finding]) -> list[str]:
     """The findings as a person reads them."""
     rows = []
     for finding in found:
-        rows.append(f"{finding.part:<12}{finding.there}; next: {finding.next}")
-        rows += [f"{'':<12}DAMAGED: {line}" for line in finding.damaged]
+        rows.append(f"{finding.part:<14}{finding.there}; next: {finding.next}")
+        rows += [f"{'':<14}DAMAGED: {line}" for line in finding.damaged]
     return rows or ["nothing there; collect begins a run, or run does all of it"]
