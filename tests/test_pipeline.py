@@ -118,7 +118,8 @@ def test_fidelity_compares_dream_and_game(smoke, capsys):
     assert found["policies"]["blind"]["dream"]["n"] >= 8
     assert len(found["controllers"]["real"]) == 3
     assert [len(found["salient"][side]) for side in ("dream", "real")] == [6, 6]
-    assert len(found["open_loop"]["nll"]) == 5 and found["deaths"]["deaths"] > 0
+    assert len(found["open_loop"]["nll"]) == 5
+    assert found["deaths"]["deaths"] == 0, "of the one that M held out, whatever is asked for now"
     assert found["departures"]["n"] > 0 and len(found["departures"]["dreaming"]) == 5
     said = capsys.readouterr().out
     assert "rank correlation over 3 controllers" in said and "open loop" in said
@@ -139,12 +140,14 @@ def test_a_world_is_calibrated_and_handed_on(tmp_path, capsys):
     run, words = tmp_path / "run", ["--fidelity.real-episodes", "2", "--fidelity.episodes", "4"]
     words += ["--dream.dropout", "0.07"]
     adopt_world(run, "take-cover", TAKE_COVER)
+    older = {**Store(run / "world").meta(), "versions": {"dreamjax": "0.0"}}
+    save_world(run, load_world(run), {**older, "step": 0})
     before = Store(run / "world").meta()
     assert cli.main(["calibrate", "take-cover", "--run-dir", str(run), *words]) == 0
     tau, after = load_world(run).temperature, Store(run / "world").meta()
     assert f"temperature {tau:.2f};" in capsys.readouterr().out, "told as it is kept"
     changed = {name for name in after if after[name] != before.get(name)}
-    assert {"temperature", "dropout"} <= changed <= {"temperature", "dropout", "step", "time"}
+    assert changed == {"temperature", "dropout", "step"} and after["step"] == 1
     assert load_world(run).dropout == 0.07, "that of the dreams in which tau was found"
     assert load_controller(run, load_world(run))[1].size, "C is still of this world"
     export(run, tmp_path / "on")
@@ -353,7 +356,7 @@ def test_a_world_that_was_handed_on_learns_from_its_own_play(smoke, tmp_path, ca
     monkeypatch.setattr("dreamjax.agent.SHARD", 4)  # episodes of a shard
     world, run = str(tmp_path / "world"), tmp_path / "run"
     assert cli.main(["export", "--run-dir", str(smoke[0]), "--target", world]) == 0
-    words = [GAME, "--run-dir", str(run), "--collect.episodes", "4"]
+    words = [GAME, "--run-dir", str(run), "--collect.episodes", "4", "--seed", "7"]
     assert cli.main(["record", *words, "--world", world]) == 0
     assert cli.main(["encode", *words]) == 0
     assert read_latents(run / "latents").vision == digest(load_world(world).vision)
@@ -419,7 +422,8 @@ def odd_games(tmp_path_factory, monkeypatch):
         ("train-memory take-cover --preset smoke --run-dir DIR", "no usable checkpoint"),
         ("evolve take-cover --preset smoke --run-dir DIR", "no world in"),
         ("evolve take-cover --run-dir DIR --world take-clover", "a shipped one"),
-        ("collect take-cover --run-dir DIR --world x", "collect comes before the world"),
+        ("collect take-cover --run-dir DIR --world x", "no world in x; train one there, or name a"),
+        ("train-vision take-cover --run-dir DIR --world take-cover", "take-cover has its V; leave"),
         (
             "evolve take-cover --run-dir DIR --dream.death-noise -1",
             "death_noise must be at least 0",

@@ -45,9 +45,12 @@ CHANCE = "chance"  # asks for an M that starts from chance where a world was giv
 
 def way(source: str | None, home: Path) -> str | None:
     """How the files of the run at `home` name a run or world: by the way, if they lie together."""
-    if source is None or source in shipped_worlds() or not Path(source).exists():
+    if source is None or source in shipped_worlds():
         return source
-    place, home = Path(source).resolve(), home.resolve()
+    place, home = Path(source), home.resolve()
+    if not (place.is_absolute() or place.exists()):
+        return source
+    place = place.resolve()
     near = home.parent in (place, *place.parents)
     return os.path.relpath(place, home) if near else str(place)
 
