@@ -20,10 +20,11 @@ from dreamjax.game.rollouts import collect, settings_of, shard_paths
 from dreamjax.memory.latents import places, read_latents
 from dreamjax.run import cli, ledger
 from dreamjax.run.doctor import as_made
-from dreamjax.run.ledger import AGAIN, DONE, FRESH, PHASES, REFUSE, RESUME, check_game, decide
+from dreamjax.run.ledger import AGAIN, DONE, FRESH, REFUSE, RESUME, check_game, decide
 from dreamjax.run.lineage import held_below, is_same, judged_below, way
 from dreamjax.run.presets import PRESETS
 from dreamjax.run.settings import Run
+from dreamjax.run.table import PHASES
 from dreamjax.training.checkpoint import CheckpointError, Store, digest
 from dreamjax.training.logbook import Logbook
 
@@ -66,7 +67,7 @@ def test_of_a_finished_run_nothing_is_left_and_all_who_ask_are_told_so(smoke, ru
     said = capsys.readouterr().out
     assert all(f"next: {name} is done" in said for name in trained)
     words = ["run", SHORT.name, "--preset", "smoke", "--run-dir", str(run), "--dry-run"]
-    assert ledger.foretold(of(run), trained) == ()
+    assert ledger.foretold(of(run), map(PHASES.get, trained)) == ()
     assert cli.main(["train-memory", *words[1:]]) == 0
     assert capsys.readouterr().out == "train-memory is done, at 12\n", "nothing to foretell"
     assert contents(run) == before, "to ask changes nothing"
@@ -196,9 +197,10 @@ def test_what_is_judged_is_what_m_held_out():
     "made, below",
     [
         ({"held_below": 0.2, "config": {"held_out": 0.1}}, 0.2),
-        ({"config": {"held_out": 0.15}, "data": "x"}, 0.15),
+        ({"config": {"held_out": 0.15}, "data": "x", "held_out_by": "seed"}, 0.15),
+        ({"config": {"held_out": 0.15}, "data": "x"}, 0.0),
         ({"source": "w", "made": {"world": {"held_below": 0.07}}}, 0.07),
-        ({"made": {"made": {"config": {"held_out": 0.25}, "data": "x"}}}, 0.25),
+        ({"made": {"config": {"held_out": 0.25}, "data": "x", "held_out_by": "seed"}}, 0.25),
         ({"released": True}, 1.0),
     ],
 )

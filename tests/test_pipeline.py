@@ -21,7 +21,7 @@ from dreamjax.controller.policy_gradient import LearnConfig
 from dreamjax.dream.worlds import TUNED, adopt_world, load_controller, load_world, save_world
 from dreamjax.memory.latents import read_latents
 from dreamjax.memory.model import with_events
-from dreamjax.run import cli, lineage
+from dreamjax.run import cli
 from dreamjax.run.phases import export, phases_of
 from dreamjax.run.presets import PRESETS
 from dreamjax.run.settings import DreamConfig
@@ -533,9 +533,3 @@ def test_public_names_exist():
     for name in package.__all__:
         assert getattr(package, name) is not None
     assert Path(package.__file__).parent.name == "dreamjax"
-
-
-def test_an_m_that_may_have_seen_what_is_held_out_says_so():
-    """The shipped one was trained when episodes were held out by their seed."""
-    assert lineage._held_out_by_seed(lineage._meta_of("take-cover"))
-    assert not lineage._held_out_by_seed({"world": {"config": {}}, "made": None})

@@ -193,13 +193,14 @@ def _run(command: Any, name: str) -> None:
 
 def _plan(run: Any, name: str, world: str | None) -> None:
     """Tell what the phases will do in the run, and foretell what those take that are left."""
-    from dreamjax.run import ledger
+    from dreamjax.run.ledger import foretold
     from dreamjax.run.phases import phases_left
+    from dreamjax.run.table import PHASES
 
     if name in (*MEASURING, "iterate"):
         raise ValueError(f"{name} cannot be planned; leave out --dry-run")
     phases = phases_left(run, world) if name in WHOLE else (name,)
-    left = ledger.foretold(run, phases)
+    left = foretold(run, [PHASES[phase] for phase in phases])
     if left:
         _benchmarks("plan").show(run.task, run.config, left, run.seed)
 

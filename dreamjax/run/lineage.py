@@ -36,6 +36,7 @@ from dreamjax.run.scores import listed
 from dreamjax.run.settings import Run
 from dreamjax.tasks import Task
 from dreamjax.training.checkpoint import CheckpointError, Store, digest
+from dreamjax.training.devices import is_first
 from dreamjax.vision.model import VAE
 
 NUM_STARTS = 1000  # start states kept in a world, as the original's initial_z.json
@@ -151,7 +152,7 @@ def _has_given(run: Run) -> bool:
 
 def keep_given(run: Run) -> None:
     """Keep the world that a run was given, and its C, beside the one that it will make."""
-    if was_given_a_world(run) and _has_given(run):
+    if is_first() and was_given_a_world(run) and _has_given(run):
         for part in ("controller", "world"):
             link(run.directory / part, run.directory / GIVEN / part)
 
@@ -214,7 +215,9 @@ def held_below(source: Path | str, made: Any) -> float:
 
 def _counted(directory: Path, made: dict[str, Any]) -> float:
     """`held_below` of an older M, by the episodes that it was trained on if they are there."""
-    share = made["config"].get("held_out", 1.0)
+    if made.get("held_out_by") != "seed":
+        return 0.0  # of older ones still nothing tells what they were kept from
+    share = made["config"]["held_out"]
     with contextlib.suppress(ValueError):
         latents = read_latents(directory)
         return latents.boundary(share) if latents.name == made["data"] else share
@@ -347,29 +350,10 @@ def memory_to_train_on(run: Run, config: MemoryConfig, vision: VAE) -> Memory | 
     return memory
 
 
-def warn_of_flattery(run: Run, config: MemoryConfig) -> None:
-    """Say so where nothing tells which episodes the M that is trained was kept from."""
-    store = run.store("memory")
-    source = run.directory if store.steps() else config.start_from
-    if source is not None and not _held_out_by_seed(_meta_of(_there(run, source))):
-        run.log.say(
-            f"M of {source} was trained when episodes were held out otherwise, so it may have seen "
-            "some that are held out now: what is said of those flatters"
-        )
-
-
 def _meta_of(source: Path | str) -> dict[str, Any]:
     """How the M that `_memory_of` gives was made."""
     store = Store(Path(source) / "memory")
     return store.meta() if store.steps() else world_meta(source)
-
-
-def _held_out_by_seed(meta: Any) -> bool:
-    """Whether M was kept from the episodes that are held out by seed, as far as is told."""
-    if not isinstance(meta, dict):
-        return False
-    told = meta.get("held_out_by") == "seed"
-    return told or any(_held_out_by_seed(meta.get(part)) for part in ("world", "made"))
 
 
 def _memory_of(source: Path | str, task: Task) -> tuple[Memory, str]:

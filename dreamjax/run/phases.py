@@ -38,22 +38,23 @@ from dreamjax.game.rollouts import collect, frame_counts, shard_paths
 from dreamjax.game.workers import NONE_PLAYED, play
 from dreamjax.memory.latents import encode_rollouts
 from dreamjax.memory.training import check_form, train_memory
-from dreamjax.run import ledger, pictures
+from dreamjax.run import pictures, table
 from dreamjax.run.fidelity import calibrate_phase, fidelity_phase
-from dreamjax.run.ledger import begin, dream_of
+from dreamjax.run.ledger import Inputs, Phase, begin, check_game
 from dreamjax.run.lineage import (
     GIVEN,
     bind,
     controller_to_learn_on,
     is_bound,
+    keep_given,
     memory_to_train_on,
     portable,
     vision_to_train_on,
-    warn_of_flattery,
     was_given_a_world,
 )
 from dreamjax.run.scores import print_results, published, score
 from dreamjax.run.settings import CONTROLLERS, WATCH_SEED, Run, RunConfig
+from dreamjax.run.table import dream_of
 from dreamjax.training.checkpoint import Store, versions
 from dreamjax.training.devices import (
     agreed,
@@ -73,7 +74,7 @@ BASELINES = ("uniform", "blind")
 
 def collect_phase(run: Run) -> None:
     """Record real episodes."""
-    begin(run, ledger.COLLECT)
+    begin(run, table.COLLECT)
     config = run.config.collect
     how = {"policy": config.policy, "min_steps": config.min_steps, "workers": run.config.workers}
     collect(run.task, run.rollouts, config.episodes, run.seed, **how, log=run.log, team=team())
@@ -82,15 +83,14 @@ def collect_phase(run: Run) -> None:
 def vision_phase(run: Run) -> None:
     """Train V on the recorded frames."""
     team().first_then_all(lambda: frame_counts(run.rollouts, say=run.log.say))
-    meta = begin(run, ledger.VISION).meta
-    kept = {"log": run.log, "store": run.store("vision"), "meta": meta}
+    kept = _kept(run, "vision", begin(run, table.VISION))
     began = vision_to_train_on(run)
     train_vision(run.seed, run.task, run.rollouts, run.config.vision, vision=began, **kept)
 
 
 def encode_phase(run: Run) -> None:
     """Encode the recorded frames with V."""
-    vision = begin(run, ledger.ENCODE).values
+    vision = begin(run, table.ENCODE).values
     for part in (run.rollouts, run.played):
         if shard_paths(part):
             encode_rollouts(vision, part, run.latents, log=run.log, team=team())
@@ -98,11 +98,10 @@ def encode_phase(run: Run) -> None:
 
 def memory_phase(run: Run) -> None:
     """Train M on the latents, judge it on held-out episodes, and bind V, M and starts."""
-    made = begin(run, ledger.MEMORY)
+    made = begin(run, table.MEMORY)
     vision, latents, config = made.values
-    began = memory_to_train_on(run, config, vision)
-    warn_of_flattery(run, config)
-    kept = {"log": run.log, "store": run.store("memory"), "meta": made.meta}
+    team().first_then_all(lambda: keep_given(run))
+    began, kept = memory_to_train_on(run, config, vision), _kept(run, "memory", made)
     memory = train_memory(run.seed, run.task, latents, config, memory=began, **kept)
     if is_first() and not is_bound(run, vision, memory):
         bind(run, vision, memory, latents)
@@ -110,13 +109,14 @@ def memory_phase(run: Run) -> None:
 
 def evolve_phase(run: Run) -> None:
     """Evolve C inside the dream."""
-    made = begin(run, ledger.EVOLVE)
-    world, controller, config = made.values.world, made.values.controller, run.config.evolve
+    made = begin(run, table.EVOLVE)
+    world, params, controller, _ = made.values
     kept = _kept(run, "evolve", made) | {"directions": _directions(run, world, controller)}
     if kept["directions"] is None:
         kept["start"] = controller.initial(jax.random.key(run.seed))
-    dream = world.env(), made.values.params, controller, controller.num_params
-    _save(run, "evolve", made, evolve(run.seed, *dream, config, **kept))
+    kept["watch"] = _alarm(run, world, controller)
+    dream = world.env(), params, controller, controller.num_params
+    _save(run, "evolve", made, evolve(run.seed, *dream, run.config.evolve, **kept))
 
 
 def _directions(run: Run, world: World, controller: Controller) -> jax.Array | None:
@@ -137,32 +137,28 @@ def _directions(run: Run, world: World, controller: Controller) -> jax.Array | N
 
 def learn_phase(run: Run) -> None:
     """Learn C inside the dream by policy gradient."""
-    made = begin(run, ledger.LEARN)
-    search, config = made.values, run.config.learn
-    dreams = [search.params, *(dream_of(run, other) for other in search.beside)]
+    made = begin(run, table.LEARN)
+    (world, params, controller, beside), config = made.values, run.config.learn
+    dreams = [params, *(dream_of(run, other) for other in beside)]
     if run.task.moments if config.moments is None else config.moments:
-        config, worlds = dataclasses.replace(config, moments=True), (search.world, *search.beside)
-        dreams = [world.anywhere(dream) for world, dream in zip(worlds, dreams, strict=True)]
-    start = controller_to_learn_on(run, search.controller)
-    kept = _kept(run, "learn", made) | {"start": start, "whole": search.params}
-    dream = search.world.env(), dreams[0], search.controller
-    _save(run, "learn", made, learn(run.seed, *dream, config, others=dreams[1:], **kept))
+        config = dataclasses.replace(config, moments=True)
+        dreams = [x.anywhere(dream) for x, dream in zip((world, *beside), dreams, strict=True)]
+    kept = _kept(run, "learn", made) | {"start": controller_to_learn_on(run, controller)}
+    kept |= {"whole": params, "others": dreams[1:], "watch": _alarm(run, world, controller)}
+    _save(run, "learn", made, learn(run.seed, world.env(), dreams[0], controller, config, **kept))
 
 
-def _kept(run: Run, phase: str, made: ledger.Inputs) -> dict[str, Any]:
-    """What a search reports to, where it is kept, and the alarm that watches it."""
-    world, controller = made.values.world, made.values.controller
-    kept = {"log": run.log, "store": run.store(phase), "meta": made.meta}
-    return kept | {"watch": _alarm(run, world, controller)}
+def _kept(run: Run, folder: str, made: Inputs) -> dict[str, Any]:
+    """What a training reports to, where it is kept, and what is told with it."""
+    return {"log": run.log, "store": run.store(folder), "meta": made.facts}
 
 
-def _save(run: Run, phase: str, made: ledger.Inputs, found: Evolution | Learning) -> None:
+def _save(run: Run, phase: str, made: Inputs, found: Evolution | Learning) -> None:
     """Save the controller that did best in the dream."""
     if not np.isfinite(found.best_score):
         raise ValueError(f"{phase} has evaluated no C yet; raise --{SEARCHES[phase]}")
-    told = portable(made.meta, run.directory)
+    told, (world, _, controller, _) = portable(made.facts, run.directory), made.values
     meta = {**told, "phase": phase, "dream": float(found.best_score)}
-    world, controller = made.values.world, made.values.controller
     save_controller(run.directory, world, found.best, meta, controller)
 
 
@@ -179,7 +175,7 @@ def evaluate_phase(run: Run) -> None:
 
     The processes of a job share the games; the first writes.
     """
-    world, controller, weights = begin(run, ledger.EVALUATE).values
+    world, controller, weights = begin(run, table.EVALUATE).values
     config = run.config.evaluate
     played = {"policy": controller, "log": run.log, "workers": run.config.workers}
     own = evaluate(world, weights, config.episodes, run.seed, team=team(), **played)
@@ -221,7 +217,7 @@ def _returns(run: Run, policy: str) -> np.ndarray:
     return together(own.returns, episodes)
 
 
-def record_phase(run: Run, phase: ledger.Phase = ledger.RECORD) -> None:
+def record_phase(run: Run, phase: Phase = table.RECORD) -> None:
     """Record the evolved agent at play, for M to learn from (the paper's iterative procedure)."""
     asked = begin(run, phase).values
     how = {"log": run.log, "workers": run.config.workers, "team": team()}
@@ -279,7 +275,7 @@ def run_phases(run: Run, phases: tuple[str, ...] | None = None, world: str | Non
     directory = writable(run.directory)
     with _locked(directory) if is_first() else contextlib.nullcontext():
         if is_first():
-            ledger.check_game(run)
+            check_game(run)
             if world is not None:
                 given = directory / GIVEN
                 adopt_world(given if given.exists() else directory, world, run.task)

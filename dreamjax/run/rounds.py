@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from dreamjax.dream.worlds import load_world, save_world
-from dreamjax.run.ledger import AGAIN, EVALUATE, RECORD, decide, recording
+from dreamjax.run.ledger import AGAIN, decide
 from dreamjax.run.lineage import link
 from dreamjax.run.phases import record_phase, run_phases
 from dreamjax.run.settings import Run
+from dreamjax.run.table import EVALUATE, RECORD, recording
 from dreamjax.training.devices import is_first, wait_for_all
 from dreamjax.training.files import writable
 from dreamjax.training.logbook import Logbook
