@@ -5,12 +5,9 @@ Legend: A action numbers, D weights of C, F features, G games played at once, H 
 that are looked at together.
 """
 
-import contextlib
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,21 +16,15 @@ import numpy as np
 
 from dreamjax.controller.population import Policy
 from dreamjax.dream.worlds import World
-from dreamjax.game import rollouts
 from dreamjax.game.env import engine_seed
 from dreamjax.game.workers import NONE_PLAYED, Played, VectorGame
 from dreamjax.memory.model import Carry, Memory, reset
-from dreamjax.tasks import FRAME_SHAPE, Task
-from dreamjax.training.checkpoint import digest
+from dreamjax.tasks import FRAME_SHAPE
 from dreamjax.training.devices import cast, product_dtype
-from dreamjax.training.files import writable, write_json
 from dreamjax.training.logbook import Bar, Logbook
 from dreamjax.training.team import Team
 from dreamjax.vision.model import VAE
 
-FIRST_PLAYED = 10_000  # number of the first shard that an agent recorded
-SHARD = 32  # episodes of a shard
-PLAYERS = "players.json"  # beside an agent's shards: which agent played which
 BATCH = 16  # frames that V sees at once: enough to fill a matrix product, few enough to wait for
 GAMES = 3 * BATCH  # games at once: two batches play while V sees the third
 ACCELERATED = 4  # times as many of both at once on an accelerator, which each call keeps waiting
@@ -215,148 +206,6 @@ def evaluate(
         return play_all(agent, game, seeds, bar, Tape())
 
 
-@dataclasses.dataclass(frozen=True)
-class Recording:
-    """Real episodes that V, M and C are to record: whose they are, and what of them is there.
-
-    Shards are numbered from `FIRST_PLAYED` on, so that they encode beside collected ones. Which
-    agent played which is kept beside them.
-
-    Attributes:
-      world, weights: the agent.
-      directory: of the shards.
-      episodes: how many; rounded up to whole shards.
-      seed: chooses the games, which are none of any evaluation's.
-      policy: as for `Agent`.
-      first: shards before this one are others' to play.
-    """
-
-    world: World
-    weights: Any
-    directory: Path
-    episodes: int
-    seed: int
-    policy: Policy | None = None
-    first: int = 0
-
-    @property
-    def shards(self) -> range:
-        """Numbers of the shards."""
-        return range(self.first, -(-self.episodes // SHARD))
-
-    def path(self, shard: int) -> Path:
-        """Where a shard lies."""
-        return self.directory / f"shard-{FIRST_PLAYED + shard:05d}.npz"
-
-    def seeds(self, shard: int) -> list[int]:
-        """The games of a shard."""
-        return [odd - 1 for odd in evaluation_seeds(self.seed, (shard + 1) * SHARD)[-SHARD:]]
-
-    @functools.cached_property
-    def player(self) -> str:
-        """The identity of the agent."""
-        return digest((self.world.arrays(), self.weights))
-
-    def players(self) -> dict[str, str]:
-        """Who played which shard, as far as is known."""
-        try:
-            return dict(json.loads((self.directory / PLAYERS).read_text()))
-        except (OSError, ValueError, TypeError):
-            return {}
-
-    def sort(self) -> tuple[list[Path], list[Path], list[Path]]:
-        """The shards there: ours, those that another agent or in other games has played, damaged.
-
-        Of the latter two all are told from `first` on, not only those that are asked for.
-        """
-        ours, others, damaged = found = [], [], []
-        players = self.players()
-        for path in rollouts.shard_paths(self.directory):
-            shard = int(path.stem.removeprefix("shard-")) - FIRST_PLAYED
-            if shard >= self.first:
-                with contextlib.suppress(rollouts.DamagedShardError):
-                    place = ours if self._is_ours(path, shard, players) else others
-                    place.append(path)
-                    continue
-                damaged.append(path)
-        return found
-
-    def _is_ours(self, path: Path, shard: int, players: dict[str, str]) -> bool:
-        same = rollouts.part(path, "seeds").tolist() == self.seeds(shard)
-        if not same or path.name in players:
-            return same and players[path.name] == self.player
-        return self._would_play(rollouts.read(path))
-
-    def _would_play(self, shard: rollouts.Rollouts) -> bool:
-        """Whether the agent acts in the first frames as whoever recorded them did."""
-        agent = Agent(self.world, self.weights, SHARD, jax.random.key(self.seed), self.policy)
-        slots, first = np.arange(SHARD), np.cumsum(shard.lengths) - shard.lengths
-        agent.begin(slots, shard.seeds.tolist())
-        return np.allclose(agent.act(slots, shard.frames[first])[0], shard.actions[first], 0, 0.02)
-
-
-def record(
-    world: World,
-    weights: Any,
-    directory: Path | str,
-    episodes: int,
-    seed: int,
-    *,
-    log: Logbook | None = None,
-    workers: int | None = None,
-    policy: Policy | None = None,
-    team: Team | None = None,
-    first: int = 0,
-) -> None:
-    """Record real episodes of V, M and C, as `rollouts.collect` does those of blind policies.
-
-    Shards are written as their episodes end; one that this agent has played already is not played
-    again, and a damaged one is set aside.
-
-    Args:
-      world, weights, directory, episodes, seed, policy, first: see `Recording`.
-      log: shows progress.
-      workers: processes; the number of cores by default.
-      team: the processes that share the shards among them; None is this one alone.
-
-    Raises:
-      ValueError: another agent has recorded in the directory, or this one in other games.
-      WorkerError: the game could not be kept running.
-    """
-    directory, log, team = writable(directory), log or Logbook(quiet=True), team or Team()
-    asked = Recording(world, weights, directory, episodes, seed, policy, first)
-    there = team.first_then_all(lambda: _claimed(asked, log, team.index == 0))
-    missing = [shard for shard in team.own(asked.shards) if asked.path(shard) not in there]
-    if not missing:
-        return
-    seeds = [seed for shard in missing for seed in asked.seeds(shard)]
-    games = games_at_once(len(seeds))
-    agent = Agent(world, weights, games, jax.random.key(seed), policy)
-    tape = ShardTape([asked.path(shard) for shard in missing], seeds, world.task)
-    with (
-        VectorGame(world.task, games, workers) as game,
-        log.progress("record", len(seeds), "episodes") as bar,
-    ):
-        play_all(agent, game, seeds, bar, tape)
-
-
-def _claimed(asked: Recording, log: Logbook, first: bool) -> list[Path]:
-    """The agent's shards that are there; all that are asked for are written down as its own."""
-    ours, others, damaged = asked.sort()
-    if others:
-        raise ValueError(
-            f"{others[0]} was played by another agent, or in other games; move it away, or choose "
-            "another directory"
-        )
-    for path in damaged if first else ():
-        path.rename(path.with_name(f"{path.name}.corrupt"))
-        log.say(f"{path} is damaged; set aside as {path.name}.corrupt and played again")
-    if first:
-        mine = dict.fromkeys((asked.path(shard).name for shard in asked.shards), asked.player)
-        write_json(asked.directory / PLAYERS, asked.players() | mine)
-    return ours
-
-
 def watch(
     world: World, weights: Any, seed: int, steps: int, policy: Policy | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -397,52 +246,6 @@ class _Reel(Tape):
     def add(self, episodes, frames, latents, actions, rewards, ends) -> None:
         """As `Tape`."""
         self.steps.append((frames[0], latents[0], actions[0]))
-
-
-class ShardTape(Tape):
-    """Writes every `SHARD` episodes as a shard, as soon as they are over.
-
-    Args:
-      paths: where the shards go.
-      seeds: of the episodes, `SHARD` for each path.
-      task: the game.
-    """
-
-    def __init__(self, paths: list[Path], seeds: list[int], task: Task):
-        self._paths, self._seeds, self._task = paths, seeds, task
-        self._steps, self._ended = {}, set()
-
-    def add(self, episodes, frames, latents, actions, rewards, ends) -> None:
-        """As `Tape`."""
-        del latents
-        for episode, *step in zip(episodes, frames, actions, rewards, ends, strict=True):
-            self._steps.setdefault(episode, []).append(step)
-
-    def end(self, episode: int) -> None:
-        """As `Tape`; writes the shard that this completes."""
-        self._ended.add(episode)
-        shard = episode // SHARD
-        episodes = range(shard * SHARD, (shard + 1) * SHARD)
-        if self._ended.issuperset(episodes):
-            rollouts.write(self._paths[shard], self._stacked(episodes))
-
-    def _stacked(self, episodes: range) -> rollouts.Rollouts:
-        """These episodes, which are then forgotten."""
-        played = [self._steps.pop(number) for number in episodes]
-        frames, actions, rewards, _ = (
-            np.stack(column) for column in zip(*(s for e in played for s in e), strict=True)
-        )
-        ends = np.array([episode[-1][3] for episode in played], np.int8)
-        return rollouts.Rollouts(
-            frames=frames,
-            actions=actions,
-            rewards=rewards.astype(np.float32),
-            lengths=np.array([len(episode) for episode in played], np.int32),
-            terminated=ends >= 0,
-            seeds=np.array(self._seeds[episodes.start : episodes.stop]),
-            profile=self._task.profile,
-            ends=ends,
-        )
 
 
 def play_all(agent: Agent, game: VectorGame, seeds: list[int], bar: Bar, tape: Tape) -> Played:

@@ -128,7 +128,7 @@ def test_a_refused_command_changes_nothing(smoke, run, capsys):
 
 def test_new_data_is_trained_on_or_refused_never_passed_over(smoke, run, capsys, monkeypatch):
     """Record, encode and train-memory in one run; and collecting more."""
-    monkeypatch.setattr("dreamjax.agent.SHARD", 4)  # episodes of a shard
+    monkeypatch.setattr("dreamjax.recording.SHARD", 4)  # episodes of a shard
     copied(smoke, run, "vision", "latents", "memory", "world", "controller")
     assert command("train-memory", run) == 0
     assert "memory: finished before, at step 12; nothing to do" in capsys.readouterr().out

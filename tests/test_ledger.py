@@ -212,7 +212,7 @@ def test_what_a_world_s_m_held_out_is_told_however_often_it_is_handed_on(made, b
 
 
 def test_a_new_c_records_anew_and_the_old_one_s_games_are_kept(run, monkeypatch, capsys):
-    monkeypatch.setattr("dreamjax.agent.SHARD", 2)  # episodes of a shard
+    monkeypatch.setattr("dreamjax.recording.SHARD", 2)  # episodes of a shard
     words = ["--preset", "smoke", "--run-dir", str(run), "--collect.episodes", "2"]
     record = ["record", SHORT.name, *words]
     assert cli.main(record) == 0 and cli.main(["encode", SHORT.name, *words]) == 0
@@ -331,7 +331,7 @@ def test_a_shipped_world_is_gone_on_from_with_episodes_of_one_s_own(smoke, tmp_p
     words += ["--evaluate.episodes=2", "--evaluate.baseline-episodes=2", "--evolve.eval-every=1"]
     assert cli.main(["collect", *words, "--world", str(world)]) == 0
     given = load_world(run)
-    few = ["--memory.learning-rate", "1e-9", "--memory.clock"]  # M's form is the world's
+    few = ["--memory.learning-rate", "1e-9", "--memory.hidden-size", "9"]  # M's is the world's
     assert cli.main(["encode", *words]) == 0
     assert cli.main(["train-memory", *words, *few]) == 0
     ours = load_world(run)

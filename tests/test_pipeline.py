@@ -353,7 +353,7 @@ def test_c_learns_in_more_than_one_world(smoke, tmp_path, capsys):
 
 def test_a_world_that_was_handed_on_learns_from_its_own_play(smoke, tmp_path, capsys, monkeypatch):
     """Record, encode and train on with no more than an exported world."""
-    monkeypatch.setattr("dreamjax.agent.SHARD", 4)  # episodes of a shard
+    monkeypatch.setattr("dreamjax.recording.SHARD", 4)  # episodes of a shard
     world, run = str(tmp_path / "world"), tmp_path / "run"
     assert cli.main(["export", "--run-dir", str(smoke[0]), "--target", world]) == 0
     words = [GAME, "--run-dir", str(run), "--collect.episodes", "4", "--seed", "7"]

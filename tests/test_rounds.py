@@ -22,7 +22,7 @@ WORDS = ["iterate", "short_cover:SHORT", "--preset", "smoke", *TINY, *FEW, "--ev
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr("dreamjax.agent.SHARD", 4)  # episodes of a shard
+    monkeypatch.setattr("dreamjax.recording.SHARD", 4)  # episodes of a shard
 
 
 def test_rounds_go_on_from_one_another(smoke, tmp_path, capsys):

@@ -158,7 +158,7 @@ def keep_given(run: Run) -> None:
 
 
 def memory_settings(run: Run) -> MemoryConfig:
-    """M's settings in this run: of a given world's M, which is trained on, it has the form."""
+    """M's settings in this run: that of a given world is trained on, and keeps what it has."""
     config, given = run.config.memory, str(run.directory / GIVEN)
     if config.start_from == CHANCE:
         return dataclasses.replace(config, start_from=None)
@@ -167,8 +167,15 @@ def memory_settings(run: Run) -> MemoryConfig:
     if config.start_from is not None or began != GIVEN or not was_given_a_world(run):
         return config
     memory = load_world(_there(run, given)).memory
-    form = {name: getattr(memory, name) for name in (*VARIANT, "hidden_size", "heads")}
+    form = {name: getattr(memory, name) for name in ("hidden_size", "heads")}
+    form |= {name: getattr(memory, name) for name in VARIANT if not _may_grow(memory, config, name)}
     return dataclasses.replace(config, start_from=given, kind=kind_of(memory), **form)
+
+
+def _may_grow(memory: Memory, config: MemoryConfig, name: str) -> bool:
+    """Whether M can be as asked for: it may gain a feature, but neither change nor lose one."""
+    old = getattr(memory, name)
+    return old == getattr(config, name) or not (old or name == "residual")
 
 
 def _there(run: Run, source: str) -> str | Path:
@@ -373,7 +380,7 @@ def _memory_of(source: Path | str, task: Task) -> tuple[Memory, str]:
 
 
 def _check_grows(memory: Memory, config: MemoryConfig) -> None:
-    """An M may gain what sets it apart from the paper's, but neither change nor lose it."""
+    """Refuse an M of another form than is asked for."""
     ours = config.kind, config.hidden_size or memory.hidden_size
     if ours != (kind_of(memory), memory.hidden_size):
         raise CheckpointError(
@@ -381,10 +388,9 @@ def _check_grows(memory: Memory, config: MemoryConfig) -> None:
             f"this run asks for a {ours[0]} of {ours[1]}"
         )
     for name in VARIANT:
-        old, new = getattr(memory, name), getattr(config, name)
-        if old != new and (old or name == "residual"):
-            flag = name.replace("_", "-")
+        if not _may_grow(memory, config, name):
+            flag, new = name.replace("_", "-"), getattr(config, name)
             raise CheckpointError(
-                f"M of {config.start_from} has {name}={old}, but this run asks for {new}; "
-                f"set --memory.{flag} as it was"
+                f"M of {config.start_from} has {name}={getattr(memory, name)}, but this run asks "
+                f"for {new}; set --memory.{flag} as it was"
             )

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dreamjax.agent import evaluate, evaluation_seeds, record
+from dreamjax.agent import evaluate, evaluation_seeds
 from dreamjax.controller.components import directions
 from dreamjax.controller.evolution import Evolution, evolve
 from dreamjax.controller.model import Controller
@@ -38,6 +38,7 @@ from dreamjax.game.rollouts import collect, frame_counts, shard_paths
 from dreamjax.game.workers import NONE_PLAYED, play
 from dreamjax.memory.latents import encode_rollouts
 from dreamjax.memory.training import check_form, train_memory
+from dreamjax.recording import record
 from dreamjax.run import pictures, table
 from dreamjax.run.fidelity import calibrate_phase, fidelity_phase
 from dreamjax.run.ledger import Inputs, Phase, begin, check_game
@@ -220,9 +221,7 @@ def _returns(run: Run, policy: str) -> np.ndarray:
 def record_phase(run: Run, phase: Phase = table.RECORD) -> None:
     """Record the evolved agent at play, for M to learn from (the paper's iterative procedure)."""
     asked = begin(run, phase).values
-    how = {"log": run.log, "workers": run.config.workers, "team": team()}
-    told = {"policy": asked.policy, "first": asked.first}
-    record(asked.world, asked.weights, run.played, asked.episodes, asked.seed, **told, **how)
+    record(asked, log=run.log, workers=run.config.workers, team=team())
 
 
 PHASES: dict[str, Callable[[Run], None]] = {

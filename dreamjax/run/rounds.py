@@ -12,10 +12,10 @@ from pathlib import Path
 
 from dreamjax.dream.worlds import load_world, save_world
 from dreamjax.run.ledger import AGAIN, decide
-from dreamjax.run.lineage import link
+from dreamjax.run.lineage import link, memory_settings
 from dreamjax.run.phases import record_phase, run_phases
 from dreamjax.run.settings import Run
-from dreamjax.run.table import EVALUATE, RECORD, recording
+from dreamjax.run.table import EVALUATE, RECORD, played
 from dreamjax.training.devices import is_first, wait_for_all
 from dreamjax.training.files import writable
 from dreamjax.training.logbook import Logbook
@@ -57,8 +57,8 @@ def _round(before: Run, directory: Path, number: int) -> Run:
             save_world(directory, load_world(before.directory), {})  # for its V
     wait_for_all("what the round begins with is there")
     episodes = number * run.config.iterate.episodes  # of all rounds
-    played = partial(recording, by=before.directory, episodes=episodes)
-    record_phase(run, dataclasses.replace(RECORD, reads=played))
+    asked = partial(played, by=before.directory, episodes=episodes)
+    record_phase(run, dataclasses.replace(RECORD, reads=asked))
     wait_for_all("record")
     run_phases(run, ("encode", "train-memory", run.config.controller, "evaluate"))
     return run
@@ -68,7 +68,7 @@ def _after(before: Run, directory: Path) -> Run:
     """The run whose M goes on from that of `before`."""
     steps = before.config.iterate.memory_steps or before.config.memory.steps
     source = str(before.directory)
-    memory = dataclasses.replace(before.config.memory, start_from=source, steps=steps)
+    memory = dataclasses.replace(memory_settings(before), start_from=source, steps=steps)
     config = dataclasses.replace(before.config, memory=memory)
     log = Logbook(writable(directory)) if is_first() else Logbook(quiet=True)
     return dataclasses.replace(before, directory=directory, config=config, log=log)

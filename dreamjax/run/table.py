@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dreamjax import agent
-from dreamjax.agent import Recording
+from dreamjax import recording
 from dreamjax.dream.env import EnvParams
 from dreamjax.dream.worlds import World, load_controller, load_world
 from dreamjax.game import policies, rollouts
@@ -114,16 +113,15 @@ def _player(run: Run) -> Inputs:
     return Inputs(values=(world, *load_controller(run.directory, world)))
 
 
-def recording(run: Run, by: Path | None = None, episodes: int | None = None) -> Inputs:
+def played(run: Run, by: Path | None = None, episodes: int | None = None) -> Inputs:
     """What `record` is to play: C of this run, or of the run at `by` so many in all."""
-    home = by or run.directory
+    home, seed = by or run.directory, run.seed + WATCH_SEED
     world = load_world(home)
     controller, weights = load_controller(home, world)
-    episodes = episodes or run.config.collect.episodes
     first = len(shard_paths(by / run.played.name)) if by else 0
-    seed = run.seed + WATCH_SEED
-    asked = Recording(world, weights, run.played, episodes, seed, controller, first)
-    return Inputs({"player": asked.player[:12]}, asked, len(asked.shards) * agent.SHARD)
+    games = run.played, episodes or run.config.collect.episodes, seed
+    asked = recording.Recording(world, weights, *games, controller, first)
+    return Inputs({"player": asked.player[:12]}, asked, len(asked.paths))
 
 
 # What there is of them, and what of that gives way
@@ -146,10 +144,9 @@ def _encoded(run: Run, inputs: Inputs) -> tuple[dict[str, Any], int] | None:
 
 
 def _recorded(run: Run, inputs: Inputs) -> tuple[dict[str, Any], int] | None:
-    asked = inputs.values
-    ours, others, damaged = asked.sort()
-    done = sum(asked.path(shard) in ours for shard in asked.shards) * agent.SHARD
+    ours, others, damaged = inputs.values.sort()
     made = {"player": "another, or in other games"} if others else {}
+    done = len(set(inputs.values.paths) & set(ours))
     return (made, done) if ours + others + damaged else None
 
 
@@ -199,7 +196,7 @@ EVALUATE, FIDELITY = (
     Phase(name, f, _player, partial(_measured, name=f), repeats=True)
     for name, f in (("evaluate", "results.json"), ("fidelity", "fidelity.json"))
 )
-RECORD = Phase("record", "played", recording, _recorded, aside=_played_aside)
+RECORD = Phase("record", "played", played, _recorded, aside=_played_aside)
 CALIBRATE = Phase("calibrate", "world", lambda run: Inputs(), lambda *_: None)
 _ALL = (COLLECT, VISION, ENCODE, MEMORY, EVOLVE, LEARN, EVALUATE, RECORD, FIDELITY, CALIBRATE)
 PHASES = {phase.name: phase for phase in _ALL}
