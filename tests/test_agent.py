@@ -207,7 +207,7 @@ def test_recorded_episodes_are_those_played(world, tmp_path):
 def test_another_s_games_are_not_taken_for_one_s_own(
     change, words, told, world, tmp_path, monkeypatch
 ):
-    """Nor are they lost; older shards, of which nothing is told, are known by how they are played."""
+    """Nor are they lost; older shards, of which nothing is told, are known by their actions."""
     monkeypatch.setattr("dreamjax.recording.SHARD", 2)
     asked = Recording(world, weights(world), tmp_path, 4, seed=3)
     record(asked, log=QUIET, workers=1, team=Team())

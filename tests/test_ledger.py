@@ -47,6 +47,13 @@ def of(directory, task=SHORT, **sections):
     return Run(directory, task, 0, config, QUIET)
 
 
+FIRST = "shard-00000.npz"
+
+
+def another_shard(run):
+    shutil.copy(run / "rollouts" / FIRST, run / "rollouts" / "shard-00001.npz")
+
+
 def kinds(run):
     return {name: decide(run, phase).kind for name, phase in PHASES.items() if phase.folder}
 
@@ -104,6 +111,10 @@ def test_what_other_settings_make_of_a_phase(smoke, phase, changed, kind, words)
         (lambda run: shutil.rmtree(run / "world"), "evolve", REFUSE, "no world in"),
         (lambda run: shutil.rmtree(run / "controller"), "evaluate", REFUSE, "no usable checkpoint"),
         (lambda run: (run / "results.json").unlink(), "evaluate", FRESH, "begins"),
+        (another_shard, "encode", RESUME, "goes on from 1 of 2"),
+        (another_shard, "train-vision", REFUSE, "data=1,227 frames"),
+        (lambda run: (run / "latents" / FIRST).write_bytes(b""), "encode", FRESH, "begins"),
+        (lambda run: (run / "rollouts" / FIRST).write_bytes(b""), "collect", RESUME, "0 of 8"),
     ],
 )
 def test_what_is_missing_or_damaged(run, spoil, phase, kind, words):

@@ -253,7 +253,9 @@ def bind(run: Run, vision: VAE, memory: Memory, latents: LatentSequences) -> Non
     metrics = memory_metrics(memory, held) | {"death_threshold": threshold}
     run.log.log("held-out", made["step"], metrics)
     run.log.say("M on held-out episodes: " + listed(metrics))
-    save_world(run.directory, world, _made(made, run.directory))
+    save_world(
+        run.directory, world, portable(untold(made), run.directory) | {"steps": made["step"]}
+    )
 
 
 def trains_itself_on(run: Run, changed: str) -> bool:
@@ -272,11 +274,6 @@ def trains_itself_on(run: Run, changed: str) -> bool:
             "--memory.start-from on its old data first, or remove its folder to make it anew"
         )
     return True
-
-
-def _made(made: dict[str, Any], home: Path) -> dict[str, Any]:
-    """What M was made with, to hand on with a world."""
-    return portable(untold(made) | {"steps": made["step"]}, home)
 
 
 def untold(made: dict[str, Any]) -> dict[str, Any]:

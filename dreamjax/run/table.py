@@ -64,11 +64,15 @@ def _lengths(directory: Path) -> Iterator[tuple[Path, np.ndarray]]:
 
 
 def _encode(run: Run) -> Inputs:
-    shards = [path for part in (run.rollouts, run.played) for path in shard_paths(part)]
+    shards = _shards(run)
     if not shards:
         raise ValueError(f"no rollouts in {run.rollouts}; collect some first")
     vision = load_vision(run)
     return Inputs({"vision": digest(vision)}, vision, len(shards))
+
+
+def _shards(run: Run) -> list[str]:
+    return [path.name for part in (run.rollouts, run.played) for path in shard_paths(part)]
 
 
 def _memory(run: Run) -> Inputs:
@@ -138,9 +142,10 @@ def _trained(run: Run, inputs: Inputs, folder: str) -> tuple[dict[str, Any], int
 
 
 def _encoded(run: Run, inputs: Inputs) -> tuple[dict[str, Any], int] | None:
-    ours, by = inputs.facts["vision"], [encoded_by(path) for path in shard_paths(run.latents)]
-    other = next((vision for vision in by if vision != ours), ours)
-    return ({"vision": other}, by.count(ours)) if by else None
+    by = {path.name: encoded_by(path) for path in shard_paths(run.latents)}
+    ours, others = inputs.facts["vision"], [vision for vision in by.values() if vision]
+    other = next((vision for vision in others if vision != ours), ours)
+    return ({"vision": other}, sum(by.get(x) == ours for x in _shards(run))) if others else None
 
 
 def _recorded(run: Run, inputs: Inputs) -> tuple[dict[str, Any], int] | None:
