@@ -330,11 +330,10 @@ def collect(
       OSError: the disk is full; finished shards are kept.
       WorkerError: the game could not be kept running; finished shards are kept.
     """
-    _check_request(task, episodes, policy, shard_episodes, min_steps)
+    check_request(task, directory, episodes, policy, shard_episodes, min_steps)
     _worker_count(workers, episodes)  # raises here what it would once the directory is claimed
     log, directory = log or Logbook(quiet=True), files.writable(directory)
     team = team or Team()
-    _check_room(directory, episodes)
     settings = settings_of(task, policy, seed, shard_episodes, min_steps)
     if team.index == 0:
         _claim(directory, task, settings, episodes, log.say)
@@ -363,7 +362,15 @@ def settings_of(
     return {"task": task.name, **by_value(task, SHAPES), **told, "min_steps": min_steps}
 
 
-def _check_request(task, episodes, policy, shard_episodes, min_steps) -> None:
+def check_request(
+    task: Task,
+    directory: Path | str,
+    episodes: int,
+    policy: str,
+    shard_episodes: int = 16,
+    min_steps: int = 0,
+) -> None:
+    """Raise ValueError, as `collect` does, for what cannot be recorded."""
     policies.check(policy)
     for name, value in (("episodes", episodes), ("shard_episodes", shard_episodes)):
         if value < 1:
@@ -373,10 +380,9 @@ def _check_request(task, episodes, policy, shard_episodes, min_steps) -> None:
             f"min_steps must be from 0 to the {task.max_steps} steps an episode can last, "
             f"got {min_steps}"
         )
-
-
-def _check_room(directory: Path, episodes: int) -> None:
-    least, have = episodes * EPISODE_BYTES, shutil.disk_usage(directory).total
+    place = Path(directory).expanduser().absolute()
+    there = next(path for path in (place, *place.parents) if path.exists())
+    least, have = episodes * EPISODE_BYTES, shutil.disk_usage(there).total
     if 0 < have < least:  # 0: a disk that does not tell
         raise ValueError(
             f"{episodes} episodes need more than {least / 1e9:.0f} GB, but the disk of {directory} "

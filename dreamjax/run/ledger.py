@@ -150,6 +150,7 @@ def _begun(run: Run, phase: Phase) -> Decision:
         if decision.aside:
             kept = _keep(run.directory / phase.folder, decision.aside)
             run.log.say(f"{phase.folder} so far is kept in {kept}; {phase.name} {decision.said}")
+            return _begun(run, phase)
         _note_game(run, phase)
     return decision
 

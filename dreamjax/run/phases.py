@@ -45,12 +45,9 @@ from dreamjax.run.ledger import Inputs, Phase, begin, check_game
 from dreamjax.run.lineage import (
     GIVEN,
     bind,
-    controller_to_learn_on,
     is_bound,
     keep_given,
-    memory_to_train_on,
     portable,
-    vision_to_train_on,
     was_given_a_world,
 )
 from dreamjax.run.scores import print_results, published, score
@@ -84,9 +81,9 @@ def collect_phase(run: Run) -> None:
 def vision_phase(run: Run) -> None:
     """Train V on the recorded frames."""
     team().first_then_all(lambda: frame_counts(run.rollouts, say=run.log.say))
-    kept = _kept(run, "vision", begin(run, table.VISION))
-    began = vision_to_train_on(run)
-    train_vision(run.seed, run.task, run.rollouts, run.config.vision, vision=began, **kept)
+    made = begin(run, table.VISION)
+    kept = _kept(run, "vision", made) | {"vision": made.values}
+    train_vision(run.seed, run.task, run.rollouts, run.config.vision, **kept)
 
 
 def encode_phase(run: Run) -> None:
@@ -100,10 +97,10 @@ def encode_phase(run: Run) -> None:
 def memory_phase(run: Run) -> None:
     """Train M on the latents, judge it on held-out episodes, and bind V, M and starts."""
     made = begin(run, table.MEMORY)
-    vision, latents, config = made.values
-    team().first_then_all(lambda: keep_given(run))
-    began, kept = memory_to_train_on(run, config, vision), _kept(run, "memory", made)
-    memory = train_memory(run.seed, run.task, latents, config, memory=began, **kept)
+    vision, latents, config, began = made.values
+    keep_given(run)
+    kept = _kept(run, "memory", made) | {"memory": began}
+    memory = train_memory(run.seed, run.task, latents, config, **kept)
     if is_first() and not is_bound(run, vision, memory):
         bind(run, vision, memory, latents)
 
@@ -111,7 +108,7 @@ def memory_phase(run: Run) -> None:
 def evolve_phase(run: Run) -> None:
     """Evolve C inside the dream."""
     made = begin(run, table.EVOLVE)
-    world, params, controller, _ = made.values
+    world, params, controller, *_ = made.values
     kept = _kept(run, "evolve", made) | {"directions": _directions(run, world, controller)}
     if kept["directions"] is None:
         kept["start"] = controller.initial(jax.random.key(run.seed))
@@ -139,12 +136,12 @@ def _directions(run: Run, world: World, controller: Controller) -> jax.Array | N
 def learn_phase(run: Run) -> None:
     """Learn C inside the dream by policy gradient."""
     made = begin(run, table.LEARN)
-    (world, params, controller, beside), config = made.values, run.config.learn
+    (world, params, controller, start, beside), config = made.values, run.config.learn
     dreams = [params, *(dream_of(run, other) for other in beside)]
     if run.task.moments if config.moments is None else config.moments:
         config = dataclasses.replace(config, moments=True)
         dreams = [x.anywhere(dream) for x, dream in zip((world, *beside), dreams, strict=True)]
-    kept = _kept(run, "learn", made) | {"start": controller_to_learn_on(run, controller)}
+    kept = _kept(run, "learn", made) | {"start": start}
     kept |= {"whole": params, "others": dreams[1:], "watch": _alarm(run, world, controller)}
     _save(run, "learn", made, learn(run.seed, world.env(), dreams[0], controller, config, **kept))
 
@@ -158,7 +155,7 @@ def _save(run: Run, phase: str, made: Inputs, found: Evolution | Learning) -> No
     """Save the controller that did best in the dream."""
     if not np.isfinite(found.best_score):
         raise ValueError(f"{phase} has evaluated no C yet; raise --{SEARCHES[phase]}")
-    told, (world, _, controller, _) = portable(made.facts, run.directory), made.values
+    told, (world, _, controller, *_) = portable(made.facts, run.directory), made.values
     meta = {**told, "phase": phase, "dream": float(found.best_score)}
     save_controller(run.directory, world, found.best, meta, controller)
 

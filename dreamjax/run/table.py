@@ -12,15 +12,18 @@ import numpy as np
 from dreamjax import recording
 from dreamjax.dream.env import EnvParams
 from dreamjax.dream.worlds import World, load_controller, load_world
-from dreamjax.game import policies, rollouts
+from dreamjax.game import rollouts
 from dreamjax.game.rollouts import shard_paths
 from dreamjax.memory.latents import encoded_by, name_of, read_latents
 from dreamjax.run.ledger import RECORDED, Inputs, Phase
 from dreamjax.run.lineage import (
+    controller_to_learn_on,
     judged_below,
     load_vision,
     memory_settings,
+    memory_to_train_on,
     trains_itself_on,
+    vision_to_train_on,
     way,
     worlds_beside,
 )
@@ -42,9 +45,9 @@ def _made(run: Run, config: Any, **facts: Any) -> dict[str, Any]:
 
 def _collect(run: Run) -> Inputs:
     config = run.config.collect
-    policies.check(config.policy)
-    how = {"policy": config.policy, "seed": run.seed, "min_steps": config.min_steps}
-    return Inputs(rollouts.settings_of(run.task, **how), total=config.episodes)
+    how = {"policy": config.policy, "min_steps": config.min_steps}
+    rollouts.check_request(run.task, run.rollouts, config.episodes, **how)
+    return Inputs(rollouts.settings_of(run.task, seed=run.seed, **how), total=config.episodes)
 
 
 def _vision(run: Run) -> Inputs:
@@ -53,7 +56,7 @@ def _vision(run: Run) -> Inputs:
         raise ValueError(f"no rollouts in {run.rollouts}; collect some first")
     config, data = run.config.vision, name_of(sum(count for _, count in frames), frames)
     facts = _made(run, config, data=data, products=str(product_dtype(config.bfloat16)))
-    return Inputs(facts, total=config.steps)
+    return Inputs(facts, vision_to_train_on(run), config.steps)
 
 
 def _lengths(directory: Path) -> Iterator[tuple[Path, np.ndarray]]:
@@ -86,11 +89,12 @@ def _memory(run: Run) -> Inputs:
     facts = {"vision": ours, "data": latents.name, "held_out_by": "seed"}
     facts["products"] = str(product_dtype(config.bfloat16))
     facts["held_below"] = judged_below(run, config, latents)
-    return Inputs(_made(run, config, **facts), (vision, latents, config), config.steps)
+    loaded = vision, latents, config, memory_to_train_on(run, config, vision)
+    return Inputs(_made(run, config, **facts), loaded, config.steps)
 
 
 def _search(run: Run, section: str) -> Inputs:
-    """The world, its dream, the form of C, and the worlds beside it."""
+    """The world, its dream, the form of C, the weights to learn on, and the worlds beside it."""
     world, store, config = load_world(run.directory), run.store(section), run.config
     beside = worlds_beside(run, world) if section == "learn" else []
     params, controller = dream_of(run, world), world.controller(config.hidden(run.task, section))
@@ -101,8 +105,9 @@ def _search(run: Run, section: str) -> Inputs:
     for name in ("temperature", "death_threshold", "death_noise"):
         facts[name] = float(getattr(params, name))
     facts["controller_hidden"], own = controller.hidden, getattr(config, section)
+    start = controller_to_learn_on(run, controller) if section == "learn" else None
     total = own.updates if section == "learn" else own.generations
-    return Inputs(_made(run, own, **facts), (world, params, controller, beside), total)
+    return Inputs(_made(run, own, **facts), (world, params, controller, start, beside), total)
 
 
 def dream_of(run: Run, world: World) -> EnvParams:
