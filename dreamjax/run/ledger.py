@@ -113,7 +113,8 @@ def decide(run: Run, phase: Phase) -> Decision:
 def _compared(run: Run, phase: Phase, inputs: Inputs, found: tuple | None) -> Decision:
     """What a phase that can be made will do beside what is `found` of it."""
     if found is None:
-        return Decision(FRESH, "begins", inputs=inputs)
+        anew = " anew" if (run.directory / phase.folder).exists() else ""
+        return Decision(FRESH, f"begins{anew}", inputs=inputs)
     if phase.repeats:
         return Decision(AGAIN, f"plays again, in place of {phase.folder}", inputs=inputs)
     made, done = found
