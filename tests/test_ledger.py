@@ -293,11 +293,14 @@ def test_an_edited_game_is_refused_before_anything_is_done(name, run, smoke):
         {"frames_per_second": 1},
         {"blind": "held"},
         {"habits": "held"},
-        {"gamma": 0.5},
+        {"temperature": 2.0},
     ],
 )
-def test_what_cannot_change_data_may_be_edited(harmless, smoke):
-    check_game(of(smoke[0], dataclasses.replace(SHORT, **harmless)))
+def test_what_cannot_change_data_may_be_edited(harmless, tmp_path):
+    for phase in PHASES.values():
+        (tmp_path / phase.folder).mkdir(exist_ok=True)
+        ledger._note_game(of(tmp_path), phase)
+    check_game(of(tmp_path, dataclasses.replace(SHORT, **harmless)))
 
 
 def test_a_form_of_models_may_be_edited_until_there_is_one(run):
