@@ -8,7 +8,6 @@ that are looked at together.
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +16,6 @@ import numpy as np
 
 from dreamjax.controller.population import Policy
 from dreamjax.dream.worlds import World
-from dreamjax.game import rollouts
 from dreamjax.game.env import engine_seed
 from dreamjax.game.jobs import NONE_PLAYED, Played
 from dreamjax.game.vector import VectorGame
@@ -25,13 +23,10 @@ from dreamjax.game.workers import games_beside
 from dreamjax.memory.model import Carry, Memory, reset
 from dreamjax.tasks import FRAME_SHAPE, Task
 from dreamjax.training.devices import cast, product_dtype
-from dreamjax.training.files import writable
 from dreamjax.training.logbook import Bar, Logbook
 from dreamjax.training.team import Team
 from dreamjax.vision.model import VAE
 
-FIRST_PLAYED = 10_000  # number of the first shard that an agent recorded
-SHARD = 32  # episodes of a shard
 BATCH = 16  # frames that V sees at once: enough to fill a matrix product, few enough to wait for
 GAMES = 3 * BATCH  # games at once: two batches play while V sees the third
 ACCELERATED = 4  # times as many of both at once on an accelerator, which each call keeps waiting
@@ -213,52 +208,6 @@ def evaluate(
         return play_all(agent, game, seeds, bar, Tape())
 
 
-def record(
-    world: World,
-    weights: jax.Array,
-    directory: Path | str,
-    episodes: int,
-    seed: int,
-    *,
-    log: Logbook | None = None,
-    workers: int | None = None,
-    policy: Policy | None = None,
-    team: Team | None = None,
-) -> None:
-    """Record real episodes of V, M and C, as `rollouts.collect` does those of blind policies.
-
-    Shards are numbered from `FIRST_PLAYED` on, so that they encode beside collected ones, and are
-    written as their episodes end. One that is there already is not played again.
-
-    Args:
-      world, weights: the agent.
-      directory: receives the shards.
-      episodes: how many; rounded up to whole shards.
-      seed: chooses the games, which are none of any evaluation's.
-      log: shows progress.
-      workers: processes; the number of cores by default.
-      policy: as for `Agent`.
-      team: the processes that share the shards among them; None is this one alone.
-    """
-    directory, log = writable(directory), log or Logbook(quiet=True)
-    shards = range(-(-episodes // SHARD))
-    seeds = [odd - 1 for odd in evaluation_seeds(seed, len(shards) * SHARD)]
-    paths = {shard: directory / f"shard-{FIRST_PLAYED + shard:05d}.npz" for shard in shards}
-    own = (team or Team()).own(list(paths.items()))
-    missing = {shard: path for shard, path in own if not path.exists()}
-    if not missing:
-        return
-    seeds = [seed for shard in missing for seed in seeds[shard * SHARD :][:SHARD]]
-    games = games_at_once(world.task, len(seeds), workers)
-    agent = Agent(world, weights, games, jax.random.key(seed), policy)
-    tape = ShardTape(list(missing.values()), seeds, world.task)
-    with (
-        VectorGame(world.task, games, workers) as game,
-        log.progress("record", len(seeds), "episodes") as bar,
-    ):
-        play_all(agent, game, seeds, bar, tape)
-
-
 def watch(
     world: World, weights: Any, seed: int, steps: int, policy: Policy | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -299,41 +248,6 @@ class _Reel(Tape):
     def add(self, episodes, frames, latents, actions, rewards, ends) -> None:
         """As `Tape`."""
         self.steps.append((frames[0], latents[0], actions[0]))
-
-
-class ShardTape(Tape):
-    """Writes every `SHARD` episodes as a shard, as soon as they are over.
-
-    Args:
-      paths: where the shards go.
-      seeds: of the episodes, `SHARD` for each path.
-      task: the game.
-    """
-
-    def __init__(self, paths: list[Path], seeds: list[int], task: Task):
-        self._paths, self._seeds, self._task = paths, seeds, task
-        self._steps, self._ended = {}, set()
-
-    def add(self, episodes, frames, latents, actions, rewards, ends) -> None:
-        """As `Tape`."""
-        del latents
-        for episode, *step in zip(episodes, frames, actions, rewards, ends, strict=True):
-            self._steps.setdefault(episode, []).append(step)
-
-    def end(self, episode: int) -> None:
-        """As `Tape`; writes the shard that this completes."""
-        self._ended.add(episode)
-        shard = episode // SHARD
-        episodes = range(shard * SHARD, (shard + 1) * SHARD)
-        if self._ended.issuperset(episodes):
-            rollouts.write(self._paths[shard], self._stacked(episodes))
-
-    def _stacked(self, episodes: range) -> rollouts.Rollouts:
-        """These episodes, which are then forgotten."""
-        seeds = self._seeds[episodes.start : episodes.stop]
-        return rollouts.of_steps(
-            [self._steps.pop(number) for number in episodes], seeds, self._task.profile
-        )
 
 
 def play_all(agent: Agent, game: VectorGame, seeds: list[int], bar: Bar, tape: Tape) -> Played:

@@ -13,17 +13,21 @@ from flax import nnx
 from processes import children, engines_in, running
 
 from dreamjax import agent
-from dreamjax.agent import Agent, evaluate, evaluation_seeds, record
+from dreamjax.agent import Agent, evaluate, evaluation_seeds
 from dreamjax.controller.policy_gradient import LearnConfig, Updates, initial_network
 from dreamjax.dream.env import EnvState
 from dreamjax.dream.worlds import World, load_controller, load_world
 from dreamjax.game import env as real
 from dreamjax.game import rollouts
 from dreamjax.game.vector import VectorGame
+from dreamjax.recording import Recording, record
 from dreamjax.tasks import TAKE_COVER, TASKS
+from dreamjax.training.logbook import Logbook
+from dreamjax.training.team import Team
 from dreamjax.vision.model import VAE
 from experiments import awake
 
+QUIET = Logbook(quiet=True)
 EPISODES = 45  # more than the games played at once, so that slots are used again
 
 
@@ -168,7 +172,8 @@ def test_no_episodes_is_named(world):
 
 
 def test_recorded_episodes_are_those_played(world, tmp_path):
-    record(world, weights(world), tmp_path, 33, seed=3, workers=2)
+    asked = Recording(world, weights(world), tmp_path, 33, seed=3)
+    record(asked, log=QUIET, workers=2, team=Team())
     paths = rollouts.shard_paths(tmp_path)
     assert [path.name for path in paths] == ["shard-10000.npz", "shard-10001.npz"]
     seeds = []
@@ -179,15 +184,50 @@ def test_recorded_episodes_are_those_played(world, tmp_path):
         seeds += list(shard.seeds)
     assert len(set(seeds)) == 64
     before = [path.stat().st_mtime_ns for path in paths]
-    record(world, weights(world), tmp_path, 33, seed=3, workers=2)
+    record(asked, log=QUIET, workers=2, team=Team())
     assert [path.stat().st_mtime_ns for path in paths] == before
     found = next(rollouts.stream(paths[1:], strict=True))
     paths[1].unlink()
-    record(world, weights(world), tmp_path, 33, seed=3, workers=2)
+    record(asked, log=QUIET, workers=2, team=Team())
     assert paths[0].stat().st_mtime_ns == before[0]
     again = next(rollouts.stream(paths[1:], strict=True))
     assert again.seeds.tolist() == found.seeds.tolist()
     np.testing.assert_array_equal(again.actions, found.actions)
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"weights": lambda weights: -weights}, "was played by another agent, or in other games"),
+        ({"seed": lambda seed: seed + 1}, "was played by another agent, or in other games"),
+        ({}, None),
+    ],
+)
+def test_another_s_games_are_not_taken_for_one_s_own(
+    change, words, told, world, tmp_path, monkeypatch
+):
+    """Nor are they lost; older shards, of which nothing is told, are known by their actions."""
+    monkeypatch.setattr("dreamjax.recording.SHARD", 2)
+    asked = Recording(world, weights(world), tmp_path, 4, seed=3)
+    record(asked, log=QUIET, workers=1, team=Team())
+    paths = rollouts.shard_paths(tmp_path)
+    played = [path.read_bytes() for path in paths]
+    if not told:
+        (tmp_path / "players.json").unlink()
+    changed = {name: new(getattr(asked, name)) for name, new in change.items()}
+    another = dataclasses.replace(asked, **changed)
+    if words:
+        assert another.sort() == ([], paths, [])
+        with pytest.raises(ValueError, match=words) as error:
+            record(another, log=QUIET, workers=1, team=Team())
+        assert str(paths[0]) in str(error.value)
+    else:
+        paths[1].write_bytes(b"garbage")
+        assert another.sort() == (paths[:1], [], paths[1:])
+        record(another, log=QUIET, workers=1, team=Team())
+        assert paths[1].with_name(f"{paths[1].name}.corrupt").read_bytes() == b"garbage"
+    assert [path.read_bytes() for path in paths] == played
 
 
 def test_steps_played_while_learning_end_where_the_games_do(world):

@@ -25,11 +25,10 @@ from test_pipeline import TINY
 from dreamjax.controller.population import evaluation_key
 from dreamjax.dream.worlds import blank_models, load_world
 from dreamjax.run import cli
+from dreamjax.run.ledger import OLDER_NAMES, differences
 from dreamjax.run.presets import PRESETS
-from dreamjax.run.settings import OLDER_NAMES, Run, check_resumable
-from dreamjax.tasks import TAKE_COVER
 from dreamjax.training import devices, stopping
-from dreamjax.training.checkpoint import CheckpointError, Store, digest
+from dreamjax.training.checkpoint import Store, digest
 
 QUICK = [*TINY, "--vision.steps-per-call=2", "--save-seconds=0", "--vision.learning-rate=1e-4"]
 
@@ -129,7 +128,7 @@ def test_a_refused_command_changes_nothing(smoke, run, capsys):
 
 def test_new_data_is_trained_on_or_refused_never_passed_over(smoke, run, capsys, monkeypatch):
     """Record, encode and train-memory in one run; and collecting more."""
-    monkeypatch.setattr("dreamjax.agent.SHARD", 4)  # episodes of a shard
+    monkeypatch.setattr("dreamjax.recording.SHARD", 4)  # episodes of a shard
     copied(smoke, run, "vision", "latents", "memory", "world", "controller")
     assert command("train-memory", run) == 0
     assert "memory: finished before, at step 12; nothing to do" in capsys.readouterr().out
@@ -155,28 +154,21 @@ def test_new_data_is_trained_on_or_refused_never_passed_over(smoke, run, capsys,
 
 def test_settings_that_had_other_names_are_still_compared(tmp_path):
     """Learning that was begun before they had the field's names goes on."""
-    meta = Run(tmp_path, TAKE_COVER, 0, PRESETS["smoke"], None).meta("learn")
+    now = {"config": dataclasses.asdict(PRESETS["smoke"].learn), "seed": 0}
     newer = {new: old for old, new in OLDER_NAMES.items()}
-    config = {newer.get(name, name): value for name, value in meta["config"].items()}
-    assert "lanes" in config and "num_envs" not in config
-    store = Store(tmp_path / "learn")
-    store.save(1, {"weights": jnp.zeros(1)}, {**meta, "config": config})
-    check_resumable(store, meta, ())
-    meta["config"]["gamma"] = 0.5
-    with pytest.raises(
-        CheckpointError, match=f"was made with gamma={TAKE_COVER.gamma}, now gamma=0.5"
-    ):
-        check_resumable(store, meta, ())
+    older = {"config": {newer.get(name, name): value for name, value in now["config"].items()}}
+    assert "lanes" in older["config"] and "num_envs" not in older["config"]
+    assert not list(differences(older, now, (), tmp_path))
+    now["config"]["gamma"] = 0.5
+    (found,) = differences(older, now, (), tmp_path)
+    assert found == ("gamma", older["config"]["discount"], 0.5)
 
 
 def test_an_evolution_from_before_there_were_components_is_told_apart(tmp_path):
-    meta = Run(tmp_path, TAKE_COVER, 0, PRESETS["smoke"], None).meta("evolve")
-    store, none = Store(tmp_path / "evolve"), {**meta["config"], "components": None}
-    older = {name: value for name, value in meta["config"].items() if name != "components"}
-    store.save(1, {"weights": jnp.zeros(1)}, {**meta, "config": older})
-    check_resumable(store, {**meta, "config": none}, ())
-    with pytest.raises(CheckpointError, match="made with components=None, now components=512"):
-        check_resumable(store, meta, ())
+    config = dataclasses.asdict(PRESETS["smoke"].evolve)
+    older = {"config": {name: value for name, value in config.items() if name != "components"}}
+    assert not list(differences(older, {"config": config | {"components": None}}, (), tmp_path))
+    assert list(differences(older, {"config": config}, (), tmp_path)) == [("components", None, 512)]
 
 
 def test_m_that_diverges_is_stopped_and_can_be_trained_anew(smoke, run, capsys):

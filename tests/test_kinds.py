@@ -29,8 +29,8 @@ from dreamjax.dream.worlds import (
 from dreamjax.memory.kinds import KINDS, find_kind, kind_of
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.metrics import memory_metrics
-from dreamjax.memory.training import MemoryConfig, predict_sequences, train_memory
-from dreamjax.run import cli
+from dreamjax.memory.training import MemoryConfig, State, predict_sequences, train_memory
+from dreamjax.run import cli, lineage
 from dreamjax.tasks import CAR_RACING, TAKE_COVER
 from dreamjax.training.checkpoint import CheckpointError, Store, digest
 from dreamjax.vision.model import VAE
@@ -257,3 +257,16 @@ def test_the_command_trains_and_evolves_it(smoke, tmp_path, capsys, unknown):
     assert type(load_world(tmp_path / "world").memory) is GRU
     unknown()
     assert cli.main(["doctor", str(run), "--kind", KIND]) == 0
+
+
+def test_an_m_of_an_own_kind_is_gone_on_from_or_named_in_one_line(tmp_path, unknown):
+    """The checkpoints of its training, which a run keeps, and not its world alone."""
+    source, config = tmp_path / "source", MemoryConfig(kind=KIND, hidden_size=UNITS)
+    memory = find_kind(KIND)(SHORT, rngs=nnx.Rngs(0), hidden_size=UNITS)
+    meta = {"config": dataclasses.asdict(config), "vision": "v"}
+    Store(source / "memory").save(2, State(memory, None, None), meta)
+    assert digest(lineage._memory_of(source, SHORT)[0]) == digest(memory)
+    unknown()
+    with pytest.raises(CheckpointError, match="'gru:GRU', known are .* by --memory.kind") as error:
+        lineage._memory_of(source, SHORT)
+    assert "\n" not in str(error.value)

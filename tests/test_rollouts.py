@@ -328,11 +328,11 @@ def test_more_than_the_disk_can_hold_is_refused_before_anything_is_written(
         collect(SHORT, tmp_path, 3, 0)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
     disk.total = 10**12
-    rollouts._check_room(tmp_path, 10**8)
+    rollouts.check_request(SHORT, tmp_path, 10**8, "held")
     with pytest.raises(ValueError, match="need more than 10000000 GB, but .* holds 1000 GB in all"):
-        rollouts._check_room(tmp_path, 10**12)
+        rollouts.check_request(SHORT, tmp_path, 10**12, "held")
     disk.total = 0
-    rollouts._check_room(tmp_path, 10**12)  # a disk that does not tell
+    rollouts.check_request(SHORT, tmp_path, 10**12, "held")  # a disk that does not tell
 
 
 def test_shards_of_unknown_origin_are_not_mixed_in(tmp_path):

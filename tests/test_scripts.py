@@ -204,12 +204,16 @@ def test_a_dry_run_tells_what_each_phase_takes_and_does_nothing(tmp_path, capsys
     longer = ["--vision.steps", "36000", "--evolve.generations", "36", "--workers", "2"]
     assert cli.main([*words, *longer, "--dry-run"]) == 0
     assert os.listdir(tmp_path) == []
-    _, tried, titles, *rows, total, _ = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr().out.splitlines()
+    whole = phases_of(PRESETS["smoke"])
+    assert said[0] == "collect begins"
+    assert said[1 : len(whole)] == [f"{name} waits for what is before it" for name in whole[1:]]
+    _, tried, titles, *rows, total, _ = said[len(whole) :]
     episodes, _, _, length = tried.split()[:4]
     assert episodes == "2" and 32 <= int(length) <= 160
     assert "here  H100 SXM      H200   TPU v5e   TPU v6e" in titles
     told = {row.split()[0]: row for row in rows}
-    assert list(told) == list(phases_of(PRESETS["smoke"]))
+    assert list(told) == list(whole)
     assert "36,000 updates of 8 frames" in told["train-vision"]
     assert told["train-vision"].split()[-9:-5] == ["72", "T", "3", "G"]
     hours = {name: float(row.split()[-5]) for name, row in told.items()}

@@ -335,12 +335,12 @@ def _blank_world(meta: dict[str, Any], origin: Path) -> World:
     starts = jax.ShapeDtypeStruct((facts["starts"], task.latent_size), jnp.float32)
     tuned = {name: facts[name] for name in TUNED}
     variant = {name: facts[name] for name in (*VARIANT, "hidden_size")}
-    models = blank_models(task, _known_kind(meta, origin), heads=_heads(meta, task), **variant)
+    models = blank_models(task, known_kind(meta, origin), heads=_heads(meta, task), **variant)
     moments = blank_moments(models[1], facts["moments"]) if facts["moments"] else None
     return World(task, *models, starts, starts, **tuned, moments=moments)
 
 
-def _known_kind(meta: dict[str, Any], origin: Path) -> str:
+def known_kind(meta: dict[str, Any], origin: Path) -> str:
     """The form of a world's M; nothing is imported because a file says so."""
     kind = meta.get("kind", "lstm")
     if kind not in list(KINDS):

@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,8 +36,15 @@ FORMAT = 1
 EPISODE_BYTES = 10_000  # less than most games need; the paper's need about a million
 FAR_OFF = 30  # times by which rewards may differ from the task's reward_scale
 MAX_READERS = 16  # threads that read shards
+SHAPES = (  # fields of a game that shape its recordings
+    *("profile", "actions", "picture", "crop", "ends"),
+    *("frame_skip", "max_steps", "seeds"),
+)
+    ["profile", "actions", "picture", "crop", "ends", "frame_skip", "max_steps", "seeds"]
+)  # recordings
 MAX_TRIES = 1000  # episodes played for each one kept before `min_steps` counts as too high
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+_CLAIMS = {"task", "profile", "max_steps", "policy", "seed", "shard_episodes", "min_steps"}
 _DTYPES = {
     "frames": np.uint8,
     "actions": np.float32,
@@ -46,6 +54,21 @@ _DTYPES = {
     "seeds": np.int64,
     "ends": np.int8,
 }
+
+
+def by_value(task: Task, names: Iterable[str]) -> dict[str, Any]:
+    """Fields of a task as JSON has them: what a name and a profile do not tell of an edited one."""
+    found = {name: getattr(task, name) for name in names}
+    forms = {k: {"form": type(x).__name__} for k, x in found.items() if dataclasses.is_dataclass(x)}
+    values = {k: forms[k] | dataclasses.asdict(x) if k in forms else x for k, x in found.items()}
+    return json.loads(json.dumps(values))
+
+
+def differs(old: Any, new: Any) -> bool:
+    """Whether two values of `by_value` differ in what both tell."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return any(differs(old[name], new[name]) for name in old.keys() & new.keys())
+    return old != new
 
 
 class DamagedShardError(ValueError):
@@ -192,7 +215,12 @@ def _episode_counts(directory: Path, say: Callable[[str], None]) -> dict[Path, i
 
 
 def _lengths(path: Path) -> np.ndarray:
-    return _load(path, ["lengths"])["lengths"]
+    return part(path, "lengths")
+
+
+def part(path: Path | str, name: str) -> np.ndarray:
+    """One array of a shard, the others unread; raises as `read`."""
+    return _load(path, [name])[name]
 
 
 def stream(
@@ -314,12 +342,11 @@ def collect(
       WorkerError: the game could not be kept running; finished shards are kept.
     """
     check_guarded()
-    _check_request(task, episodes, policy, shard_episodes, min_steps)
+    check_request(task, directory, episodes, policy, shard_episodes, min_steps)
     worker_count(workers, episodes)  # raises here what it would once the directory is claimed
     log, directory = log or Logbook(quiet=True), files.writable(directory)
     team = team or Team()
-    _check_room(directory, episodes)
-    settings = _settings(task, policy, seed, shard_episodes, min_steps)
+    settings = settings_of(task, policy, seed, shard_episodes, min_steps)
     if team.index == 0:
         _claim(directory, task, settings, episodes, log.say)
         files.remove_stale(directory)
@@ -352,20 +379,23 @@ def _propose_scale(task: Task, shard: Path, say: Callable[[str], None]) -> None:
         )
 
 
-def _settings(task, policy, seed, shard_episodes, min_steps) -> dict[str, int | str]:
-    """What a collection is made with, as `collection.json` keeps it."""
-    return {
-        "task": task.name,
-        "profile": task.profile,
-        "max_steps": task.max_steps,
-        "policy": policy,
-        "seed": int(seed),
-        "shard_episodes": shard_episodes,
-        "min_steps": min_steps,
-    }
+def settings_of(
+    task: Task, policy: str, seed: int, shard_episodes: int = 16, min_steps: int = 0
+) -> dict[str, Any]:
+    """What a collection is made with, as `collection.json` keeps it; arguments as for `collect`."""
+    told = {"policy": policy, "seed": int(seed), "shard_episodes": shard_episodes}
+    return {"task": task.name, **by_value(task, SHAPES), **told, "min_steps": min_steps}
 
 
-def _check_request(task, episodes, policy, shard_episodes, min_steps) -> None:
+def check_request(
+    task: Task,
+    directory: Path | str,
+    episodes: int,
+    policy: str,
+    shard_episodes: int = 16,
+    min_steps: int = 0,
+) -> None:
+    """Raise ValueError, as `collect` does, for what cannot be recorded."""
     policies.check(policy)
     for name, value in (("episodes", episodes), ("shard_episodes", shard_episodes)):
         if value < 1:
@@ -375,10 +405,9 @@ def _check_request(task, episodes, policy, shard_episodes, min_steps) -> None:
             f"min_steps must be from 0 to the {task.max_steps} steps an episode can last, "
             f"got {min_steps}"
         )
-
-
-def _check_room(directory: Path, episodes: int) -> None:
-    least, have = episodes * EPISODE_BYTES, shutil.disk_usage(directory).total
+    place = Path(directory).expanduser().absolute()
+    there = next(path for path in (place, *place.parents) if path.exists())
+    least, have = episodes * EPISODE_BYTES, shutil.disk_usage(there).total
     if 0 < have < least:  # 0: a disk that does not tell
         raise ValueError(
             f"{episodes} episodes need more than {least / 1e9:.0f} GB, but the disk of {directory} "
@@ -393,9 +422,9 @@ def _claim(directory: Path, task: Task, settings: dict, episodes: int, say) -> N
         raise ValueError(f"{directory} holds shards of unknown origin; choose another directory")
     old = {}
     if path.exists():
-        old = _claimed(path, settings) or _reclaimed(path, task, settings, say)
+        old = claimed(directory) or _reclaimed(path, task, settings, say)
     for name, value in settings.items():
-        if old.get(name, value) != value:
+        if differs(old.get(name, value), value):
             raise ValueError(
                 f"{directory} holds a collection with {name} {old[name]!r}, not {value!r}; "
                 "choose another directory"
@@ -404,13 +433,13 @@ def _claim(directory: Path, task: Task, settings: dict, episodes: int, say) -> N
     files.write_json(path, {**settings, "episodes": episodes, "package": package(task)})
 
 
-def _claimed(path: Path, settings: dict) -> dict | None:
-    """What a `collection.json` says; None where it is damaged."""
+def claimed(directory: Path) -> dict[str, Any] | None:
+    """What a directory's `collection.json` says; None where it is damaged or missing."""
     try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        found = json.loads((directory / "collection.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
         return None
-    whole = isinstance(found, dict) and found.keys() >= settings.keys()
+    whole = isinstance(found, dict) and found.keys() >= _CLAIMS
     return found if whole and type(found.get("episodes")) is int else None
 
 

@@ -5,8 +5,10 @@ Shapes: N frames, E episodes (laid one after another), Z latent, A numbers in an
 """
 
 import dataclasses
+import hashlib
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -63,6 +65,11 @@ class LatentSequences:
         """The first frame of every episode, int [E]."""
         return first_frames(self.lengths)
 
+    @property
+    def name(self) -> str:
+        """A name for these episodes; it changes when they do."""
+        return name_of(len(self.mu), self.seeds.tolist(), self.lengths.tolist())
+
     def starts(self, n: int = 1000) -> tuple[np.ndarray, np.ndarray]:
         """`(mu, logvar)`, float32 [n, Z]: first frames of the first `n` episodes, or of all."""
         first = self.first[:n]
@@ -74,12 +81,8 @@ class LatentSequences:
         noise = np.random.default_rng(seed).standard_normal(mu.shape, np.float32)
         return mu + np.exp(logvar / 2) * noise
 
-    def split(self, held_out: float = 0.1) -> tuple["LatentSequences", "LatentSequences"]:
-        """Divide whole episodes into `(train, held)`, at least one on each side.
-
-        An episode is held out by its own seed alone. So whatever is recorded later, whichever M
-        is trained on, and whatever share a later run holds out, what one M was trained on judges
-        none of its descendants, as long as there are episodes enough for both sides (about 30).
+    def boundary(self, held_out: float = 0.1) -> float:
+        """The place of a seed below which `split` holds an episode out: about `held_out`.
 
         Raises:
           ValueError: fewer than two episodes.
@@ -88,14 +91,45 @@ class LatentSequences:
         if episodes < 2:
             raise ValueError(f"cannot hold out one of {episodes} episodes; collect more")
         place = places(self.seeds)
-        held = place < np.clip(held_out, np.nextafter(place.min(), 1), place.max())
+        return float(np.clip(held_out, np.nextafter(place.min(), 1), place.max()))
+
+    def split(self, held_out: float = 0.1) -> tuple["LatentSequences", "LatentSequences"]:
+        """Divide whole episodes into `(train, held)`, at least one on each side.
+
+        An episode is held out by its own seed alone. So whatever is recorded later, what was held
+        out from one M can judge all of its descendants: those below the least `boundary` of all.
+
+        Raises:
+          ValueError: fewer than two episodes.
+        """
+        held = places(self.seeds) < self.boundary(held_out)
         return self._select(~held), self._select(held)
+
+    def below(self, boundary: float) -> "LatentSequences":
+        """The episodes that every M of this `boundary` was kept from.
+
+        Raises:
+          ValueError: there are none.
+        """
+        held = places(self.seeds) < boundary
+        if not held.any():
+            raise ValueError(
+                f"M may have been trained on each of these {len(held)} episodes, as it held out "
+                f"but {boundary:.3g} of all; collect more, of which some are held out"
+            )
+        return self._select(held)
 
     def _select(self, episodes: np.ndarray) -> "LatentSequences":
         frames = np.repeat(episodes, self.lengths)
         parts = {name: getattr(self, name)[frames] for name in _PER_FRAME}
         parts |= {name: getattr(self, name)[episodes] for name in _PER_EPISODE}
         return dataclasses.replace(self, **parts)
+
+
+def name_of(frames: int, *identity: Any) -> str:
+    """A name for so many frames, of what tells them from others."""
+    sha = hashlib.sha256(repr(identity).encode()).hexdigest()
+    return f"{frames:,} frames ({sha[:8]})"
 
 
 def first_frames(lengths: np.ndarray) -> np.ndarray:
@@ -139,7 +173,7 @@ def encode_rollouts(
     latents_directory, vision = files.writable(latents_directory), digest(vae)
     targets = {path: latents_directory / path.name for path in counts}
     own = team.own(list(counts))
-    todo = [path for path in own if not _is_encoded(targets[path], vision, counts[path])]
+    todo = [path for path in own if not _is_encoded(path, targets[path], vision)]
     total = sum(counts[path] for path in own)
     done = total - sum(counts[path] for path in todo)
     with log.progress("encode", total, "frames", done) as bar:
@@ -180,13 +214,23 @@ def _write(path: Path, latents: LatentSequences) -> None:
         np.savez(file, format=FORMAT, **arrays)
 
 
-def _is_encoded(path: Path, vision: str, frames: int) -> bool:
-    """Whether `path` holds `frames` frames encoded by the V with digest `vision`."""
+def _is_encoded(shard: Path, path: Path, vision: str) -> bool:
+    """Whether `path` holds what the V with digest `vision` saw in a shard."""
     try:
         found = _read(path)
+        same = np.array_equal(found.actions, rollouts.part(shard, "actions"))
     except ValueError:
         return False
-    return found.vision == vision and len(found.mu) == frames
+    return same and found.vision == vision and len(found.mu) == len(found.actions)
+
+
+def encoded_by(path: Path) -> str:
+    """The digest of the V of a file of latents, little else of which is read; "" of a bad one."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return str(archive["vision"])
+    except rollouts.UNREADABLE:
+        return ""
 
 
 def _read(path: Path) -> LatentSequences:

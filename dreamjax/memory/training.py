@@ -192,7 +192,8 @@ class MemoryConfig:
     kind: str = "lstm"  # M's form; your own is module:Class, a subclass of dreamjax.Memory
     hidden_size: int | None = None  # units of M; None is the task's
     heads: tuple[Literal["reward", "end"], ...] | None = None  # what M predicts; None is all
-    start_from: str | None = None  # run or world whose M is trained on; None starts from chance
+    # run or world whose M is trained on; None: that of a world that the run was given, or "chance"
+    start_from: str | None = None
     moments: int = 1000  # of real episodes, kept in the world for dreams to begin at
 
     def __post_init__(self):

@@ -183,7 +183,7 @@ def _phase_command(name: str, config: Any, preset: str) -> Any:
 
 
 def _run(command: Any, name: str) -> None:
-    from dreamjax.run.phases import AWAKE, phases_of, run_phases
+    from dreamjax.run.phases import run_phases
     from dreamjax.run.rounds import iterate
     from dreamjax.run.settings import Run
     from dreamjax.training import devices
@@ -191,21 +191,31 @@ def _run(command: Any, name: str) -> None:
     from dreamjax.training.logbook import Logbook
 
     check_seed(command.seed)
-    phases = phases_of(command.config) if name in WHOLE else (name,)
-    if command.world is not None:
-        if not set(phases) & set(AWAKE):
-            raise ValueError(f"{name} comes before the world; leave out --world {command.world}")
-        phases = tuple(phase for phase in phases if phase in AWAKE)
+    phases, world = None if name in WHOLE else (name,), command.world
+    if world is not None and name == "train-vision":
+        raise ValueError(f"{name}: {world} has its V; leave out --world, or --vision.start-from it")
     task = find_task(command.task)
-    if command.dry_run and name in (*MEASURING, "iterate"):
-        raise ValueError(f"{name} cannot be planned; leave out --dry-run")
     if command.dry_run:
-        _benchmarks("plan").show(task, command.config, phases, command.seed)
+        _plan(Run(command.run_dir, task, command.seed, command.config, Logbook()), name, world)
         return
     directory = writable(command.run_dir)
     log = Logbook(directory) if devices.is_first() else Logbook(quiet=True)
     run = Run(directory, task, command.seed, command.config, log)
-    {"iterate": iterate}.get(name, run_phases)(run, phases, command.world)
+    {"iterate": iterate}.get(name, run_phases)(run, phases, world)
+
+
+def _plan(run: Any, name: str, world: str | None) -> None:
+    """Tell what the phases will do in the run, and foretell what those take that are left."""
+    from dreamjax.run.ledger import foretold
+    from dreamjax.run.phases import phases_left
+    from dreamjax.run.table import PHASES
+
+    if name in (*MEASURING, "iterate"):
+        raise ValueError(f"{name} cannot be planned; leave out --dry-run")
+    phases = phases_left(run, world) if name in WHOLE else (name,)
+    left = foretold(run, [PHASES[phase] for phase in phases])
+    if left:
+        _benchmarks("plan").show(run.task, run.config, left, run.seed)
 
 
 @dataclasses.dataclass

@@ -1,16 +1,25 @@
-"""What a run directory holds, what of it is damaged, and what the next command would do there."""
+"""What a run directory holds, what of it is damaged, and what the ledger says of each phase there.
+
+Each phase is asked after as by the command that made what there is.
+"""
 
 import dataclasses
-import json
 from pathlib import Path
+from typing import Any
 
-from dreamjax.dream.worlds import World, load_controller, load_world
+from dreamjax.dream.worlds import load_controller, load_world
 from dreamjax.game import rollouts
-from dreamjax.memory.latents import LatentSequences, read_latents
-from dreamjax.run.settings import encoded_data, recorded_data
+from dreamjax.memory.latents import read_latents
+from dreamjax.run.ledger import OLDER_NAMES, Phase, decide, profiles
+from dreamjax.run.lineage import GIVEN, lies
+from dreamjax.run.settings import CONTROLLERS, Run, RunConfig
+from dreamjax.run.table import PHASES
+from dreamjax.tasks import TASKS
 from dreamjax.training.checkpoint import CheckpointError, Store, digest
+from dreamjax.training.logbook import Logbook
 
-TRAINED = {"vision": "train-vision", "memory": "train-memory", "evolve": "evolve", "learn": "learn"}
+TRAINED = ("vision", "memory", *CONTROLLERS)
+TUNED = ("temperature", "death_threshold", "death_noise")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,128 +43,130 @@ def examine(directory: Path) -> list[Finding]:
     """Everything found in a run directory, in the order of the data; nothing is changed.
 
     Raises:
-      ValueError: no such directory.
+      ValueError: no such directory, or it is of an unknown game.
     """
     if not directory.is_dir():
         raise ValueError(f"there is no directory {directory}; give that of a run")
-    counts, recorded = _recorded(directory)
-    latents, encoded = _encoded(directory)
-    world, bound = _world(directory)
-    found = [
-        *recorded,
-        _trained(directory, "vision", recorded_data(counts) if counts else None),
-        encoded,
-        _trained(directory, "memory", None if latents is None else encoded_data(latents)),
-        bound,
-        *(_trained(directory, name, None, world) for name in ("evolve", "learn")),
-        _controller(directory, world),
-    ]
-    return [finding for finding in found if finding is not None]
+    found = []
+    for phase in PHASES.values():
+        there = _there(directory, phase.folder)
+        if there is not None:
+            after = decide(as_made(directory, phase), phase)
+            found.append(dataclasses.replace(there, next=f"{phase.name} {after.said}"))
+    loaded = (_loaded(directory, part) for part in ("world", "controller"))
+    return [*found, *(finding for finding in loaded if finding is not None)]
 
 
-def _recorded(directory: Path) -> tuple[dict[Path, int], list[Finding]]:
-    """Frames of the sound shards of `rollouts`, and findings of it and of `played`."""
-    counts, found = {}, []
-    for part, command in (("rollouts", "collect"), ("played", "record")):
-        sound, damaged, episodes = {}, [], 0
-        for path in rollouts.shard_paths(directory / part):
-            try:
-                shard = rollouts.read(path)
-            except ValueError as error:
-                damaged.append(str(error))
-                continue
-            sound[path], episodes = len(shard.frames), episodes + len(shard.lengths)
-        if part == "rollouts":
-            counts = sound
-            damaged += _unreadable(directory / part / "collection.json")
-        if sound or damaged:
-            there = f"{episodes:,} episodes, {sum(sound.values()):,} frames"
-            after = _missing(directory / part, episodes, command)
-            found.append(Finding(part, there, tuple(damaged), after))
-    return counts, found
+def as_made(directory: Path, phase: Phase) -> Run:
+    """The run as the command had it that last did a phase.
+
+    Raises:
+      ValueError: nothing tells the game, or it is not known here.
+    """
+    made = _made(directory, phase.folder)
+    told = [made, *(_made(directory, part) for part in ("rollouts", "world", *TRAINED))]
+    held = dict(profiles(directory)).values()
+    named = [one["task"] for one in told if "task" in one]
+    named += [name for name, task in TASKS.items() if task.profile in held]
+    if named[0] not in TASKS:
+        raise ValueError(f"{directory} is of the game {named[0]!r}; name it by --task module:TASK")
+    seed = next((one["seed"] for one in told if "seed" in one), 0)
+    config = _config(directory, phase.section, made) if made and phase.section else RunConfig()
+    return Run(directory, TASKS[named[0]], seed, config, Logbook(quiet=True))
 
 
-def _missing(folder: Path, episodes: int, command: str) -> str:
-    try:
-        wanted = json.loads((folder / "collection.json").read_text())["episodes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{command} adds what is missing"
-    missing = wanted - episodes
-    return f"{command} records {missing:,} more" if missing > 0 else f"{command} has all it was for"
+def _made(directory: Path, part: str) -> dict[str, Any]:
+    """What a part tells of how it was made."""
+    store = Store(directory / part)
+    return store.meta() if store.steps() else rollouts.claimed(directory / part) or {}
 
 
-def _unreadable(path: Path) -> list[str]:
-    try:
-        json.loads(path.read_text())
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        return [f"{path} is damaged ({str(error).splitlines()[0]})"]
-    return []
+def _config(directory: Path, section: str, made: dict[str, Any]) -> RunConfig:
+    """The usual settings, but those of a section as it was made with them."""
+    config = RunConfig()
+    told = {OLDER_NAMES.get(name, name): x for name, x in made.get("config", made).items()}
+    if section in CONTROLLERS:
+        tuned = {name: made[name] for name in TUNED if name in made}
+        tuned |= {"dropout": made.get("dropout") or 0.0, "bfloat16": made["products"] == "bfloat16"}
+        hidden, dream = made.get("controller_hidden", 0), dataclasses.replace(config.dream, **tuned)
+        config = dataclasses.replace(config, dream=dream, controller_hidden=hidden)
+    own = getattr(config, section)
+    fields = {field.name for field in dataclasses.fields(own)} & told.keys()
+    own = dataclasses.replace(own, **{x: _as_given(directory, x, told[x]) for x in fields})
+    return dataclasses.replace(config, **{section: own})
 
 
-def _encoded(directory: Path) -> tuple[LatentSequences | None, Finding | None]:
+def _as_given(directory: Path, name: str, value: Any) -> Any:
+    """A recorded setting as the command line gives it."""
+    if name == "start_from" and value is not None:
+        return None if value == GIVEN else lies(value, directory)
+    if name == "worlds":
+        return tuple(lies(source, directory) for source in value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _there(directory: Path, folder: str) -> Finding | None:
+    if folder in TRAINED:
+        return _trained(directory, folder)
+    if folder == "latents":
+        return _encoded(directory)
+    if folder in ("rollouts", "played"):
+        return _recorded(directory / folder)
+    return Finding(folder, "written") if (directory / folder).is_file() else None
+
+
+def _recorded(folder: Path) -> Finding | None:
+    frames, episodes, damaged, claim = 0, 0, [], folder / "collection.json"
+    for path in rollouts.shard_paths(folder):
+        try:
+            shard = rollouts.read(path)
+            frames, episodes = frames + len(shard.frames), episodes + len(shard.lengths)
+        except ValueError as error:
+            damaged.append(str(error))
+    if claim.exists() and rollouts.claimed(folder) is None:
+        damaged.append(f"{claim} is damaged")
+    there = f"{episodes:,} episodes, {frames:,} frames"
+    return Finding(folder.name, there, tuple(damaged)) if frames or damaged else None
+
+
+def _encoded(directory: Path) -> Finding | None:
     paths = rollouts.shard_paths(directory / "latents")
-    if not paths:
-        return None, None
     try:
         latents = read_latents(directory / "latents")
     except ValueError as error:
-        return None, Finding("latents", f"{len(paths)} files", (str(error),), "encode mends it")
+        return Finding("latents", f"{len(paths)} files", (str(error),)) if paths else None
     there = f"{len(latents.lengths):,} episodes of {len(paths)} files, by V {latents.vision[:12]}"
-    recorded = sum(len(rollouts.shard_paths(directory / part)) for part in ("rollouts", "played"))
-    missing = recorded - len(paths)
-    after = f"encode adds {missing} files" if missing > 0 else "encode has nothing to add"
-    return latents, Finding("latents", there, (), after)
+    return Finding("latents", there)
 
 
-def _trained(
-    directory: Path, part: str, data: str | None, world: World | None = None
-) -> Finding | None:
-    """A training's checkpoints, and whether it can go on with the data or in the world there."""
-    store, command = Store(directory / part), TRAINED[part]
-    if not store.directory.is_dir():
+def _trained(directory: Path, part: str) -> Finding | None:
+    store = Store(directory / part)
+    there = f"steps {', '.join(map(str, store.steps()))}" if store.steps() else "no checkpoint"
+    return Finding(part, there, tuple(store.faults())) if store.directory.is_dir() else None
+
+
+def _loaded(directory: Path, part: str) -> Finding | None:
+    """A world, or the C that goes with it."""
+    found = _trained(directory, part)
+    if found is None:
         return None
-    damaged, steps = tuple(store.faults()), store.steps()
-    if not steps:
-        return Finding(part, "no checkpoint", damaged, f"{command} begins anew")
-    meta = store.meta()
-    after = f"{command} goes on from step {steps[-1]}, if it is to make more"
-    if data is not None and meta.get("data", data) != data:
-        after = f"{command} refuses: it was made with {meta['data']}, there are {data}"
-    if world is not None and meta.get("world") != world.digest():
-        after = f"{command} refuses: it was made in another world"
-    return Finding(part, f"steps {', '.join(map(str, steps))}", damaged, after)
-
-
-def _world(directory: Path) -> tuple[World | None, Finding | None]:
-    store = Store(directory / "world")
-    if not store.directory.is_dir():
-        return None, None
-    damaged = tuple(store.faults())
     try:
         world = load_world(directory)
+        there = f"{world.task.profile}, {world.digest()[:12]}: V {digest(world.vision)[:12]}, M "
+        if part == "world":
+            return dataclasses.replace(
+                found, there=there + digest(world.memory)[:12], next="dreamt as it is"
+            )
+        weights = load_controller(directory, world)[1]
+        return dataclasses.replace(found, there=f"{len(weights):,} weights", next="it plays")
     except CheckpointError as error:
-        damaged = damaged or (str(error),)
-        return None, Finding("world", "none to use", damaged, "train-memory makes it anew")
-    there = f"{world.task.profile}, {world.digest()[:12]}: V {digest(world.vision)[:12]}, M "
-    return world, Finding("world", there + digest(world.memory)[:12], damaged, "dreamt as it is")
-
-
-def _controller(directory: Path, world: World | None) -> Finding | None:
-    if world is None or not (directory / "controller").is_dir():
-        return None
-    try:
-        _, weights = load_controller(directory, world)
-    except CheckpointError as error:
-        return Finding("controller", "none to use", (str(error),), "evolve or learn makes it anew")
-    return Finding("controller", f"{len(weights):,} weights", (), "evaluate plays it")
+        return Finding(part, "none to use", found.damaged or (str(error),), "is to be made anew")
 
 
 def lines(found: list[Finding]) -> list[str]:
     """The findings as a person reads them."""
     rows = []
     for finding in found:
-        rows.append(f"{finding.part:<12}{finding.there}; next: {finding.next}")
-        rows += [f"{'':<12}DAMAGED: {line}" for line in finding.damaged]
+        rows.append(f"{finding.part:<14}{finding.there}; next: {finding.next}")
+        rows += [f"{'':<14}DAMAGED: {line}" for line in finding.damaged]
     return rows or ["nothing there; collect begins a run, or run does all of it"]

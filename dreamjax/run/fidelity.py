@@ -11,7 +11,6 @@ from dreamjax.controller.model import Controller
 from dreamjax.controller.population import Dreamt
 from dreamjax.dream.worlds import (
     World,
-    load_controller,
     load_world,
     save_world,
     world_meta,
@@ -25,8 +24,11 @@ from dreamjax.game.jobs import Played, play
 from dreamjax.game.policies import play_steps
 from dreamjax.memory.latents import posteriors, read_latents
 from dreamjax.memory.metrics import memory_metrics
+from dreamjax.run.ledger import begin
+from dreamjax.run.lineage import held_below, untold
 from dreamjax.run.scores import listed, score
 from dreamjax.run.settings import WATCH_SEED, Run
+from dreamjax.run.table import CALIBRATE, FIDELITY
 from dreamjax.tasks import Task
 from dreamjax.training.files import write_json
 from dreamjax.training.logbook import Logbook
@@ -36,19 +38,10 @@ SIDES = ("dream", "real")
 
 def fidelity_phase(run: Run) -> None:
     """Compare the dream with the game; write fidelity.json."""
-    world, config = load_world(run.directory), run.config.fidelity
-    player = load_controller(run.directory, world)
-    world = run.config.dream.of(world)
+    world, *player = begin(run, FIDELITY).values
+    world, config = run.config.dream.of(world), run.config.fidelity
     tau = world.params().temperature
-    found = {"policies": {}}
-    if run.latents.exists():
-        _, held = read_latents(run.latents).split(run.config.memory.held_out)
-        found["deaths"] = memory_metrics(world.memory, held)
-        found["open_loop"] = fidelity.open_loop(world, held, horizon=config.horizon, seed=run.seed)
-        young = config.grown(run.task)
-        if run.task.ends and (held.lengths > young).any():
-            ages = {"young": young, "old": run.task.max_steps}
-            found["departures"] = departures(world, *player, held, **ages, seed=run.seed)
+    found = _held_out(run, world, *player) | {"policies": {}}
     for name in fidelity.BLINDFOLDED:
         dreamt = fidelity.dreamt_play(world, name, config.episodes, run.seed, tau)
         found["policies"][name] = _compared(run.task, dreamt, _played_blindly(run, name))
@@ -64,6 +57,21 @@ def fidelity_phase(run: Run) -> None:
     print_fidelity(run.task, found, run.log)
 
 
+def _held_out(run: Run, world: World, *player: Any) -> dict[str, Any]:
+    """How M does on the encoded episodes that neither it nor its forebears were trained on."""
+    if not run.latents.exists():
+        return {}
+    config, below = run.config.fidelity, held_below(run.directory, world_meta(run.directory))
+    held = read_latents(run.latents).below(below)
+    found = {"deaths": memory_metrics(world.memory, held)}
+    found["open_loop"] = fidelity.open_loop(world, held, horizon=config.horizon, seed=run.seed)
+    young = config.grown(run.task)
+    if run.task.ends and (held.lengths > young).any():
+        ages = {"young": young, "old": run.task.max_steps}
+        found["departures"] = departures(world, *player, held, **ages, seed=run.seed)
+    return found
+
+
 def calibrate_phase(run: Run) -> None:
     """Give the run's world the temperature at which its dreams last as long as games.
 
@@ -74,11 +82,12 @@ def calibrate_phase(run: Run) -> None:
             f"games of {run.task.name} are not told apart by how long they last; choose its "
             "temperature by --dream.temperature"
         )
+    begin(run, CALIBRATE)
     world, made = run.config.dream.of(load_world(run.directory)), world_meta(run.directory)
     names = fidelity.BLINDFOLDED
     lived = {name: float(_played_blindly(run, name).lengths.mean()) for name in names}
     tau, dreamt = true_temperature(world, lived, run.config.fidelity.episodes, run.seed)
-    save_world(run.directory, dataclasses.replace(world, temperature=round(tau, 2)), made)
+    save_world(run.directory, dataclasses.replace(world, temperature=round(tau, 2)), untold(made))
     told = ", ".join(f"{name} {dreamt[name]:.0f} ({lived[name]:.0f})" for name in names)
     run.log.say(f"temperature {tau:.2f}; steps in dreams near it (in games): {told}")
 

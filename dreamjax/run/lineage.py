@@ -1,6 +1,13 @@
-"""Which M or C a training goes on from, and what a run's world is made of."""
+"""What a training goes on from, which episodes it may be judged by, and what a world is made of.
 
-import itertools
+A run's files name another by the way there, where the two lie together: so they can be moved.
+"""
+
+import contextlib
+import dataclasses
+import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +21,15 @@ from dreamjax.dream.worlds import (
     blank_models,
     first_heads,
     folder_of,
+    known_kind,
     load_controller,
     load_world,
     save_world,
+    shipped_worlds,
     world_meta,
 )
 from dreamjax.memory.kinds import kind_of
-from dreamjax.memory.latents import LatentSequences
+from dreamjax.memory.latents import LatentSequences, read_latents
 from dreamjax.memory.metrics import calibrated_threshold, memory_metrics
 from dreamjax.memory.model import FORM, VARIANT, Memory
 from dreamjax.memory.training import MemoryConfig
@@ -32,6 +41,63 @@ from dreamjax.training.devices import is_first
 from dreamjax.vision.model import VAE
 
 NUM_STARTS = 1000  # start states kept in a world, as the original's initial_z.json
+GIVEN = "given"  # folder of the world that a run was given, once the run makes its own
+CHANCE = "chance"  # asks for an M that starts from chance where a world was given
+
+
+def way(source: str | None, home: Path) -> str | None:
+    """How the files of the run at `home` name a run or world: by the way, if they lie together."""
+    if source is None or source in shipped_worlds():
+        return source
+    place, home = Path(source), home.resolve()
+    if not (place.is_absolute() or place.exists()):
+        return source
+    place = place.resolve()
+    near = home.parent in (place, *place.parents)
+    return os.path.relpath(place, home) if near else str(place)
+
+
+def lies(name: str, home: Path) -> str:
+    """Where what the files of the run at `home` name so lies."""
+    return name if name in shipped_worlds() else str(home / name)
+
+
+def is_same(old: str | None, new: str | None, home: Path) -> bool:
+    """Whether a name in the files of the run at `home` is `way`'s of now, perhaps after a move.
+
+    Older files have absolute paths: of a round that of the run before, of an M trained on that of
+    its own run.
+    """
+    if old is None or new is None or (home / old).resolve() == (home / new).resolve():
+        return old == new or None not in (old, new)
+    older, name = Path(old).is_absolute(), Path(old).name
+    if new == "..":
+        return older and home.name == "round-1"
+    if new == ".":
+        return older and (home / "memory-1").exists()
+    is_round = re.fullmatch(r"round-\d+", name)
+    return name == (home / new).resolve().name and bool(is_round or not (home / old).exists())
+
+
+def link(source: Path, target: Path) -> None:
+    """Give `target` the files of `source` that it lacks; nothing where there is no `source`."""
+    for path in source.rglob("*"):
+        copy = target / path.relative_to(source)
+        if path.is_file() and not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                _linked(path, copy)
+
+
+def _linked(path: Path, copy: Path) -> None:
+    try:
+        os.link(path, copy)
+    except FileExistsError:
+        raise
+    except OSError:  # another disk, or one without links
+        half = copy.with_name(f".{copy.name}.{os.getpid()}")
+        shutil.copy2(path, half)
+        os.replace(half, copy)
 
 
 def load_vision(run: Run):
@@ -69,7 +135,101 @@ def _is_trained_on_from(run: Run, theirs: str) -> bool:
     """Whether the run's V began as the V of that digest, so that M finds its latents again."""
     store = run.store("vision")
     source = store.meta()["config"].get("start_from") if store.steps() else None
-    return source is not None and digest(_vision_of(source, run.task)) == theirs
+    return (
+        source is not None and digest(_vision_of(lies(source, run.directory), run.task)) == theirs
+    )
+
+
+def was_given_a_world(run: Run) -> bool:
+    """Whether the run goes on from a world that it was given, or did so."""
+    trains_v = (run.directory / "vision").exists()
+    return (run.directory / GIVEN).exists() or (_has_given(run) and not trains_v)
+
+
+def _has_given(run: Run) -> bool:
+    store = run.store("world")
+    return bool(store.steps()) and "source" in store.meta()
+
+
+def keep_given(run: Run) -> None:
+    """Keep the world that a run was given, and its C, beside the one that it will make."""
+    if is_first() and was_given_a_world(run) and _has_given(run):
+        for part in ("controller", "world"):
+            link(run.directory / part, run.directory / GIVEN / part)
+
+
+def memory_settings(run: Run) -> MemoryConfig:
+    """M's settings in this run: that of a given world is trained on, and keeps what it has."""
+    config, given = run.config.memory, str(run.directory / GIVEN)
+    if config.start_from == CHANCE:
+        return dataclasses.replace(config, start_from=None)
+    store = run.store("memory")
+    began = store.meta()["config"].get("start_from") if store.steps() else GIVEN
+    if config.start_from is not None or began != GIVEN or not was_given_a_world(run):
+        return config
+    memory = load_world(_there(run, given)).memory
+    form = {name: getattr(memory, name) for name in ("hidden_size", "heads")}
+    form |= {name: getattr(memory, name) for name in VARIANT if not _may_grow(memory, config, name)}
+    return dataclasses.replace(config, start_from=given, kind=kind_of(memory), **form)
+
+
+def _may_grow(memory: Memory, config: MemoryConfig, name: str) -> bool:
+    """Whether M can be as asked for: it may gain a feature, but neither change nor lose one."""
+    old = getattr(memory, name)
+    return old == getattr(config, name) or not (old or name == "residual")
+
+
+def _there(run: Run, source: str) -> str | Path:
+    """Where `start_from` lies now; a given world is the run's own until it makes another."""
+    is_own = Path(source) == run.directory / GIVEN and not Path(source).exists()
+    return run.directory if is_own else source
+
+
+def judged_below(run: Run, config: MemoryConfig, latents: LatentSequences) -> float:
+    """Below which place of their seeds episodes judge M: none that it or its forebears trained on.
+
+    Raises:
+      CheckpointError: M of `start_from` was trained on some of what would be held out.
+    """
+    own, store = latents.boundary(config.held_out), run.store("memory")
+    goes_on = store.steps() and store.meta().get("data") == latents.name
+    if config.start_from is None or goes_on:
+        return own
+    source = _there(run, config.start_from)
+    theirs = held_below(source, _meta_of(source))
+    if own > theirs:
+        more = f"set --memory.held-out {theirs}" if config.held_out > theirs else ""
+        raise CheckpointError(
+            f"M of {config.start_from} held out the episodes below {theirs:.3g}, but here those "
+            f"below {own:.3g} would be, of which it may have been trained on some; "
+            f"{more or 'collect more episodes'}"
+        )
+    return own
+
+
+def held_below(source: Path | str, made: Any) -> float:
+    """Below which place of their seeds an M and its forebears trained on no episode.
+
+    Args:
+      source: the run or world that it is of.
+      made: how it was made, as its checkpoint or its world tells.
+    """
+    while isinstance(made, dict) and "held_below" not in made:
+        if "config" in made:  # from before that was told
+            return _counted(Path(source) / "latents", made)
+        made = made.get("world", made.get("made"))
+    return made["held_below"] if isinstance(made, dict) else 1.0
+
+
+def _counted(directory: Path, made: dict[str, Any]) -> float:
+    """`held_below` of an older M, by the episodes that it was trained on if they are there."""
+    if made.get("held_out_by") != "seed":
+        return 0.0  # of older ones still nothing tells what they were kept from
+    share = made["config"]["held_out"]
+    with contextlib.suppress(ValueError):
+        latents = read_latents(directory)
+        return latents.boundary(share) if latents.name == made["data"] else share
+    return share
 
 
 def is_bound(run: Run, vision: VAE, memory: Memory) -> bool:
@@ -94,42 +254,42 @@ def bind(run: Run, vision: VAE, memory: Memory, latents: LatentSequences) -> Non
     metrics = memory_metrics(memory, held) | {"death_threshold": threshold}
     run.log.log("held-out", made["step"], metrics)
     run.log.say("M on held-out episodes: " + listed(metrics))
-    save_world(run.directory, world, _made(made))
+    save_world(
+        run.directory, world, portable(untold(made), run.directory) | {"steps": made["step"]}
+    )
 
 
-def begin_again(run: Run, meta: dict[str, Any]) -> None:
-    """Set M's checkpoints aside where `start_from` asks to train this run's own M on new data."""
-    store, source = run.store("memory"), run.config.memory.start_from
-    if source is None or not is_first() or not store.steps():
-        return
-    found = store.meta()
-    if Path(source).resolve() != run.directory.resolve() or found.get("data") == meta["data"]:
-        return
+def trains_itself_on(run: Run, changed: str) -> bool:
+    """Whether M is to be trained on with new data in its own run, where it is at its end.
+
+    Raises:
+      CheckpointError: it is not at its end.
+    """
+    source = run.config.memory.start_from
+    if source is None or changed != "data" or Path(source).resolve() != run.directory.resolve():
+        return False
     memory, _ = _memory_of(source, run.task)
     if digest(memory) != digest(load_world(run.directory).memory):
         raise CheckpointError(
             f"M of {run.directory} has not been trained to its end; run train-memory without "
             "--memory.start-from on its old data first, or remove its folder to make it anew"
         )
-    kept = next(p for n in itertools.count(1) if not (p := run.directory / f"memory-{n}").exists())
-    store.directory.rename(kept)
-    run.log.say(f"M so far is kept in {kept}; training it on")
+    return True
 
 
-def _made(made: dict[str, Any]) -> dict[str, Any]:
-    """What M was made with, to hand on with a world."""
-    untold = "format", "versions", "step", "total"
-    told = {key: value for key, value in made.items() if key not in untold}
-    return portable(told) | {"steps": made["step"]}
+def untold(made: dict[str, Any]) -> dict[str, Any]:
+    """`made` without what is of one checkpoint alone."""
+    own = "format", "versions", "step", "total"
+    return {name: value for name, value in made.items() if name not in own}
 
 
-def portable(made: dict[str, Any]) -> dict[str, Any]:
+def portable(made: dict[str, Any], home: Path) -> dict[str, Any]:
     """`made`, to hand on: of what M or C went on from, or dreamt beside, the names, no paths."""
     config = dict(made["config"])
     if config.get("start_from") is not None:
-        config["start_from"] = Path(config["start_from"]).resolve().name
+        config["start_from"] = (home / config["start_from"]).resolve().name
     if "worlds" in config:
-        config["worlds"] = [Path(source).resolve().name for source in config["worlds"]]
+        config["worlds"] = [(home / source).resolve().name for source in config["worlds"]]
     return made | {"config": config}
 
 
@@ -177,17 +337,16 @@ def controller_to_learn_on(run: Run, controller: Controller) -> jax.Array | None
     return weights
 
 
-def memory_to_train_on(run: Run) -> Memory | None:
+def memory_to_train_on(run: Run, config: MemoryConfig, vision: VAE) -> Memory | None:
     """The M that `start_from` names, where this run has none yet."""
-    config = run.config.memory
     if config.start_from is None or run.store("memory").steps():
         return None
-    memory, theirs = _memory_of(config.start_from, run.task)
-    warn_of_flattery(run, config.start_from)
-    ours = digest(load_vision(run))
+    source = _there(run, config.start_from)
+    memory, theirs = _memory_of(source, run.task)
+    ours = digest(vision)
     if theirs != ours and not _is_trained_on_from(run, theirs):
         raise CheckpointError(
-            f"M of {config.start_from} was trained on V {theirs[:12]}, but this run's V is "
+            f"M of {source} was trained on V {theirs[:12]}, but this run's V is "
             f"{ours[:12]}; start from an M of the same V or of the one that it "
             "was trained on from, or from nothing"
         )
@@ -196,29 +355,13 @@ def memory_to_train_on(run: Run) -> Memory | None:
     return memory
 
 
-def warn_of_flattery(run: Run, source: Path | str) -> None:
-    if not _held_out_by_seed(_meta_of(source)):
-        run.log.say(
-            f"M of {source} was trained when episodes were held out otherwise, so it may have seen "
-            "some that are held out now: what is said of those flatters"
-        )
-
-
 def _meta_of(source: Path | str) -> dict[str, Any]:
     """How the M that `_memory_of` gives was made."""
     store = Store(folder_of(source) / "memory")
     return store.meta() if store.steps() else world_meta(source)
 
 
-def _held_out_by_seed(meta: Any) -> bool:
-    """Whether M was kept from the episodes that are held out by seed, as far as is told."""
-    if not isinstance(meta, dict):
-        return False
-    told = meta.get("held_out_by") == "seed"
-    return told or any(_held_out_by_seed(meta.get(part)) for part in ("world", "made"))
-
-
-def _memory_of(source: str, task: Task) -> tuple[Memory, str]:
+def _memory_of(source: Path | str, task: Task) -> tuple[Memory, str]:
     """The newest M of a run, or that of a world, and the digest of its V."""
     store = Store(folder_of(source) / "memory")
     if not store.steps():
@@ -229,12 +372,13 @@ def _memory_of(source: str, task: Task) -> tuple[Memory, str]:
     had |= {name: meta["config"][name] for name in FORM if meta["config"].get(name) is not None}
     if "kind" not in meta["config"]:
         had["heads"] = first_heads(task)
+    had["kind"] = known_kind(meta["config"], store.directory)
     memory = store.load(blank_models(task, **had)[1], prefix=".memory")[0]
     return memory, meta.get("vision", "unknown")
 
 
 def _check_grows(memory: Memory, config: MemoryConfig) -> None:
-    """An M may gain what sets it apart from the paper's, but neither change nor lose it."""
+    """Refuse an M of another form than is asked for."""
     ours = config.kind, config.hidden_size or memory.hidden_size
     if ours != (kind_of(memory), memory.hidden_size):
         raise CheckpointError(
@@ -242,10 +386,9 @@ def _check_grows(memory: Memory, config: MemoryConfig) -> None:
             f"this run asks for a {ours[0]} of {ours[1]}"
         )
     for name in VARIANT:
-        old, new = getattr(memory, name), getattr(config, name)
-        if old != new and (old or name == "residual"):
-            flag = name.replace("_", "-")
+        if not _may_grow(memory, config, name):
+            flag, new = name.replace("_", "-"), getattr(config, name)
             raise CheckpointError(
-                f"M of {config.start_from} has {name}={old}, but this run asks for {new}; "
-                f"set --memory.{flag} as it was"
+                f"M of {config.start_from} has {name}={getattr(memory, name)}, but this run asks "
+                f"for {new}; set --memory.{flag} as it was"
             )

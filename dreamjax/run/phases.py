@@ -11,19 +11,18 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from dreamjax.agent import evaluate, evaluation_seeds, record
+from dreamjax.agent import evaluate, evaluation_seeds
 from dreamjax.controller.components import directions
 from dreamjax.controller.evolution import Evolution, evolve
 from dreamjax.controller.model import Controller
 from dreamjax.controller.policy_gradient import SHARED, Learning, learn
-from dreamjax.dream.env import EnvParams
 from dreamjax.dream.worlds import (
     SEARCHES,
     World,
@@ -36,39 +35,29 @@ from dreamjax.dream.worlds import (
 from dreamjax.fidelity.compare import ExploitAlarm
 from dreamjax.game import policies
 from dreamjax.game.jobs import NONE_PLAYED, play
-from dreamjax.game.rollouts import UNREADABLE, collect, frame_counts, shard_paths
-from dreamjax.memory.latents import encode_rollouts, read_latents
+from dreamjax.game.rollouts import collect, frame_counts, shard_paths
+from dreamjax.memory.latents import encode_rollouts
 from dreamjax.memory.training import check_form, train_memory
-from dreamjax.run import pictures
+from dreamjax.recording import record
+from dreamjax.run import pictures, table
 from dreamjax.run.fidelity import calibrate_phase, fidelity_phase
+from dreamjax.run.ledger import Inputs, Phase, begin, check_game
 from dreamjax.run.lineage import (
-    begin_again,
+    GIVEN,
     bind,
-    controller_to_learn_on,
     is_bound,
-    load_vision,
-    memory_to_train_on,
+    keep_given,
     portable,
-    vision_to_train_on,
-    warn_of_flattery,
-    worlds_beside,
+    was_given_a_world,
 )
 from dreamjax.run.scores import print_results, published, score
-from dreamjax.run.settings import (
-    CONTROLLERS,
-    WATCH_SEED,
-    Run,
-    RunConfig,
-    check_resumable,
-    encoded_data,
-    recorded_data,
-)
-from dreamjax.training.checkpoint import CheckpointError, Store, digest, versions
+from dreamjax.run.settings import CONTROLLERS, WATCH_SEED, Run, RunConfig
+from dreamjax.run.table import dream_of
+from dreamjax.training.checkpoint import Store, versions
 from dreamjax.training.devices import (
     agreed,
     check_agreement,
     is_first,
-    product_dtype,
     team,
     together,
     wait_for_all,
@@ -83,77 +72,49 @@ BASELINES = ("uniform", "blind")
 
 def collect_phase(run: Run) -> None:
     """Record real episodes."""
+    begin(run, table.COLLECT)
     config = run.config.collect
-    collect(
-        run.task,
-        run.rollouts,
-        config.episodes,
-        run.seed,
-        policy=config.policy,
-        min_steps=config.min_steps,
-        workers=run.config.workers,
-        log=run.log,
-        team=team(),
-    )
+    how = {"policy": config.policy, "min_steps": config.min_steps, "workers": run.config.workers}
+    collect(run.task, run.rollouts, config.episodes, run.seed, **how, log=run.log, team=team())
 
 
 def vision_phase(run: Run) -> None:
     """Train V on the recorded frames."""
-    counts = team().first_then_all(lambda: frame_counts(run.rollouts, say=run.log.say))
-    data = recorded_data(counts)
-    products = str(product_dtype(run.config.vision.bfloat16))
-    store, meta = run.store("vision"), run.meta("vision", data=data, products=products)
-    again = "run collect, which makes again what was set aside, use another run directory"
-    check_resumable(store, meta, run.config.vision.grows, again)
-    kept = {"log": run.log, "store": store, "meta": meta}
-    began = vision_to_train_on(run)
-    train_vision(run.seed, run.task, run.rollouts, run.config.vision, vision=began, **kept)
+    team().first_then_all(lambda: frame_counts(run.rollouts, say=run.log.say))
+    made = begin(run, table.VISION)
+    kept = _kept(run, "vision", made) | {"vision": made.values}
+    train_vision(run.seed, run.task, run.rollouts, run.config.vision, **kept)
 
 
 def encode_phase(run: Run) -> None:
     """Encode the recorded frames with V."""
-    vision = load_vision(run)
-    recorded = [part for part in (run.rollouts, run.played) if part.exists()]
-    for part in recorded or [run.rollouts]:
-        encode_rollouts(vision, part, run.latents, log=run.log, team=team())
+    vision = begin(run, table.ENCODE).values
+    for part in (run.rollouts, run.played):
+        if shard_paths(part):
+            encode_rollouts(vision, part, run.latents, log=run.log, team=team())
 
 
 def memory_phase(run: Run) -> None:
     """Train M on the latents, judge it on held-out episodes, and bind V, M and starts."""
-    vision, latents = load_vision(run), read_latents(run.latents)
-    if latents.vision != digest(vision):
-        raise CheckpointError(
-            f"{run.latents} was encoded by V {latents.vision[:12]}, but this run's V is "
-            f"{digest(vision)[:12]}; run encode again"
-        )
-    store, config = run.store("memory"), run.config.memory
-    made = {"vision": digest(vision), "data": encoded_data(latents), "held_out_by": "seed"}
-    meta = run.meta("memory", **made, products=str(product_dtype(config.bfloat16)))
-    team().first_then_all(lambda: begin_again(run, meta))
-    train_on = f"to train on with these, add --memory.start-from {run.directory}"
-    check_resumable(store, meta, config.grows, train_on)
-    if store.steps():
-        warn_of_flattery(run, run.directory)
-    began = memory_to_train_on(run)
-    kept = {"log": run.log, "store": store, "meta": meta}
-    memory = train_memory(run.seed, run.task, latents, config, memory=began, **kept)
+    made = begin(run, table.MEMORY)
+    vision, latents, config, began = made.values
+    keep_given(run)
+    kept = _kept(run, "memory", made) | {"memory": began}
+    memory = train_memory(run.seed, run.task, latents, config, **kept)
     if is_first() and not is_bound(run, vision, memory):
         bind(run, vision, memory, latents)
 
 
 def evolve_phase(run: Run) -> None:
     """Evolve C inside the dream."""
-
-    world = load_world(run.directory)
-
-    def find(env, params, controller, **kept):
-        num_params, config = controller.num_params, run.config.evolve
-        kept["directions"] = _directions(run, world, controller)
-        if kept["directions"] is None:
-            kept["start"] = controller.initial(jax.random.key(run.seed))
-        return evolve(run.seed, env, params, controller, num_params, config, **kept)
-
-    _find_controller(run, "evolve", find)
+    made = begin(run, table.EVOLVE)
+    world, params, controller, *_ = made.values
+    kept = _kept(run, "evolve", made) | {"directions": _directions(run, world, controller)}
+    if kept["directions"] is None:
+        kept["start"] = controller.initial(jax.random.key(run.seed))
+    kept["watch"] = _alarm(run, world, controller)
+    dream = world.env(), params, controller, controller.num_params
+    _save(run, "evolve", made, evolve(run.seed, *dream, run.config.evolve, **kept))
 
 
 def _directions(run: Run, world: World, controller: Controller) -> jax.Array | None:
@@ -174,59 +135,28 @@ def _directions(run: Run, world: World, controller: Controller) -> jax.Array | N
 
 def learn_phase(run: Run) -> None:
     """Learn C inside the dream by policy gradient."""
-    world = load_world(run.directory)
-    beside = worlds_beside(run, world)
-
-    def find(env, params, controller, **kept):
-        config, worlds = run.config.learn, [world, *beside]
-        dreams = [params, *(_dream(run, other) for other in beside)]
-        if run.task.moments if config.moments is None else config.moments:
-            config = dataclasses.replace(config, moments=True)
-            dreams = [world.anywhere(dream) for world, dream in zip(worlds, dreams, strict=True)]
-        kept |= {"start": controller_to_learn_on(run, controller), "whole": params}
-        return learn(run.seed, env, dreams[0], controller, config, others=dreams[1:], **kept)
-
-    _find_controller(run, "learn", find, beside)
+    made = begin(run, table.LEARN)
+    (world, params, controller, start, beside), config = made.values, run.config.learn
+    dreams = [params, *(dream_of(run, other) for other in beside)]
+    if run.task.moments if config.moments is None else config.moments:
+        config = dataclasses.replace(config, moments=True)
+        dreams = [x.anywhere(dream) for x, dream in zip((world, *beside), dreams, strict=True)]
+    kept = _kept(run, "learn", made) | {"start": start}
+    kept |= {"whole": params, "others": dreams[1:], "watch": _alarm(run, world, controller)}
+    _save(run, "learn", made, learn(run.seed, world.env(), dreams[0], controller, config, **kept))
 
 
-def _dream(run: Run, world: World) -> EnvParams:
-    """A world's dream as the run's settings have it."""
-    dream = run.config.dream
-    return dream.of(world).params(dtype=product_dtype(dream.bfloat16))
+def _kept(run: Run, folder: str, made: Inputs) -> dict[str, Any]:
+    """What a training reports to, where it is kept, and what is told with it."""
+    return {"log": run.log, "store": run.store(folder), "meta": made.facts}
 
 
-def _find_controller(
-    run: Run,
-    phase: str,
-    find: Callable[..., Evolution | Learning],
-    beside: Sequence[World] = (),
-) -> None:
-    """`find` the controller that does best in the dream, and save it.
-
-    Worlds `beside` it are dreamt as well.
-    """
-    world, dream = load_world(run.directory), run.config.dream
-    params = _dream(run, world)
-    settings = {"products": str(product_dtype(dream.bfloat16))}
-    if params.dropout is not None:
-        settings["dropout"] = params.dropout
-    if beside:
-        settings["beside"] = [other.digest()[:12] for other in beside]
-    for name in ("temperature", "death_threshold", "death_noise"):
-        settings[name] = float(getattr(params, name))
-    controller = world.controller(run.config.hidden(run.task, phase))
-    if controller.hidden:
-        settings["controller_hidden"] = controller.hidden
-    store, meta = run.store(phase), run.meta(phase, world=world.digest(), **settings)
-    if store.steps() and store.meta().get("world") == digest(world.arrays()):
-        meta["world"] = digest(world.arrays())  # begun when identities covered the arrays alone
-    check_resumable(store, meta, getattr(run.config, phase).grows)
-    kept = {"log": run.log, "store": store, "meta": meta}
-    kept["watch"] = _alarm(run, world, controller)
-    found = find(world.env(), params, controller, **kept)
+def _save(run: Run, phase: str, made: Inputs, found: Evolution | Learning) -> None:
+    """Save the controller that did best in the dream."""
     if not np.isfinite(found.best_score):
         raise ValueError(f"{phase} has evaluated no C yet; raise --{SEARCHES[phase]}")
-    meta |= portable(meta) | {"phase": phase, "dream": float(found.best_score)}
+    told, (world, _, controller, *_) = portable(made.facts, run.directory), made.values
+    meta = {**told, "phase": phase, "dream": float(found.best_score)}
     save_controller(run.directory, world, found.best, meta, controller)
 
 
@@ -243,21 +173,25 @@ def evaluate_phase(run: Run) -> None:
 
     The processes of a job share the games; the first writes.
     """
-    world = load_world(run.directory)
-    controller, weights = load_controller(run.directory, world)
+    world, controller, weights = begin(run, table.EVALUATE).values
     config = run.config.evaluate
     played = {"policy": controller, "log": run.log, "workers": run.config.workers}
     own = evaluate(world, weights, config.episodes, run.seed, team=team(), **played)
     ours = together(own.returns, config.episodes)
     beside = {name: _returns(run, name) for name in (*BASELINES, *config.policies)}
-    if not is_first():
-        return
+    if is_first():
+        _report(run, ours, beside)
+        pictures.film(world, weights, run.directory / "dream.gif", run.seed, controller)
+
+
+def _report(run: Run, ours: np.ndarray, beside: dict[str, np.ndarray]) -> None:
+    """Write and print the score table, and draw the curves."""
     results = {
         "task": run.task.name,
         "profile": run.task.profile,
         "random": score(beside["uniform"]),
         "blind": score(beside["blind"]),
-        "policies": {name: score(beside[name]) for name in config.policies},
+        "policies": {name: score(beside[name]) for name in run.config.evaluate.policies},
         "paper": published(run.task.paper),
         "ours": score(ours),
         "dream": Store(run.directory / "controller").meta()["dream"],
@@ -269,7 +203,6 @@ def evaluate_phase(run: Run) -> None:
     metrics = run.directory / "metrics.jsonl"
     if metrics.exists():  # not where a world was handed on
         pictures.draw_curves(metrics, run.directory / "curves.png")
-    pictures.film(world, weights, run.directory / "dream.gif", run.seed, controller)
 
 
 def _returns(run: Run, policy: str) -> np.ndarray:
@@ -282,13 +215,10 @@ def _returns(run: Run, policy: str) -> np.ndarray:
     return together(own.returns, episodes)
 
 
-def record_phase(run: Run) -> None:
+def record_phase(run: Run, phase: Phase = table.RECORD) -> None:
     """Record the evolved agent at play, for M to learn from (the paper's iterative procedure)."""
-    world = load_world(run.directory)
-    controller, weights = load_controller(run.directory, world)
-    episodes, seed = run.config.collect.episodes, run.seed + WATCH_SEED
-    how = {"log": run.log, "workers": run.config.workers, "policy": controller, "team": team()}
-    record(world, weights, run.played, episodes, seed, **how)
+    asked = begin(run, phase).values
+    record(asked, log=run.log, workers=run.config.workers, team=team())
 
 
 PHASES: dict[str, Callable[[Run], None]] = {
@@ -305,12 +235,20 @@ ASIDE = {  # phases that no run needs
     "fidelity": fidelity_phase,
     "calibrate": calibrate_phase,
 }
-AWAKE = (*CONTROLLERS, "evaluate", *ASIDE)  # phases that need no more than a world
+DATA = ("encode", "train-memory")  # what a run that was given a world does with episodes of its own
 
 
 def phases_of(config: RunConfig) -> tuple[str, ...]:
     """The phases of a whole run, in order."""
     return tuple(name for name in PHASES if name not in CONTROLLERS or name == config.controller)
+
+
+def phases_left(run: Run, world: str | None = None) -> tuple[str, ...]:
+    """The phases of a whole run that goes on from what it was given: `world`, or one before."""
+    if world is None and not was_given_a_world(run):
+        return phases_of(run.config)
+    own = shard_paths(run.rollouts) or shard_paths(run.played)
+    return (*(DATA if own else ()), run.config.controller, "evaluate")
 
 
 def run_phases(run: Run, phases: tuple[str, ...] | None = None, world: str | None = None) -> None:
@@ -325,7 +263,7 @@ def run_phases(run: Run, phases: tuple[str, ...] | None = None, world: str | Non
       ValueError: a directory that cannot be written, is in use, or holds another game; an M that
         the game has no use for.
     """
-    phases = phases or phases_of(run.config)
+    phases = phases or phases_left(run, world)
     if "train-memory" in phases:
         check_form(run.task, run.config.memory)
     for name in run.config.evaluate.policies:
@@ -333,9 +271,10 @@ def run_phases(run: Run, phases: tuple[str, ...] | None = None, world: str | Non
     directory = writable(run.directory)
     with _locked(directory) if is_first() else contextlib.nullcontext():
         if is_first():
-            _check_game(run)
+            check_game(run)
             if world is not None:
-                adopt_world(directory, world, run.task)
+                given = directory / GIVEN
+                adopt_world(given if given.exists() else directory, world, run.task)
         wait_for_all("the directory is ready")
         _check_shares(run.config, phases)
         check_agreement(directory, repr((run.task.name, run.seed, run.config, versions())))
@@ -355,28 +294,6 @@ def _check_shares(config: RunConfig, phases: tuple[str, ...]) -> None:
     }
     for phase in set(phases) & set(batches):
         devices_for(*batches[phase], Logbook(quiet=True))
-
-
-def _check_game(run: Run) -> None:
-    """Refuse a directory that holds another game, or another variant of it."""
-    for part, profile in profiles(run.directory):
-        if profile != run.task.profile:
-            raise CheckpointError(
-                f"{run.directory / part} is of the game {profile}, not of {run.task.name}'s "
-                f"{run.task.profile}; choose another directory"
-            )
-
-
-def profiles(directory: Path) -> Iterator[tuple[str, str]]:
-    """`(folder, profile of the game)` of everything in a run directory."""
-    for part in ("rollouts", "played", "latents"):
-        for path in shard_paths(directory / part)[:1]:
-            with contextlib.suppress(*UNREADABLE), np.load(path) as shard:
-                yield part, str(shard["profile"])
-    for part in ("vision", "memory", "world", *CONTROLLERS):
-        store = Store(directory / part)
-        if store.steps():
-            yield part, store.meta()["profile"]
 
 
 def export(directory: Path, target: Path) -> None:

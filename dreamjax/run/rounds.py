@@ -5,18 +5,18 @@ the run's, so that every command works with it; what a round has in common with 
 linked, not copied.
 """
 
-import contextlib
 import dataclasses
 import json
-import os
-import shutil
+from functools import partial
 from pathlib import Path
 
-from dreamjax.agent import record
-from dreamjax.dream.worlds import load_controller, load_world, save_world
-from dreamjax.run.phases import phases_of, run_phases
-from dreamjax.run.settings import WATCH_SEED, Run
-from dreamjax.training.devices import is_first, team, wait_for_all
+from dreamjax.dream.worlds import load_world, save_world
+from dreamjax.run.ledger import AGAIN, decide
+from dreamjax.run.lineage import link, memory_settings
+from dreamjax.run.phases import record_phase, run_phases
+from dreamjax.run.settings import Run
+from dreamjax.run.table import EVALUATE, RECORD, played
+from dreamjax.training.devices import is_first, wait_for_all
 from dreamjax.training.files import writable
 from dreamjax.training.logbook import Logbook
 
@@ -30,8 +30,8 @@ def iterate(run: Run, phases: tuple[str, ...] | None = None, world: str | None =
       run: the run; its `iterate` settings say how many rounds.
       phases, world: of the run before the first round, as for `run_phases`.
     """
-    if not _done(run):
-        run_phases(run, phases or phases_of(run.config), world)
+    if not _judged(run):
+        run_phases(run, phases, world)
     rounds = [run]
     for number in range(1, run.config.iterate.rounds + 1):
         rounds.append(_round(rounds[-1], run.directory / f"round-{number}", number))
@@ -39,63 +39,39 @@ def iterate(run: Run, phases: tuple[str, ...] | None = None, world: str | None =
         _say(rounds)
 
 
-def _done(run: Run) -> bool:
-    """Whether a run has been judged already."""
-    return (run.directory / "results.json").exists()
+def _judged(run: Run) -> bool:
+    """Whether a run has come to its end: `evaluate` would play again."""
+    return decide(run, EVALUATE).kind == AGAIN
 
 
 def _round(before: Run, directory: Path, number: int) -> Run:
     """One round, from where it stopped."""
-    settings = before.config.iterate
-    steps = settings.memory_steps or before.config.memory.steps
-    memory = dataclasses.replace(
-        before.config.memory, start_from=str(before.directory), steps=steps
-    )
-    config = dataclasses.replace(before.config, memory=memory)
-    log = Logbook(writable(directory)) if is_first() else Logbook(quiet=True)
-    run = dataclasses.replace(before, directory=directory, config=config, log=log)
-    if _done(run):
+    run = _after(before, directory)
+    if _judged(run):
         return run
     before.log.say(f"round {number}: C plays, and M learns from it, in {directory}")
     if is_first():
         for part in KEPT:
-            _link(before.directory / part, directory / part)
+            link(before.directory / part, directory / part)
         if not (directory / "vision").exists() and not (directory / "world").exists():
             save_world(directory, load_world(before.directory), {})  # for its V
     wait_for_all("what the round begins with is there")
-    _record(before, run, number * settings.episodes)
-    run_phases(run, ("encode", "train-memory", config.controller, "evaluate"))
+    episodes = number * run.config.iterate.episodes  # of all rounds
+    asked = partial(played, by=before.directory, episodes=episodes)
+    record_phase(run, dataclasses.replace(RECORD, reads=asked))
+    wait_for_all("record")
+    run_phases(run, ("encode", "train-memory", run.config.controller, "evaluate"))
     return run
 
 
-def _record(before: Run, run: Run, episodes: int) -> None:
-    """Record the C of the round before; `episodes` counts those of all rounds."""
-    world = load_world(before.directory)
-    controller, weights = load_controller(before.directory, world)
-    how = {"log": run.log, "workers": run.config.workers, "policy": controller, "team": team()}
-    record(world, weights, run.played, episodes, run.seed + WATCH_SEED, **how)
-    wait_for_all("record")
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give `target` the files of `source` that it lacks; nothing where there is no `source`."""
-    for path in source.rglob("*"):
-        copy = target / path.relative_to(source)
-        if path.is_file() and not copy.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                _linked(path, copy)
-
-
-def _linked(path: Path, copy: Path) -> None:
-    try:
-        os.link(path, copy)
-    except FileExistsError:
-        raise
-    except OSError:  # another disk, or one without links
-        half = copy.with_name(f".{copy.name}.{os.getpid()}")
-        shutil.copy2(path, half)
-        os.replace(half, copy)
+def _after(before: Run, directory: Path) -> Run:
+    """The run whose M goes on from that of `before`."""
+    steps = before.config.iterate.memory_steps or before.config.memory.steps
+    source = str(before.directory)
+    memory = dataclasses.replace(memory_settings(before), start_from=source, steps=steps)
+    config = dataclasses.replace(before.config, memory=memory)
+    log = Logbook(writable(directory)) if is_first() else Logbook(quiet=True)
+    return dataclasses.replace(before, directory=directory, config=config, log=log)
 
 
 def _say(rounds: list[Run]) -> None:

@@ -1,10 +1,8 @@
 """Every setting of a run, and the run directory that records them."""
 
 import dataclasses
-import hashlib
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from dreamjax.controller.evolution import EvolveConfig
 from dreamjax.controller.policy_gradient import LearnConfig
@@ -16,10 +14,9 @@ from dreamjax.dream.env import (
 )
 from dreamjax.dream.worlds import SEARCHES, TUNED, World
 from dreamjax.fidelity.departures import WINDOW
-from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.training import MemoryConfig
 from dreamjax.tasks import Task
-from dreamjax.training.checkpoint import CheckpointError, Store
+from dreamjax.training.checkpoint import Store
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.settings import SettingError, require_positive, require_within
 from dreamjax.vision.training import VisionConfig
@@ -120,17 +117,6 @@ class IterateConfig:
 
 
 CONTROLLERS = tuple(SEARCHES)  # phases that find C; a run does one of them
-FIRST_VALUES = {"components": None}  # of settings that older checkpoints do not tell
-OLDER_NAMES = {  # of settings of `learn`, before they had the field's
-    "lanes": "num_envs",
-    "length": "num_steps",
-    "epochs": "update_epochs",
-    "batches": "num_minibatches",
-    "discount": "gamma",
-    "trace": "gae_lambda",
-    "clip": "clip_eps",
-    "entropy": "ent_coef",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,62 +183,3 @@ class Run:
     def store(self, phase: str) -> Store:
         """Training checkpoints of a phase."""
         return Store(self.directory / phase, seconds=self.config.save_seconds)
-
-    def meta(self, section: str, **facts: Any) -> dict[str, Any]:
-        """What a phase's checkpoints record and must agree on to be resumed."""
-        return {
-            "task": self.task.name,
-            "profile": self.task.profile,
-            "seed": self.seed,
-            "config": dataclasses.asdict(getattr(self.config, section)),
-            **facts,
-        }
-
-
-def check_resumable(
-    store: Store, meta: dict[str, Any], grows: tuple[str, ...], other_data: str = "collect"
-) -> None:
-    """Refuse to go on with checkpoints made under other settings, or from other data.
-
-    Args:
-      store: the phase's checkpoints.
-      meta: what they are to have been made with.
-      grows: settings that may have been raised, or lowered, since.
-      other_data: what to do where the data has changed.
-
-    Raises:
-      CheckpointError: names the first difference and the remedy.
-    """
-    if not store.steps():
-        return
-    wanted = _settings(meta, grows)
-    for name, value in (FIRST_VALUES | _settings(store.meta(), grows)).items():
-        if name in wanted and wanted[name] != value:
-            remedy = other_data if name == "data" else "use another run directory"
-            raise CheckpointError(
-                f"{store.directory} was made with {name}={value}, now {name}={wanted[name]}; "
-                f"{remedy}, or remove that folder to make it anew"
-            )
-
-
-def _settings(meta: dict[str, Any], grows: tuple[str, ...]) -> dict[str, Any]:
-    flat = {name: meta[name] for name in meta if name not in ("config", "versions", "step")}
-    loose = (*grows, "bfloat16") if "products" in meta else grows  # what was wished: see products
-    old = OLDER_NAMES if "lanes" in meta["config"] else {}
-    config = {old.get(k, k): value for k, value in meta["config"].items() if k not in loose}
-    return json.loads(json.dumps(flat | config))  # as they read back: tuples are lists
-
-
-def recorded_data(counts: dict[Path, int]) -> str:
-    """A name for the frames that V is trained on, of each shard; it changes when they do."""
-    return _named(sum(counts.values()), [(path.name, n) for path, n in counts.items()])
-
-
-def encoded_data(latents: LatentSequences) -> str:
-    """A name for the episodes that M is trained on; it changes when they do."""
-    return _named(len(latents.mu), latents.seeds.tolist(), latents.lengths.tolist())
-
-
-def _named(frames: int, *identity: Any) -> str:
-    sha = hashlib.sha256(repr(identity).encode()).hexdigest()
-    return f"{frames:,} frames ({sha[:8]})"

@@ -1,0 +1,186 @@
+"""Recorded play of V, M and C, for M to learn from (paper: section "Iterative Training Procedure").
+
+Shards as those of `game.rollouts`; beside them `players.json` says which agent played which.
+"""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dreamjax.agent import Agent, Tape, evaluation_seeds, games_at_once, play_all
+from dreamjax.controller.population import Policy
+from dreamjax.dream.worlds import World
+from dreamjax.game import rollouts
+from dreamjax.game.vector import VectorGame
+from dreamjax.memory.latents import first_frames
+from dreamjax.tasks import Task
+from dreamjax.training import files
+from dreamjax.training.checkpoint import digest
+from dreamjax.training.logbook import Logbook
+from dreamjax.training.team import Team
+
+FIRST_PLAYED = 10_000  # number of the first shard that an agent recorded
+SHARD = 32  # episodes of a shard
+PLAYERS = "players.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """Real episodes that V, M and C are to record: whose they are, and what of them is there.
+
+    Attributes:
+      world, weights: the agent.
+      directory: of the shards, beside which is kept which agent played which.
+      episodes: how many; rounded up to whole shards.
+      seed: chooses the games, which are none of any evaluation's.
+      policy: as for `Agent`.
+      first: shards before this one are others' to play.
+    """
+
+    world: World
+    weights: Any
+    directory: Path
+    episodes: int
+    seed: int
+    policy: Policy | None = None
+    first: int = 0
+
+    @property
+    def paths(self) -> list[Path]:
+        """The shards, numbered so that they encode beside collected ones."""
+        shards = range(self.first, -(-self.episodes // SHARD))
+        return [self.directory / f"shard-{FIRST_PLAYED + shard:05d}.npz" for shard in shards]
+
+    def seeds(self, path: Path) -> list[int]:
+        """The games of a shard."""
+        end = (_number(path) + 1) * SHARD
+        return [odd - 1 for odd in evaluation_seeds(self.seed, end)[-SHARD:]]
+
+    @functools.cached_property
+    def player(self) -> str:
+        """The identity of the agent."""
+        return digest((self.world.arrays(), self.weights))
+
+    def players(self) -> dict[str, str]:
+        """Who played which shard, as far as is known."""
+        try:
+            return dict(json.loads((self.directory / PLAYERS).read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def sort(self) -> tuple[list[Path], list[Path], list[Path]]:
+        """All shards from `first` on: ours, those of another agent or other games, damaged ones."""
+        ours, others, damaged = found = [], [], []
+        players = self.players()
+        for path in rollouts.shard_paths(self.directory):
+            if _number(path) >= self.first:
+                try:
+                    (ours if self._is_ours(path, players) else others).append(path)
+                except rollouts.DamagedShardError:
+                    damaged.append(path)
+        return found
+
+    def _is_ours(self, path: Path, players: dict[str, str]) -> bool:
+        if rollouts.part(path, "seeds").tolist() != self.seeds(path):
+            return False
+        known = players.get(path.name)
+        return self._plays(rollouts.read(path)) if known is None else known == self.player
+
+    def _plays(self, shard: rollouts.Rollouts) -> bool:
+        """Whether the agent acts in the first frames as whoever recorded them did."""
+        agent = Agent(self.world, self.weights, SHARD, jax.random.key(self.seed), self.policy)
+        first = first_frames(shard.lengths)
+        agent.begin(np.arange(SHARD), shard.seeds.tolist())
+        action, _ = agent.act(np.arange(SHARD), shard.frames[first])
+        return np.allclose(action, shard.actions[first], 0, 0.02)
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.removeprefix("shard-")) - FIRST_PLAYED
+
+
+def record(asked: Recording, *, log: Logbook, workers: int | None = None, team: Team) -> None:
+    """Record real episodes of V, M and C, as `rollouts.collect` does those of blind policies.
+
+    Shards are written as their episodes end; one that this agent has played already is not played
+    again, and a damaged one is set aside.
+
+    Args:
+      asked: what is to be recorded.
+      log: shows progress.
+      workers: processes; the number of cores by default.
+      team: the processes that share the shards among them.
+
+    Raises:
+      ValueError: another agent has recorded in the directory, or this one in other games.
+      WorkerError: the game could not be kept running.
+    """
+    files.writable(asked.directory)
+    there = team.first_then_all(lambda: _claimed(asked, log, team.index == 0))
+    missing = [path for path in team.own(asked.paths) if path not in there]
+    if not missing:
+        return
+    seeds, task = [seed for path in missing for seed in asked.seeds(path)], asked.world.task
+    games = games_at_once(task, len(seeds), workers)
+    agent = Agent(asked.world, asked.weights, games, jax.random.key(asked.seed), asked.policy)
+    with (
+        VectorGame(task, games, workers) as game,
+        log.progress("record", len(seeds), "episodes") as bar,
+    ):
+        play_all(agent, game, seeds, bar, ShardTape(missing, seeds, task))
+
+
+def _claimed(asked: Recording, log: Logbook, first: bool) -> list[Path]:
+    """The agent's shards that are there; all that are asked for are written down as its own."""
+    ours, others, damaged = asked.sort()
+    if others:
+        raise ValueError(
+            f"{others[0]} was played by another agent, or in other games; move it away, or choose "
+            "another directory"
+        )
+    if first:
+        for path in damaged:
+            path.rename(path.with_name(f"{path.name}.corrupt"))
+            log.say(f"{path} is damaged; set aside as {path.name}.corrupt and played again")
+        mine = {path.name: asked.player for path in asked.paths}
+        files.write_json(asked.directory / PLAYERS, asked.players() | mine)
+    return ours
+
+
+class ShardTape(Tape):
+    """Writes every `SHARD` episodes as a shard, as soon as they are over.
+
+    Args:
+      paths: where the shards go.
+      seeds: of the episodes, `SHARD` for each path.
+      task: the game.
+    """
+
+    def __init__(self, paths: list[Path], seeds: list[int], task: Task):
+        self._paths, self._seeds, self._task = paths, seeds, task
+        self._steps, self._ended = {}, set()
+
+    def add(self, episodes, frames, latents, actions, rewards, ends) -> None:
+        """As `Tape`."""
+        del latents
+        for episode, *step in zip(episodes, frames, actions, rewards, ends, strict=True):
+            self._steps.setdefault(episode, []).append(step)
+
+    def end(self, episode: int) -> None:
+        """As `Tape`; writes the shard that this completes."""
+        self._ended.add(episode)
+        shard = episode // SHARD
+        episodes = range(shard * SHARD, (shard + 1) * SHARD)
+        if self._ended.issuperset(episodes):
+            rollouts.write(self._paths[shard], self._stacked(episodes))
+
+    def _stacked(self, episodes: range) -> rollouts.Rollouts:
+        """These episodes, which are then forgotten."""
+        seeds = self._seeds[episodes.start : episodes.stop]
+        played = [self._steps.pop(number) for number in episodes]
+        return rollouts.of_steps(played, seeds, self._task.profile)

@@ -1,0 +1,267 @@
+"""What a run has, what it lacks, and what each command will do in it: one table, one function.
+
+Whoever wants to know asks `decide`: a command before it begins, a dry run, the doctor.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dreamjax.game.rollouts import SHAPES, UNREADABLE, by_value, differs, shard_paths
+from dreamjax.run.lineage import is_same
+from dreamjax.run.settings import CONTROLLERS, Run
+from dreamjax.training.checkpoint import CheckpointError, Store
+from dreamjax.training.devices import is_first, team
+from dreamjax.training.files import write_json
+
+FRESH, RESUME, DONE, AGAIN, REFUSE = "fresh", "resume", "done", "again", "refuse"
+TASK = "task.json"  # the game by value, as each folder of the run was made with it
+RECORDED = (*SHAPES, "step_reward", "reward_scale")  # fields of a game that shape a run
+FIRST_VALUES = {"components": None}  # of settings that older checkpoints do not tell
+OLDER_NAMES = {  # of settings of `learn`, before they had the field's
+    "lanes": "num_envs",
+    "length": "num_steps",
+    "epochs": "update_epochs",
+    "batches": "num_minibatches",
+    "discount": "gamma",
+    "trace": "gae_lambda",
+    "clip": "clip_eps",
+    "entropy": "ent_coef",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a phase would be made from.
+
+    Attributes:
+      facts: identities and settings, which its checkpoints record.
+      values: what the phase itself needs, loaded.
+      total: how much there will be in the end.
+    """
+
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    values: Any = None
+    total: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What a phase will do in a run, and why.
+
+    Attributes:
+      kind: "fresh", "resume", "done", "again" or "refuse".
+      said: the same in words, with the remedy of a refusal.
+      step: from where it resumes.
+      inputs: what it is made from; None where it is refused.
+      aside: what is kept aside where it begins again.
+      fault: why it is refused.
+    """
+
+    kind: str
+    said: str
+    step: int = 0
+    inputs: Inputs | None = None
+    aside: Sequence[Path] = ()
+    fault: ValueError | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One phase of a run.
+
+    Attributes:
+      name: its command.
+      folder: what it writes, below the run's directory.
+      reads: what it would be made from; raises ValueError where that cannot be had.
+      found: of what there is, the facts and how much; None is nothing.
+      section: its settings in `RunConfig`; those that they say may grow may have changed since.
+      task: fields of the game that shape what it writes.
+      aside: the files that give way to new ones where a fact has changed; None is a refusal.
+      remedy: what to do where the data have changed.
+      repeats: whether it measures anew each time, in place of what there is.
+    """
+
+    name: str
+    folder: str
+    reads: Callable[[Run], Inputs]
+    found: Callable[[Run, Inputs], tuple[dict[str, Any], int] | None]
+    section: str = ""
+    task: tuple[str, ...] = RECORDED
+    aside: Callable[[Run, Inputs, str], Sequence[Path] | None] = lambda *_: None
+    remedy: str = ""
+    repeats: bool = False
+
+
+def decide(run: Run, phase: Phase) -> Decision:
+    """What a phase will do in a run; nothing is changed."""
+    try:
+        check_game(run)
+        inputs = phase.reads(run)
+        return _compared(run, phase, inputs, phase.found(run, inputs))
+    except ValueError as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        return Decision(REFUSE, f"refuses: {said}", fault=error)
+
+
+def _compared(run: Run, phase: Phase, inputs: Inputs, found: tuple | None) -> Decision:
+    """What a phase that can be made will do beside what is `found` of it."""
+    if found is None:
+        anew = " anew" if (run.directory / phase.folder).exists() else ""
+        return Decision(FRESH, f"begins{anew}", inputs=inputs)
+    if phase.repeats:
+        return Decision(AGAIN, f"plays again, in place of {phase.folder}", inputs=inputs)
+    made, done = found
+    grows = getattr(getattr(run.config, phase.section, None), "grows", ())
+    for name, old, new in differences(made, inputs.facts, grows, run.directory):
+        aside = phase.aside(run, inputs, name)
+        if aside is not None:
+            return Decision(AGAIN, f"begins again: {name} was {old}, now {new}", 0, inputs, aside)
+        remedy = phase.remedy if name == "data" else "use another run directory"
+        raise CheckpointError(
+            f"{run.directory / phase.folder} was made with {name}={old}, now {name}={new}; "
+            f"{remedy.format(run.directory)}, or remove that folder to make it anew"
+        )
+    if done < inputs.total:
+        return Decision(RESUME, f"goes on from {done:,} of {inputs.total:,}", done, inputs)
+    return Decision(DONE, f"is done, at {done:,}", done, inputs)
+
+
+def begin(run: Run, phase: Phase) -> Inputs:
+    """What a phase is made from, where `decide` lets it begin; what gives way is kept aside.
+
+    Raises:
+      ValueError: it is refused, in one line; nothing has changed.
+    """
+    decision = team().first_then_all(lambda: _begun(run, phase))
+    if decision.fault is not None:
+        raise decision.fault
+    return decision.inputs
+
+
+def _begun(run: Run, phase: Phase) -> Decision:
+    decision = decide(run, phase)
+    if is_first() and decision.kind != REFUSE:
+        if decision.aside:
+            kept = _keep(run.directory / phase.folder, decision.aside)
+            run.log.say(f"{phase.folder} so far is kept in {kept}; {phase.name} {decision.said}")
+            return _begun(run, phase)
+        _note_game(run, phase)
+    return decision
+
+
+def _keep(folder: Path, paths: Sequence[Path]) -> Path:
+    """Move files of a folder, and of those beside it, to `folder-1` or what is free; where."""
+    numbered = (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(1))
+    kept = next(place for place in numbered if not place.exists())
+    for path in paths:
+        target = kept / path.relative_to(folder if folder in path.parents else folder.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    return kept
+
+
+def foretold(run: Run, phases: Iterable[Phase]) -> tuple[str, ...]:
+    """Say what each of some phases would do, one after another; the names of those left to do."""
+    left = ()
+    for phase in phases:
+        decision = decide(run, phase)
+        waits = decision.kind == REFUSE and left
+        run.log.say(f"{phase.name} {'waits for what is before it' if waits else decision.said}")
+        left += (phase.name,) if decision.kind != DONE else ()
+    return left
+
+
+def differences(
+    made: dict[str, Any], wanted: dict[str, Any], grows: Iterable[str], home: Path
+) -> Iterator[tuple[str, Any, Any]]:
+    """`(name, old, new)` of all in which what was made, in the run at `home`, is not as wanted.
+
+    What only one of the two tells makes no difference.
+    """
+    new = _flat(wanted, grows)
+    for name, old in (FIRST_VALUES | _flat(made, grows)).items():
+        if name in new and not _agree(name, old, new[name], home):
+            yield name, old, new[name]
+
+
+def _flat(facts: dict[str, Any], grows: Iterable[str]) -> dict[str, Any]:
+    config = facts.get("config", {})
+    older = OLDER_NAMES if "lanes" in config else {}
+    flat = facts | {older.get(name, name): value for name, value in config.items()}
+    loose = {"config", "versions", "step", "held_below", *grows}
+    loose |= {"bfloat16"} if "products" in facts else set()  # what was wished
+    return json.loads(json.dumps({k: x for k, x in flat.items() if k not in loose}))
+
+
+def _agree(name: str, old: Any, new: Any, home: Path) -> bool:
+    if name == "start_from":
+        return is_same(old, new, home)
+    if name == "worlds":
+        return len(old) == len(new) and all(map(is_same, old, new, itertools.repeat(home)))
+    return not differs(old, new)
+
+
+# The game
+
+
+def check_game(run: Run) -> None:
+    """Refuse a directory that holds another game, another variant of it, or one edited since.
+
+    Raises:
+      CheckpointError: names the difference and the remedy.
+    """
+    for part, profile in profiles(run.directory):
+        if profile != run.task.profile:
+            raise CheckpointError(
+                f"{run.directory / part} is of the game {profile}, not of {run.task.name}'s "
+                f"{run.task.profile}; choose another directory"
+            )
+    told = [
+        (run.directory / x, *field) for x, game in _games(run).items() for field in game.items()
+    ]
+    for folder, name, old in told:
+        new = by_value(run.task, [name])[name] if hasattr(run.task, name) else old
+        if folder.exists() and differs(old, new):
+            raise CheckpointError(
+                f"{folder} was made with {name} {old!r} of {run.task.name}, which is now {new!r}; "
+                "undo that, or use another run directory"
+            )
+
+
+def _games(run: Run) -> dict[str, dict[str, Any]]:
+    """The game that each folder was made with, as far as is told."""
+    try:
+        found = json.loads((run.directory / TASK).read_text())
+        return {folder: dict(game) for folder, game in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _note_game(run: Run, phase: Phase) -> None:
+    """Write down the game that a phase is done with; what cannot be read is kept aside."""
+    path, games = run.directory / TASK, _games(run)
+    if path.exists() and not games:
+        path.rename(path.with_name(f"{TASK}.corrupt"))
+        run.log.say(f"{path} is damaged; set aside as {TASK}.corrupt and written anew")
+    game = by_value(run.task, phase.task)
+    if games.get(phase.folder) != game:
+        write_json(path, games | {phase.folder: game})
+
+
+def profiles(directory: Path) -> Iterator[tuple[str, str]]:
+    """`(folder, profile of the game)` of everything in a run directory."""
+    for part in ("rollouts", "played", "latents"):
+        for path in shard_paths(directory / part)[:1]:
+            with contextlib.suppress(*UNREADABLE), np.load(path) as shard:
+                yield part, str(shard["profile"])
+    for part in ("vision", "memory", "world", *CONTROLLERS):
+        store = Store(directory / part)
+        if store.steps():
+            yield part, store.meta()["profile"]
