@@ -40,8 +40,6 @@ SHAPES = (  # fields of a game that shape its recordings
     *("profile", "actions", "picture", "crop", "ends"),
     *("frame_skip", "max_steps", "seeds"),
 )
-    ["profile", "actions", "picture", "crop", "ends", "frame_skip", "max_steps", "seeds"]
-)  # recordings
 MAX_TRIES = 1000  # episodes played for each one kept before `min_steps` counts as too high
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 _CLAIMS = {"task", "profile", "max_steps", "policy", "seed", "shard_episodes", "min_steps"}

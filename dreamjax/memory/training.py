@@ -223,6 +223,10 @@ class MemoryConfig:
 
     grows = ("steps",)  # settings that a later call may raise
 
+    def of(self, task: Task) -> "MemoryConfig":
+        """These settings for a task: its actions are scaled only if they are not so anyway."""
+        return dataclasses.replace(self, scaled=self.scaled and task.actions.scale is not None)
+
     def variant(self) -> dict[str, Any]:
         """What M is beyond the paper's: `Memory`'s keywords."""
         return {name: getattr(self, name) for name in (*VARIANT, *FORM) if name != "kind"}

@@ -172,6 +172,7 @@ def _phase_command(name: str, config: Any, preset: str) -> Any:
         seed: int = 0
         device: Literal[DEVICES] = "auto"
         distributed: bool = False  # join the other processes of a SLURM job or a TPU pod
+        log: tuple[Literal["tensorboard", "wandb"], ...] = ()  # who is given the metrics as well
         dry_run: bool = False  # do nothing; tell what it would do, and foretell memory and hours
 
         def __call__(self) -> None:
@@ -189,6 +190,7 @@ def _run(command: Any, name: str) -> None:
     from dreamjax.training import devices
     from dreamjax.training.files import writable
     from dreamjax.training.logbook import Logbook
+    from dreamjax.training.writers import WRITERS
 
     check_seed(command.seed)
     phases, world = None if name in WHOLE else (name,), command.world
@@ -199,7 +201,9 @@ def _run(command: Any, name: str) -> None:
         _plan(Run(command.run_dir, task, command.seed, command.config, Logbook()), name, world)
         return
     directory = writable(command.run_dir)
-    log = Logbook(directory) if devices.is_first() else Logbook(quiet=True)
+    log = Logbook(quiet=True)
+    if devices.is_first():
+        log = Logbook(directory, writers=tuple(WRITERS[name](directory) for name in command.log))
     run = Run(directory, task, command.seed, command.config, log)
     {"iterate": iterate}.get(name, run_phases)(run, phases, world)
 

@@ -65,6 +65,7 @@ from dreamjax.training.devices import (
 from dreamjax.training.files import writable, write_json, writing
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.mesh import devices_for
+from dreamjax.training.settings import check_guarded
 from dreamjax.vision.training import train_vision
 
 BASELINES = ("uniform", "blind")
@@ -263,6 +264,7 @@ def run_phases(run: Run, phases: tuple[str, ...] | None = None, world: str | Non
       ValueError: a directory that cannot be written, is in use, or holds another game; an M that
         the game has no use for.
     """
+    check_guarded()
     phases = phases or phases_left(run, world)
     if "train-memory" in phases:
         check_form(run.task, run.config.memory)

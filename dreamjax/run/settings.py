@@ -162,8 +162,8 @@ class Run:
     log: Logbook
 
     def __post_init__(self):
-        learn = self.config.learn.of(self.task)
-        object.__setattr__(self, "config", dataclasses.replace(self.config, learn=learn))
+        parts = {name: getattr(self.config, name).of(self.task) for name in ("memory", "learn")}
+        object.__setattr__(self, "config", dataclasses.replace(self.config, **parts))
 
     @property
     def rollouts(self) -> Path:
