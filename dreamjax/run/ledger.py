@@ -23,7 +23,7 @@ from dreamjax.training.files import write_json
 FRESH, RESUME, DONE, AGAIN, REFUSE = "fresh", "resume", "done", "again", "refuse"
 TASK = "task.json"  # the game by value, as each folder of the run was made with it
 RECORDED = (*SHAPES, "step_reward", "reward_scale")  # fields of a game that shape a run
-FIRST_VALUES = {
+FIRST_VALUES = {"components": None, "scaled": False}  # of settings older checkpoints do not tell
     "components": None,
     "scaled": False,
 }  # of settings that older checkpoints do not tell
