@@ -24,9 +24,6 @@ FRESH, RESUME, DONE, AGAIN, REFUSE = "fresh", "resume", "done", "again", "refuse
 TASK = "task.json"  # the game by value, as each folder of the run was made with it
 RECORDED = (*SHAPES, "step_reward", "reward_scale")  # fields of a game that shape a run
 FIRST_VALUES = {"components": None, "scaled": False}  # of settings older checkpoints do not tell
-    "components": None,
-    "scaled": False,
-}  # of settings that older checkpoints do not tell
 OLDER_NAMES = {  # of settings of `learn`, before they had the field's
     "lanes": "num_envs",
     "length": "num_steps",
