@@ -23,114 +23,83 @@ from dreamjax.training.files import write_json
 FRESH, RESUME, DONE, AGAIN, REFUSE = "fresh", "resume", "done", "again", "refuse"
 TASK = "task.json"  # the game by value, as each folder of the run was made with it
 RECORDED = (*SHAPES, "step_reward", "reward_scale")  # fields of a game that shape a run
-FIRST_VALUES = {"components": None, "scaled": False}  # of settings older checkpoints do not tell
-OLDER_NAMES = {  # of settings of `learn`, before they had the field's
-    "lanes": "num_envs",
-    "length": "num_steps",
-    "epochs": "update_epochs",
-    "batches": "num_minibatches",
-    "discount": "gamma",
-    "trace": "gae_lambda",
-    "clip": "clip_eps",
-    "entropy": "ent_coef",
-}
+FIRST_VALUES = {"scaled": False}  # of settings that older checkpoints do not tell
+LOOSE = {"config", "versions", "step", "held_below", "bfloat16"}  # may differ; the last is a wish
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a phase would be made from.
+    """What a phase would be made from."""
 
-    Attributes:
-      facts: identities and settings, which its checkpoints record.
-      values: what the phase itself needs, loaded.
-      total: how much there will be in the end.
-    """
-
-    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
-    values: Any = None
-    total: int = 0
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # that checkpoints record
+    values: Any = None  # what the phase itself needs, loaded
+    total: int = 0  # how much there will be in the end
 
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """What a phase will do in a run, and why.
+    """What a phase will do in a run, and why."""
 
-    Attributes:
-      kind: "fresh", "resume", "done", "again" or "refuse".
-      said: the same in words, with the remedy of a refusal.
-      step: from where it resumes.
-      inputs: what it is made from; None where it is refused.
-      aside: what is kept aside where it begins again.
-      fault: why it is refused.
-    """
-
-    kind: str
-    said: str
-    step: int = 0
-    inputs: Inputs | None = None
-    aside: Sequence[Path] = ()
-    fault: ValueError | None = None
+    kind: str  # "fresh", "resume", "done", "again" or "refuse"
+    said: str  # the same in words, with the remedy of a refusal
+    inputs: Inputs | None = None  # None where it is refused
+    aside: Sequence[Path] = ()  # what is kept aside where it begins again
+    fault: ValueError | None = None  # why it is refused
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One phase of a run.
+    """One phase of a run."""
 
-    Attributes:
-      name: its command.
-      folder: what it writes, below the run's directory.
-      reads: what it would be made from; raises ValueError where that cannot be had.
-      found: of what there is, the facts and how much; None is nothing.
-      section: its settings in `RunConfig`; those that they say may grow may have changed since.
-      task: fields of the game that shape what it writes.
-      aside: the files that give way to new ones where a fact has changed; None is a refusal.
-      remedy: what to do where the data have changed.
-      repeats: whether it measures anew each time, in place of what there is.
-    """
-
-    name: str
-    folder: str
-    reads: Callable[[Run], Inputs]
-    found: Callable[[Run, Inputs], tuple[dict[str, Any], int] | None]
-    section: str = ""
-    task: tuple[str, ...] = RECORDED
+    name: str  # its command
+    folder: str  # what it writes, below the run's directory
+    reads: Callable[[Run], Inputs]  # raises ValueError where that cannot be had
+    # of what there is, the facts and how much, None is nothing; by itself: of its checkpoints
+    found: Callable[[Run, Inputs], tuple[dict[str, Any], int] | None] | None = None
+    section: str = ""  # its settings in `RunConfig`; those in their `grows` may have changed since
+    task: tuple[str, ...] = RECORDED  # fields of the game that shape what it writes
+    # the files that give way to new ones where the named fact has changed; None is a refusal
     aside: Callable[[Run, Inputs, str], Sequence[Path] | None] = lambda *_: None
-    remedy: str = ""
-    repeats: bool = False
+    remedy: str = ""  # what to do where the data have changed
+    repeats: bool = False  # whether it measures anew each time, in place of what there is
 
 
 def decide(run: Run, phase: Phase) -> Decision:
     """What a phase will do in a run; nothing is changed."""
     try:
         check_game(run)
-        inputs = phase.reads(run)
-        return _compared(run, phase, inputs, phase.found(run, inputs))
+        return _compared(run, phase, phase.reads(run))
     except ValueError as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
         return Decision(REFUSE, f"refuses: {said}", fault=error)
 
 
-def _compared(run: Run, phase: Phase, inputs: Inputs, found: tuple | None) -> Decision:
-    """What a phase that can be made will do beside what is `found` of it."""
+def _compared(run: Run, phase: Phase, inputs: Inputs) -> Decision:
+    """What a phase that can be made will do beside what there is of it."""
+    exists = (run.directory / phase.folder).exists()
+    if exists and phase.repeats:
+        return Decision(AGAIN, f"plays again, in place of {phase.folder}", inputs)
+    found = phase.found(run, inputs) if phase.found else _trained(run.store(phase.folder))
     if found is None:
-        anew = " anew" if (run.directory / phase.folder).exists() else ""
-        return Decision(FRESH, f"begins{anew}", inputs=inputs)
-    if phase.repeats:
-        return Decision(AGAIN, f"plays again, in place of {phase.folder}", inputs=inputs)
+        return Decision(FRESH, "begins anew" if exists else "begins", inputs)
     made, done = found
     grows = getattr(getattr(run.config, phase.section, None), "grows", ())
     for name, old, new in differences(made, inputs.facts, grows, run.directory):
         aside = phase.aside(run, inputs, name)
         if aside is not None:
-            return Decision(AGAIN, f"begins again: {name} was {old}, now {new}", 0, inputs, aside)
+            return Decision(AGAIN, f"begins again: {name} was {old}, now {new}", inputs, aside)
         remedy = phase.remedy if name == "data" else "use another run directory"
         raise CheckpointError(
             f"{run.directory / phase.folder} was made with {name}={old}, now {name}={new}; "
             f"{remedy.format(run.directory)}, or remove that folder to make it anew"
         )
     if done < inputs.total:
-        return Decision(RESUME, f"goes on from {done:,} of {inputs.total:,}", done, inputs)
-    return Decision(DONE, f"is done, at {done:,}", done, inputs)
+        return Decision(RESUME, f"goes on from {done:,} of {inputs.total:,}", inputs)
+    return Decision(DONE, f"is done, at {done:,}", inputs)
+
+
+def _trained(store: Store) -> tuple[dict[str, Any], int] | None:
+    return (store.meta(), store.meta()["step"]) if store.steps() else None
 
 
 def begin(run: Run, phase: Phase) -> Inputs:
@@ -192,12 +161,8 @@ def differences(
 
 
 def _flat(facts: dict[str, Any], grows: Iterable[str]) -> dict[str, Any]:
-    config = facts.get("config", {})
-    older = OLDER_NAMES if "lanes" in config else {}
-    flat = facts | {older.get(name, name): value for name, value in config.items()}
-    loose = {"config", "versions", "step", "held_below", *grows}
-    loose |= {"bfloat16"} if "products" in facts else set()  # what was wished
-    return json.loads(json.dumps({k: x for k, x in flat.items() if k not in loose}))
+    flat = facts | facts.get("config", {})
+    return json.loads(json.dumps({k: x for k, x in flat.items() if k not in {*LOOSE, *grows}}))
 
 
 def _agree(name: str, old: Any, new: Any, home: Path) -> bool:
@@ -223,16 +188,14 @@ def check_game(run: Run) -> None:
                 f"{run.directory / part} is of the game {profile}, not of {run.task.name}'s "
                 f"{run.task.profile}; choose another directory"
             )
-    told = [
-        (run.directory / x, *field) for x, game in _games(run).items() for field in game.items()
-    ]
-    for folder, name, old in told:
-        new = by_value(run.task, [name])[name] if hasattr(run.task, name) else old
-        if folder.exists() and differs(old, new):
-            raise CheckpointError(
-                f"{folder} was made with {name} {old!r} of {run.task.name}, which is now {new!r}; "
-                "undo that, or use another run directory"
-            )
+    for part, game in _games(run).items():
+        folder, known = run.directory / part, (name for name in game if hasattr(run.task, name))
+        for name, new in by_value(run.task, known).items():
+            if folder.exists() and differs(game[name], new):
+                raise CheckpointError(
+                    f"{folder} was made with {name} {game[name]!r} of {run.task.name}, which is "
+                    f"now {new!r}; undo that, or use another run directory"
+                )
 
 
 def _games(run: Run) -> dict[str, dict[str, Any]]:

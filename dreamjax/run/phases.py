@@ -42,14 +42,7 @@ from dreamjax.recording import record
 from dreamjax.run import pictures, table
 from dreamjax.run.fidelity import calibrate_phase, fidelity_phase
 from dreamjax.run.ledger import Inputs, Phase, begin, check_game
-from dreamjax.run.lineage import (
-    GIVEN,
-    bind,
-    is_bound,
-    keep_given,
-    portable,
-    was_given_a_world,
-)
+from dreamjax.run.lineage import GIVEN, bind, keep_given, portable, was_given_a_world
 from dreamjax.run.scores import print_results, published, score
 from dreamjax.run.settings import CONTROLLERS, WATCH_SEED, Run, RunConfig
 from dreamjax.run.table import dream_of
@@ -89,7 +82,7 @@ def vision_phase(run: Run) -> None:
 
 def encode_phase(run: Run) -> None:
     """Encode the recorded frames with V."""
-    vision = begin(run, table.ENCODE).values
+    vision, _ = begin(run, table.ENCODE).values
     for part in (run.rollouts, run.played):
         if shard_paths(part):
             encode_rollouts(vision, part, run.latents, log=run.log, team=team())
@@ -102,7 +95,7 @@ def memory_phase(run: Run) -> None:
     keep_given(run)
     kept = _kept(run, "memory", made) | {"memory": began}
     memory = train_memory(run.seed, run.task, latents, config, **kept)
-    if is_first() and not is_bound(run, vision, memory):
+    if is_first():
         bind(run, vision, memory, latents)
 
 
@@ -328,13 +321,10 @@ def _locked(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            file.seek(0)
             raise ValueError(
-                f"{directory} is in use by process {file.read().strip() or 'unknown'}; "
+                f"{directory} is in use by process {path.read_text().strip() or 'unknown'}; "
                 "wait for it or choose another directory"
             ) from None
         with writing(path):
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            path.write_text(str(os.getpid()))
         yield

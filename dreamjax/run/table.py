@@ -20,9 +20,10 @@ from dreamjax.run.lineage import (
     controller_to_learn_on,
     judged_below,
     load_vision,
+    memory_aside,
     memory_settings,
     memory_to_train_on,
-    trains_itself_on,
+    renamed,
     vision_to_train_on,
     way,
     worlds_beside,
@@ -34,11 +35,7 @@ from dreamjax.training.devices import product_dtype
 
 def _made(run: Run, config: Any, **facts: Any) -> dict[str, Any]:
     """What the checkpoints of a training record of the run, its settings and `facts`."""
-    told = dataclasses.asdict(config)
-    if "start_from" in told:
-        told["start_from"] = way(told["start_from"], run.directory)
-    if "worlds" in told:
-        told["worlds"] = [way(source, run.directory) for source in told["worlds"]]
+    told = renamed(dataclasses.asdict(config), lambda source: way(source, run.directory))
     game = {"task": run.task.name, "profile": run.task.profile, "seed": run.seed}
     return {**game, "config": told, **facts}
 
@@ -67,15 +64,11 @@ def _lengths(directory: Path) -> Iterator[tuple[Path, np.ndarray]]:
 
 
 def _encode(run: Run) -> Inputs:
-    shards = _shards(run)
+    shards = [path.name for part in (run.rollouts, run.played) for path in shard_paths(part)]
     if not shards:
         raise ValueError(f"no rollouts in {run.rollouts}; collect some first")
     vision = load_vision(run)
-    return Inputs({"vision": digest(vision)}, vision, len(shards))
-
-
-def _shards(run: Run) -> list[str]:
-    return [path.name for part in (run.rollouts, run.played) for path in shard_paths(part)]
+    return Inputs({"vision": digest(vision)}, (vision, shards), len(shards))
 
 
 def _memory(run: Run) -> Inputs:
@@ -95,18 +88,16 @@ def _memory(run: Run) -> Inputs:
 
 def _search(run: Run, section: str) -> Inputs:
     """The world, its dream, the form of C, the weights to learn on, and the worlds beside it."""
-    world, store, config = load_world(run.directory), run.store(section), run.config
-    beside = worlds_beside(run, world) if section == "learn" else []
+    world, learns, config = load_world(run.directory), section == "learn", run.config
+    beside = worlds_beside(run, world) if learns else []
     params, controller = dream_of(run, world), world.controller(config.hidden(run.task, section))
     facts = {"world": world.digest(), "products": str(product_dtype(config.dream.bfloat16))}
-    if store.steps() and store.meta().get("world") == digest(world.arrays()):
-        facts["world"] = digest(world.arrays())  # begun when identities covered the arrays alone
     facts |= {"beside": [x.digest()[:12] for x in beside], "dropout": params.dropout}
     for name in ("temperature", "death_threshold", "death_noise"):
         facts[name] = float(getattr(params, name))
     facts["controller_hidden"], own = controller.hidden, getattr(config, section)
-    start = controller_to_learn_on(run, controller) if section == "learn" else None
-    total = own.updates if section == "learn" else own.generations
+    start = controller_to_learn_on(run, controller) if learns else None
+    total = own.updates if learns else own.generations
     return Inputs(_made(run, own, **facts), (world, params, controller, start, beside), total)
 
 
@@ -141,16 +132,11 @@ def _collected(run: Run, inputs: Inputs) -> tuple[dict[str, Any], int] | None:
     return (told or {}, sum(episodes)) if episodes or told else None
 
 
-def _trained(run: Run, inputs: Inputs, folder: str) -> tuple[dict[str, Any], int] | None:
-    store = run.store(folder)
-    return (store.meta(), store.meta()["step"]) if store.steps() else None
-
-
 def _encoded(run: Run, inputs: Inputs) -> tuple[dict[str, Any], int] | None:
     by = {path.name: encoded_by(path) for path in shard_paths(run.latents)}
-    ours, others = inputs.facts["vision"], [vision for vision in by.values() if vision]
-    other = next((vision for vision in others if vision != ours), ours)
-    return ({"vision": other}, sum(by.get(x) == ours for x in _shards(run))) if others else None
+    ours, known = inputs.facts["vision"], [vision for vision in by.values() if vision]
+    made = {"vision": next((vision for vision in known if vision != ours), ours)}
+    return (made, sum(by.get(x) == ours for x in inputs.values[1])) if known else None
 
 
 def _recorded(run: Run, inputs: Inputs) -> tuple[dict[str, Any], int] | None:
@@ -158,15 +144,6 @@ def _recorded(run: Run, inputs: Inputs) -> tuple[dict[str, Any], int] | None:
     made = {"player": "another, or in other games"} if others else {}
     done = len(set(inputs.values.paths) & set(ours))
     return (made, done) if ours + others + damaged else None
-
-
-def _measured(run: Run, inputs: Inputs, name: str) -> tuple[dict[str, Any], int] | None:
-    return ({}, 0) if (run.directory / name).exists() else None
-
-
-def _memory_aside(run: Run, inputs: Inputs, changed: str) -> Sequence[Path] | None:
-    own = trains_itself_on(run, changed)
-    return [path for path in (run.directory / "memory").iterdir() if own] or None
 
 
 def _played_aside(run: Run, inputs: Inputs, changed: str) -> Sequence[Path]:
@@ -181,9 +158,8 @@ VISION = Phase(
     "train-vision",
     "vision",
     _vision,
-    partial(_trained, folder="vision"),
-    "vision",
-    ("latent_size", "salient"),
+    section="vision",
+    task=("latent_size", "salient"),
     remedy="run collect, which makes again what was set aside, use another run directory",
 )
 ENCODE = Phase("encode", "latents", _encode, _encoded, "", ("latent_size",), lambda *_: ())
@@ -191,21 +167,17 @@ MEMORY = Phase(
     "train-memory",
     "memory",
     _memory,
-    partial(_trained, folder="memory"),
-    "memory",
-    (*RECORDED, "latent_size", "hidden_size", "num_mixtures", "reads_restart"),
-    _memory_aside,
+    section="memory",
+    task=(*RECORDED, "latent_size", "hidden_size", "num_mixtures", "reads_restart"),
+    aside=memory_aside,
     remedy="to train on with these, add --memory.start-from {}",
 )
 READS = ("controller_reads", "controller_bias")
 EVOLVE, LEARN = (
-    Phase(x, x, partial(_search, section=x), partial(_trained, folder=x), x, READS)
-    for x in CONTROLLERS
+    Phase(x, x, partial(_search, section=x), section=x, task=READS) for x in CONTROLLERS
 )
-EVALUATE, FIDELITY = (
-    Phase(name, f, _player, partial(_measured, name=f), repeats=True)
-    for name, f in (("evaluate", "results.json"), ("fidelity", "fidelity.json"))
-)
+EVALUATE = Phase("evaluate", "results.json", _player, repeats=True)
+FIDELITY = Phase("fidelity", "fidelity.json", _player, repeats=True)
 RECORD = Phase("record", "played", played, _recorded, aside=_played_aside)
 CALIBRATE = Phase("calibrate", "world", lambda run: Inputs(), lambda *_: None)
 _ALL = (COLLECT, VISION, ENCODE, MEMORY, EVOLVE, LEARN, EVALUATE, RECORD, FIDELITY, CALIBRATE)
