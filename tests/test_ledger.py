@@ -20,11 +20,10 @@ from dreamjax.game.rollouts import collect, settings_of, shard_paths
 from dreamjax.memory.latents import places, read_latents
 from dreamjax.run import cli, ledger
 from dreamjax.run.doctor import as_made
-from dreamjax.run.ledger import AGAIN, DONE, FRESH, REFUSE, RESUME, check_game, decide
+from dreamjax.run.ledger import AGAIN, DONE, FRESH, PHASES, REFUSE, RESUME, check_game, decide
 from dreamjax.run.lineage import held_below, is_same, judged_below, way
 from dreamjax.run.presets import PRESETS
 from dreamjax.run.settings import Run
-from dreamjax.run.table import PHASES
 from dreamjax.training.checkpoint import CheckpointError, Store, digest
 from dreamjax.training.logbook import Logbook
 

@@ -205,9 +205,8 @@ def _run(command: Any, name: str) -> None:
 
 def _plan(run: Any, name: str, world: str | None) -> None:
     """Tell what the phases will do in the run, and foretell what those take that are left."""
-    from dreamjax.run.ledger import foretold
+    from dreamjax.run.ledger import PHASES, foretold
     from dreamjax.run.phases import phases_left
-    from dreamjax.run.table import PHASES
 
     if name in (*MEASURING, "iterate"):
         raise ValueError(f"{name} cannot be planned; leave out --dry-run")

@@ -11,10 +11,9 @@ from typing import Any
 from dreamjax.dream.worlds import TUNED, load_controller, load_world
 from dreamjax.game import rollouts
 from dreamjax.memory.latents import read_latents
-from dreamjax.run.ledger import Phase, decide, profiles
+from dreamjax.run.ledger import PHASES, Phase, decide, profiles
 from dreamjax.run.lineage import GIVEN, lies, renamed
 from dreamjax.run.settings import CONTROLLERS, DreamConfig, Run, RunConfig
-from dreamjax.run.table import PHASES
 from dreamjax.tasks import TASKS
 from dreamjax.training.checkpoint import CheckpointError, Store, digest
 from dreamjax.training.logbook import Logbook

@@ -39,13 +39,12 @@ from dreamjax.game.rollouts import collect, frame_counts, shard_paths
 from dreamjax.memory.latents import encode_rollouts
 from dreamjax.memory.training import check_form, train_memory
 from dreamjax.recording import record
-from dreamjax.run import pictures, table
+from dreamjax.run import ledger, pictures
 from dreamjax.run.fidelity import calibrate_phase, fidelity_phase
-from dreamjax.run.ledger import Inputs, Phase, begin, check_game
+from dreamjax.run.ledger import Inputs, Phase, begin, check_game, dream_of
 from dreamjax.run.lineage import GIVEN, bind, keep_given, portable, was_given_a_world
 from dreamjax.run.scores import print_results, published, score
 from dreamjax.run.settings import CONTROLLERS, WATCH_SEED, Run, RunConfig
-from dreamjax.run.table import dream_of
 from dreamjax.training.checkpoint import Store, versions
 from dreamjax.training.devices import (
     agreed,
@@ -66,7 +65,7 @@ BASELINES = ("uniform", "blind")
 
 def collect_phase(run: Run) -> None:
     """Record real episodes."""
-    begin(run, table.COLLECT)
+    begin(run, ledger.COLLECT)
     config = run.config.collect
     how = {"policy": config.policy, "min_steps": config.min_steps, "workers": run.config.workers}
     collect(run.task, run.rollouts, config.episodes, run.seed, **how, log=run.log, team=team())
@@ -75,14 +74,14 @@ def collect_phase(run: Run) -> None:
 def vision_phase(run: Run) -> None:
     """Train V on the recorded frames."""
     team().first_then_all(lambda: frame_counts(run.rollouts, say=run.log.say))
-    made = begin(run, table.VISION)
+    made = begin(run, ledger.VISION)
     kept = _kept(run, "vision", made) | {"vision": made.values}
     train_vision(run.seed, run.task, run.rollouts, run.config.vision, **kept)
 
 
 def encode_phase(run: Run) -> None:
     """Encode the recorded frames with V."""
-    vision, _ = begin(run, table.ENCODE).values
+    vision, _ = begin(run, ledger.ENCODE).values
     for part in (run.rollouts, run.played):
         if shard_paths(part):
             encode_rollouts(vision, part, run.latents, log=run.log, team=team())
@@ -90,7 +89,7 @@ def encode_phase(run: Run) -> None:
 
 def memory_phase(run: Run) -> None:
     """Train M on the latents, judge it on held-out episodes, and bind V, M and starts."""
-    made = begin(run, table.MEMORY)
+    made = begin(run, ledger.MEMORY)
     vision, latents, config, began = made.values
     keep_given(run)
     kept = _kept(run, "memory", made) | {"memory": began}
@@ -101,7 +100,7 @@ def memory_phase(run: Run) -> None:
 
 def evolve_phase(run: Run) -> None:
     """Evolve C inside the dream."""
-    made = begin(run, table.EVOLVE)
+    made = begin(run, ledger.EVOLVE)
     world, params, controller, *_ = made.values
     kept = _kept(run, "evolve", made) | {"directions": _directions(run, world, controller)}
     if kept["directions"] is None:
@@ -129,7 +128,7 @@ def _directions(run: Run, world: World, controller: Controller) -> jax.Array | N
 
 def learn_phase(run: Run) -> None:
     """Learn C inside the dream by policy gradient."""
-    made = begin(run, table.LEARN)
+    made = begin(run, ledger.LEARN)
     (world, params, controller, start, beside), config = made.values, run.config.learn
     dreams = [params, *(dream_of(run, other) for other in beside)]
     if run.task.moments if config.moments is None else config.moments:
@@ -167,7 +166,7 @@ def evaluate_phase(run: Run) -> None:
 
     The processes of a job share the games; the first writes.
     """
-    world, controller, weights = begin(run, table.EVALUATE).values
+    world, controller, weights = begin(run, ledger.EVALUATE).values
     config = run.config.evaluate
     played = {"policy": controller, "log": run.log, "workers": run.config.workers}
     own = evaluate(world, weights, config.episodes, run.seed, team=team(), **played)
@@ -209,7 +208,7 @@ def _returns(run: Run, policy: str) -> np.ndarray:
     return together(own.returns, episodes)
 
 
-def record_phase(run: Run, phase: Phase = table.RECORD) -> None:
+def record_phase(run: Run, phase: Phase = ledger.RECORD) -> None:
     """Record the evolved agent at play, for M to learn from (the paper's iterative procedure)."""
     asked = begin(run, phase).values
     record(asked, log=run.log, workers=run.config.workers, team=team())

@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from dreamjax.dream.worlds import load_world, save_world
-from dreamjax.run.ledger import AGAIN, decide
+from dreamjax.run.ledger import AGAIN, EVALUATE, RECORD, decide, played
 from dreamjax.run.lineage import link, memory_settings
 from dreamjax.run.phases import record_phase, run_phases
 from dreamjax.run.settings import Run
-from dreamjax.run.table import EVALUATE, RECORD, played
 from dreamjax.training.devices import is_first, wait_for_all
 from dreamjax.training.files import writable
 from dreamjax.training.logbook import Logbook
