@@ -262,7 +262,7 @@ def _collect(run: Run) -> Inputs:
     config = run.config.collect
     how = {"policy": config.policy, "min_steps": config.min_steps}
     rollouts.check_request(run.task, run.rollouts, config.episodes, **how)
-    return Inputs(rollouts.settings_of(run.task, seed=run.seed, **how), total=config.episodes)
+    return Inputs(rollouts.settings_of(run.task, seed=run.seed, **how), how, config.episodes)
 
 
 def _vision(run: Run) -> Inputs:
@@ -333,11 +333,10 @@ def _player(run: Run) -> Inputs:
 
 def played(run: Run, by: Path | None = None, episodes: int | None = None) -> Inputs:
     """What `record` is to play: C of this run, or of the run at `by` so many in all."""
-    home, seed = by or run.directory, run.seed + WATCH_SEED
-    world = load_world(home)
-    controller, weights = load_controller(home, world)
-    first = len(shard_paths(by / run.played.name)) if by else 0
-    games = run.played, episodes or run.config.collect.episodes, seed
+    player = dataclasses.replace(run, directory=by or run.directory)
+    world, controller, weights = _player(player).values
+    first = len(shard_paths(player.played)) if by else 0
+    games = run.played, episodes or run.config.collect.episodes, run.seed + WATCH_SEED
     asked = recording.Recording(world, weights, *games, controller, first)
     return Inputs({"player": asked.player[:12]}, asked, len(asked.paths))
 

@@ -65,10 +65,9 @@ BASELINES = ("uniform", "blind")
 
 def collect_phase(run: Run) -> None:
     """Record real episodes."""
-    begin(run, ledger.COLLECT)
-    config = run.config.collect
-    how = {"policy": config.policy, "min_steps": config.min_steps, "workers": run.config.workers}
-    collect(run.task, run.rollouts, config.episodes, run.seed, **how, log=run.log, team=team())
+    how = begin(run, ledger.COLLECT).values | {"workers": run.config.workers}
+    episodes = run.config.collect.episodes
+    collect(run.task, run.rollouts, episodes, run.seed, **how, log=run.log, team=team())
 
 
 def vision_phase(run: Run) -> None:
@@ -82,9 +81,8 @@ def vision_phase(run: Run) -> None:
 def encode_phase(run: Run) -> None:
     """Encode the recorded frames with V."""
     vision, _ = begin(run, ledger.ENCODE).values
-    for part in (run.rollouts, run.played):
-        if shard_paths(part):
-            encode_rollouts(vision, part, run.latents, log=run.log, team=team())
+    for part in filter(shard_paths, (run.rollouts, run.played)):
+        encode_rollouts(vision, part, run.latents, log=run.log, team=team())
 
 
 def memory_phase(run: Run) -> None:
@@ -140,12 +138,10 @@ def learn_phase(run: Run) -> None:
 
 
 def _kept(run: Run, folder: str, made: Inputs) -> dict[str, Any]:
-    """What a training reports to, where it is kept, and what is told with it."""
     return {"log": run.log, "store": run.store(folder), "meta": made.facts}
 
 
 def _save(run: Run, phase: str, made: Inputs, found: Evolution | Learning) -> None:
-    """Save the controller that did best in the dream."""
     if not np.isfinite(found.best_score):
         raise ValueError(f"{phase} has evaluated no C yet; raise --{SEARCHES[phase]}")
     told, (world, _, controller, *_) = portable(made.facts, run.directory), made.values
@@ -200,18 +196,16 @@ def _report(run: Run, ours: np.ndarray, beside: dict[str, np.ndarray]) -> None:
 
 def _returns(run: Run, policy: str) -> np.ndarray:
     """Returns of a policy in the evaluation's games."""
-    episodes, own = run.config.evaluate.baseline_episodes, NONE_PLAYED
+    episodes = run.config.evaluate.baseline_episodes
     seeds = team().own(evaluation_seeds(run.seed, episodes))
-    if seeds:
-        how = {"workers": run.config.workers, "log": run.log, "phase": policy}
-        own = play(run.task, policy, seeds, **how)
+    how = {"workers": run.config.workers, "log": run.log, "phase": policy}
+    own = play(run.task, policy, seeds, **how) if seeds else NONE_PLAYED
     return together(own.returns, episodes)
 
 
 def record_phase(run: Run, phase: Phase = ledger.RECORD) -> None:
     """Record the evolved agent at play, for M to learn from (the paper's iterative procedure)."""
-    asked = begin(run, phase).values
-    record(asked, log=run.log, workers=run.config.workers, team=team())
+    record(begin(run, phase).values, log=run.log, workers=run.config.workers, team=team())
 
 
 PHASES: dict[str, Callable[[Run], None]] = {
@@ -228,7 +222,6 @@ ASIDE = {  # phases that no run needs
     "fidelity": fidelity_phase,
     "calibrate": calibrate_phase,
 }
-DATA = ("encode", "train-memory")  # what a run that was given a world does with episodes of its own
 
 
 def phases_of(config: RunConfig) -> tuple[str, ...]:
@@ -240,8 +233,8 @@ def phases_left(run: Run, world: str | None = None) -> tuple[str, ...]:
     """The phases of a whole run that goes on from what it was given: `world`, or one before."""
     if world is None and not was_given_a_world(run):
         return phases_of(run.config)
-    own = shard_paths(run.rollouts) or shard_paths(run.played)
-    return (*(DATA if own else ()), run.config.controller, "evaluate")
+    own = shard_paths(run.rollouts) or shard_paths(run.played)  # episodes for the world's M
+    return (*(("encode", "train-memory") if own else ()), run.config.controller, "evaluate")
 
 
 def run_phases(run: Run, phases: tuple[str, ...] | None = None, world: str | None = None) -> None:
@@ -297,17 +290,14 @@ def export(directory: Path, target: Path) -> None:
       CheckpointError: the run has no world.
     """
     world, controller = load_world(directory), Store(directory / "controller")
-    facts = {name: _document(directory / f"{name}.json") for name in ("results", "fidelity")}
+    files = (directory / f"{name}.json" for name in ("results", "fidelity"))
+    facts = {path.stem: json.loads(path.read_text()) if path.exists() else None for path in files}
     facts["world"] = Store(directory / "world").meta()
     form = weights = None
     if controller.steps():
         form, weights = load_controller(directory, world)
         facts |= {"controller": controller.meta(), "dream": controller.meta()["dream"]}
     export_world(target, world, weights, facts, form)
-
-
-def _document(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 @contextlib.contextmanager
