@@ -13,7 +13,6 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
@@ -332,10 +331,8 @@ class Bench:
     device: Literal[DEVICES] = "auto"
 
     def __call__(self) -> None:
-        files = self.json, self.plot
-        _benchmarks("suite").run(
-            self.quick, self.world, self.lanes, *files, self.seconds, self.against
-        )
+        told = self.json, self.plot, self.seconds, self.against
+        _benchmarks("suite").run(self.quick, self.world, self.lanes, *told)
 
 
 def _benchmarks(module: str):
@@ -362,12 +359,12 @@ def info() -> dict[str, Any]:
         "games": games(),
         "parameters": {name: parameter_counts(task) for name, task in TASKS.items()},
         "parameters, M as in the paper": {
-            name: parameter_counts(task, first_heads(task)) for name, task in TASKS.items()
+            name: parameter_counts(task, tuple(first_heads(task))) for name, task in TASKS.items()
         },
     }
 
 
-def parameter_counts(task: Any, heads: Sequence[str] | None = None) -> dict[str, int]:
+def parameter_counts(task: Any, heads: tuple[str, ...] | None = None) -> dict[str, int]:
     """Numbers in V, M and C of a task; `heads` is what M predicts, if not all that it may."""
     import jax
 

@@ -27,8 +27,8 @@ class Finding:
 
     part: str  # its folder
     there: str  # what it holds
-    damaged: Sequence[str] = ()  # a line for everything that cannot be used
-    next: str = ""  # what the command that makes it would do
+    damaged: Sequence[str]  # a line for everything that cannot be used
+    next: str  # what the command that makes it would do
 
 
 def examine(directory: Path) -> list[Finding]:
@@ -41,12 +41,12 @@ def examine(directory: Path) -> list[Finding]:
         raise ValueError(f"there is no directory {directory}; give that of a run")
     found = []
     for phase in PHASES.values():
-        there = _there(directory, phase.folder)
-        if there is not None:
+        held = _held(directory / phase.folder)
+        if held is not None:
             after = decide(as_made(directory, phase), phase)
-            found.append(dataclasses.replace(there, next=f"{phase.name} {after.said}"))
-    loaded = (_loaded(directory, part) for part in ("world", "controller"))
-    return [*found, *(finding for finding in loaded if finding is not None)]
+            found.append(Finding(phase.folder, *held, f"{phase.name} {after.said}"))
+    parts = (part for part in ("world", "controller") if (directory / part).is_dir())
+    return [*found, *(_loaded(directory, part) for part in parts)]
 
 
 def as_made(directory: Path, phase: Phase) -> Run:
@@ -94,17 +94,19 @@ def _as_given(source: str | None, directory: Path) -> str | None:
     return None if source in (None, GIVEN) else lies(source, directory)
 
 
-def _there(directory: Path, folder: str) -> Finding | None:
-    if folder in TRAINED:
-        return _trained(directory, folder)
-    if folder == "latents":
-        return _encoded(directory / folder)
-    if folder in ("rollouts", "played"):
-        return _recorded(directory / folder)
-    return Finding(folder, "written") if (directory / folder).is_file() else None
+def _held(path: Path) -> tuple[str, Sequence[str]] | None:
+    """What a folder or file holds, and a line for all that cannot be used; None is nothing."""
+    if path.name in ("rollouts", "played"):
+        return _recorded(path)
+    if path.name == "latents":
+        return _encoded(path)
+    if path.name in TRAINED and path.is_dir():
+        steps = ", ".join(map(str, Store(path).steps()))
+        return f"steps {steps}" if steps else "no checkpoint", Store(path).faults()
+    return ("written", ()) if path.is_file() else None
 
 
-def _recorded(folder: Path) -> Finding | None:
+def _recorded(folder: Path) -> tuple[str, Sequence[str]] | None:
     frames, episodes, damaged, claim = 0, 0, [], folder / "collection.json"
     for path in rollouts.shard_paths(folder):
         try:
@@ -115,40 +117,31 @@ def _recorded(folder: Path) -> Finding | None:
     if claim.exists() and rollouts.claimed(folder) is None:
         damaged.append(f"{claim} is damaged")
     there = f"{episodes:,} episodes, {frames:,} frames"
-    return Finding(folder.name, there, damaged) if frames or damaged else None
+    return (there, damaged) if frames or damaged else None
 
 
-def _encoded(folder: Path) -> Finding | None:
-    paths = rollouts.shard_paths(folder)
+def _encoded(folder: Path) -> tuple[str, Sequence[str]] | None:
+    files = f"{len(rollouts.shard_paths(folder))} files"
     try:
         latents = read_latents(folder)
+        return f"{len(latents.lengths):,} episodes of {files}, by V {latents.vision[:12]}", ()
     except ValueError as error:
-        return Finding(folder.name, f"{len(paths)} files", [str(error)]) if paths else None
-    there = f"{len(latents.lengths):,} episodes of {len(paths)} files, by V {latents.vision[:12]}"
-    return Finding(folder.name, there)
+        return (files, [str(error)]) if rollouts.shard_paths(folder) else None
 
 
-def _trained(directory: Path, part: str) -> Finding | None:
-    store = Store(directory / part)
-    there = f"steps {', '.join(map(str, store.steps()))}" if store.steps() else "no checkpoint"
-    return Finding(part, there, store.faults()) if store.directory.is_dir() else None
-
-
-def _loaded(directory: Path, part: str) -> Finding | None:
+def _loaded(directory: Path, part: str) -> Finding:
     """A world, or the C that goes with it."""
-    found = _trained(directory, part)
-    if found is None:
-        return None
+    damaged = Store(directory / part).faults()
     try:
         world = load_world(directory)
-        there = f"{world.task.profile}, {world.digest()[:12]}: V {digest(world.vision)[:12]}, "
-        there, after = f"{there}M {digest(world.memory)[:12]}", "dreamt as it is"
         if part == "controller":
-            there = f"{len(load_controller(directory, world)[1]):,} weights"
-            after = "it plays"
-        return Finding(part, there, found.damaged, after)
+            weights = load_controller(directory, world)[1]
+            return Finding(part, f"{len(weights):,} weights", damaged, "it plays")
+        models = f"V {digest(world.vision)[:12]}, M {digest(world.memory)[:12]}"
+        there = f"{world.task.profile}, {world.digest()[:12]}: {models}"
+        return Finding(part, there, damaged, "dreamt as it is")
     except CheckpointError as error:
-        return Finding(part, "none to use", found.damaged or [str(error)], "is to be made anew")
+        return Finding(part, "none to use", damaged or [str(error)], "is to be made anew")
 
 
 def lines(found: list[Finding]) -> list[str]:
