@@ -317,7 +317,7 @@ def test_a_game_that_crashes_at_the_same_step_each_time_is_given_up():
         for _ in range(2):
             games.step(range(4), np.zeros((4, 2)))
         words = (
-            "^the game take-cover with seed 101 or 104 was lost 3 times: a worker died of SIGKILL"
+            "^the game take-cover with seed 101 or 104 was lost 3 times: a worker died of SIG"
         )
         with pytest.raises(WorkerError, match=words) as caught:
             games.step(range(4), np.zeros((4, 2)))
