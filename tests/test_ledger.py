@@ -126,13 +126,10 @@ def test_what_is_missing_or_damaged(run, spoil, phase, kind, words):
 
 def test_a_search_from_when_identities_covered_the_arrays_alone_goes_on(run):
     """The doctor once said that it is refused."""
-    store, world = Store(run / "evolve"), load_world(run)
-    world.memory.clock = True
+    world = load_world(run)
+    world.memory.clock = True  # the arrays are the same, the identity is not
     save_world(run, world, {})
-    meta = {**store.meta(), "world": digest(world.arrays()), "step": 3}
-    assert meta["world"] != world.digest()
-    assert decide(as_made(run, PHASES["evolve"]), PHASES["evolve"]).kind == REFUSE
-    store.save(3, {"weights": np.zeros(1, np.float32)}, meta)
+    assert Store(run / "evolve").meta()["world"] == digest(world.arrays()) != world.digest()
     assert decide(as_made(run, PHASES["evolve"]), PHASES["evolve"]).kind == DONE
 
 
