@@ -7,10 +7,6 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def _nobody(what: str) -> None:
-    del what
-
-
 @dataclasses.dataclass(frozen=True)
 class Team:
     """Which of how many processes this one is; alone unless told otherwise.
@@ -22,7 +18,7 @@ class Team:
 
     index: int = 0
     count: int = 1
-    wait: Callable[[str], None] = _nobody
+    wait: Callable[[str], None] = lambda what: None
 
     def own(self, things: Sequence[T]) -> list[T]:
         """This process's share: every `count`th thing."""

@@ -7,10 +7,7 @@ from types import ModuleType
 
 
 class TensorBoard:
-    """Event files that TensorBoard reads, in `directory`/tensorboard.
-
-    Args:
-      directory: of the run.
+    """Event files that TensorBoard reads, in a run's `directory`/tensorboard.
 
     Raises:
       ImportError: tensorboardX is missing.
@@ -28,10 +25,7 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of the project "dreamjax"; wandb's own variables, such as WANDB_MODE, set the rest.
-
-    Args:
-      directory: of the run, which gives it its name.
+    """A run of the project "dreamjax", named as its `directory`; wandb's variables set the rest.
 
     Raises:
       ImportError: wandb is missing.
