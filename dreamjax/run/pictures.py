@@ -67,20 +67,17 @@ def draw_curves(metrics: Path, target: Path) -> None:
 
 
 def _panel_curves(rows: list[dict]) -> list[tuple[str, str, dict[str, dict[int, float]]]]:
-    """Label, unit and curves of every panel that has any."""
-    found = []
+    """Label, unit and curves of every panel that has any: metrics by their steps, in order.
+
+    A run that was killed repeats rows: the last one counts.
+    """
+    found, rows = [], sorted(rows, key=lambda row: row["step"])
     for phase, names, label, unit in PANELS:
         mine = [row for row in rows if row["phase"] == phase]
-        curves = {name: points for name in names if (points := _points(mine, name))}
-        if curves:
+        curves = {x: {row["step"]: row[x] for row in mine if row.get(x) is not None} for x in names}
+        if curves := {name: points for name, points in curves.items() if points}:
             found.append((label, unit, curves))
     return found
-
-
-def _points(rows: list[dict], name: str) -> dict[int, float]:
-    """A metric by its step, in order. A run that was killed repeats rows: the last one counts."""
-    last = {row["step"]: row[name] for row in rows if row.get(name) is not None}
-    return dict(sorted(last.items()))
 
 
 def film(
@@ -92,15 +89,8 @@ def film(
 ) -> int:
     """Save a GIF at `target`: the real game, V's reconstruction of it, and M's dream of its start.
 
-    The dream begins at the same latent, is given the same actions and never looks again.
-
-    Args:
-      world, weights: the agent that plays.
-      seed: of the game and of the dream.
-      controller: C's form; None is the world's linear one.
-
-    Returns:
-      Steps filmed.
+    The dream begins at the same latent, is given the same actions and never looks again. The seed
+    is of both; without a `controller`, C is the world's linear one. Returns the steps filmed.
 
     Raises:
       WorkerError: the game could not be kept running.
@@ -125,13 +115,9 @@ def _dream(
 ) -> tuple[np.ndarray, int, str]:
     """Latents [T, Z] dreamt from `z` under `actions`, the step at which M ended it, and by what."""
     env, params = world.env(), world.params(dtype=jnp.float32)
-    key = jax.random.key(seed)
-    start = EnvState(
-        time=jnp.int32(0),
-        z=jnp.asarray(z),
-        carry=world.memory.initial_carry(),
-        mask=params.draw_mask(key),
-    )
+    key, carry = jax.random.key(seed), world.memory.initial_carry()
+    mask = params.draw_mask(key)
+    start = EnvState(time=jnp.int32(0), z=jnp.asarray(z), carry=carry, mask=mask)
     keys = jax.random.split(key, len(actions))
     tell = lambda state, action: state  # noqa: E731
     dream = jax.jit(functools.partial(unroll, env, choose=follow, tell=tell))

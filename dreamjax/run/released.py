@@ -34,15 +34,13 @@ PARTS = ("logits", "mean", "logstd")  # of an output, in this order
 
 
 def import_released(source: Path | str, directory: Path | str, task: Task) -> World:
-    """Store a released game's V, M, start states and C as a run's world and controller.
+    """Store a released game's V, M, start states and C in the run `directory`; return the world.
+
+    Of rewards or ends of which their M says nothing it expects none.
 
     Args:
       source: the folder of one game, `doomrnn` or `carracing` of their repository.
-      directory: the run directory.
       task: the game as they played it; sizes come from it.
-
-    Returns:
-      the world. Of rewards or ends of which their M says nothing it expects none.
 
     Raises:
       ValueError: a file is missing, there twice, or no such file of this game.

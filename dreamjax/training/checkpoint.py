@@ -50,11 +50,7 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
 
 
 def unflatten(template: Any, arrays: Mapping[str, np.ndarray], origin: str) -> Any:
-    """`template`'s tree with the values of `arrays`.
-
-    Raises:
-      CheckpointError: an array is missing, or has not the template's shape or dtype.
-    """
+    """`template`'s tree with the values of `arrays`; CheckpointError where they do not fit it."""
     paths, treedef = jax.tree_util.tree_flatten_with_path(template)
     leaves = []
     for path, leaf in paths:
@@ -93,11 +89,7 @@ class Store:
         self.seconds = seconds
 
     def steps(self) -> list[int]:
-        """Steps of the sound checkpoints, oldest first.
-
-        Raises:
-          CheckpointError: one was written by another version of dreamjax.
-        """
+        """Steps of the sound checkpoints, oldest first; CheckpointError: one of another format."""
         return [int(folder.name) for folder in self._folders() if not _fault(folder)]
 
     def faults(self) -> list[str]:
@@ -105,9 +97,7 @@ class Store:
         return [fault for folder in self._folders() if (fault := _fault(folder))]
 
     def _folders(self) -> list[Path]:
-        if not self.directory.is_dir():
-            return []
-        return sorted(p for p in self.directory.iterdir() if re.fullmatch(r"\d{8,}", p.name))
+        return sorted(p for p in self.directory.glob("*") if re.fullmatch(r"\d{8,}", p.name))
 
     def save(self, step: int, tree: Any, meta: Mapping[str, Any]) -> None:
         """Write checkpoint `step`, by the first process alone, then drop all but the newest `keep`.
@@ -155,11 +145,7 @@ class Store:
         return f"{step:,} of {total:,}" if step < total else None
 
     def load(self, template: Any, prefix: str = "") -> tuple[Any, dict[str, Any]]:
-        """The newest sound checkpoint as `(tree, meta)`.
-
-        Args:
-          template: a pytree of arrays or shapes to fill.
-          prefix: its path inside the tree that was saved.
+        """`(tree, meta)` of the newest sound checkpoint, in whose tree `template` is at `prefix`.
 
         Raises:
           CheckpointError: no sound checkpoint, or one made for something else.
@@ -223,11 +209,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None.
-
-    Raises:
-      CheckpointError: nothing is, but another version of dreamjax wrote it.
-    """
+    """What is wrong with a checkpoint folder, or None; raises as `Store.steps`."""
     try:
         manifest = dict(json.loads((folder / "manifest.json").read_text()))
     except (OSError, ValueError, TypeError):

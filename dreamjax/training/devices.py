@@ -130,14 +130,9 @@ def join(words: list[str]) -> None:
     if address and index:
         _find_coordinator(address)
     _leave_word(words)
+    waits = {"initialization_timeout": JOIN_SECONDS, "heartbeat_timeout_seconds": HEARTBEAT_SECONDS}
     try:
-        jax.distributed.initialize(
-            address,
-            _number("JAX_NUM_PROCESSES"),
-            index,
-            initialization_timeout=JOIN_SECONDS,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        )
+        jax.distributed.initialize(address, _number("JAX_NUM_PROCESSES"), index, **waits)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"cannot join a job of several processes ({str(error).splitlines()[0]}); start it by "
@@ -186,17 +181,13 @@ def _leave_word(words: list[str]) -> None:
     handle, log = tempfile.mkstemp(prefix="dreamjax-job-", suffix=".log")
     said = lost(words, f"what jax said is in {log}")
     terminal = os.fdopen(os.dup(2), "w", buffering=1)
-    watch = subprocess.Popen(
-        [sys.executable, "-IS", "-c", _WATCH, said, log],
-        stdin=subprocess.PIPE,
-        stderr=terminal,
-        start_new_session=True,
-    )
+    command = [sys.executable, "-IS", "-c", _WATCH, said, log]
+    told = {"stdin": subprocess.PIPE, "stderr": terminal}
+    _watches.append(subprocess.Popen(command, **told, start_new_session=True))
     sys.stderr.flush()
     os.dup2(handle, 2)
     os.close(handle)
     sys.stderr = terminal
-    _watches.append(watch)
     atexit.register(_go_in_peace)
 
 
@@ -262,11 +253,7 @@ def together(own: np.ndarray, count: int) -> np.ndarray:
 
 
 def check_agreement(directory: Path, facts: str) -> None:
-    """See that all processes of the job have the same `facts` and the same `directory`.
-
-    Raises:
-      ValueError: names what is not the same, in every process.
-    """
+    """See that all processes have the same `facts` and `directory`; ValueError, in all, if not."""
     if jax.process_count() == 1:
         return
     word = str(multihost_utils.broadcast_one_to_all(np.uint32(time.time_ns() % 2**32)))

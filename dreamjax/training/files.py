@@ -69,11 +69,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def writable(directory: Path | str) -> Path:
-    """`directory`, made if need be and proven writable, as an absolute path.
-
-    Raises:
-      ValueError: it cannot be made or written to.
-    """
+    """`directory`, made if need be, as an absolute path; ValueError if it cannot be written to."""
     path = Path(directory).expanduser().absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)

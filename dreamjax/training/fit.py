@@ -56,8 +56,6 @@ def fit(
       ValueError: `store`'s folder cannot be written.
     """
     check_guarded()
-    if store is not None and is_first():
-        writable(store.directory)
     state, step = _resumed(state, store, log)
     if store is not None:
         log.rewind(phase, step)  # what was logged after the checkpoint is logged again
@@ -116,6 +114,7 @@ def _resumed(state: Any, store: Store | None, log: Logbook) -> tuple[Any, int]:
     """The newest checkpoint and its step; of several processes all get what the first found."""
     found, step = None, 0
     if store is not None and is_first():
+        writable(store.directory)
         if store.steps():
             found, meta = store.load(state)
             step = meta["step"]

@@ -1,6 +1,7 @@
 """Where a run writes what it does: a progress bar for people, JSONL for programs."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -18,39 +19,40 @@ from dreamjax.training.files import replacing, writing
 PLAIN_LINE_SECONDS = 10.0  # how often a piped run prints a line
 
 
+@dataclasses.dataclass
 class Bar:
     """Progress of one phase; made by `Logbook.progress`."""
 
-    def __init__(
-        self,
-        phase: str,
-        total: int,
-        unit: str,
-        done: int,
-        say: Callable[[str], None],
-        rich: Progress | None = None,
-    ):
-        self.phase, self.total, self.unit, self.done = phase, total, unit, done
-        self._first, self._start, self._printed = done, time.monotonic(), time.monotonic()
-        self._say, self._rich, self._note = say, rich, ""
-        if rich is not None:
-            self._task = rich.add_task(phase, total=total, completed=done, rate="", note="")
+    phase: str
+    total: int
+    unit: str
+    done: int
+    say: Callable[[str], None]
+    rich: Progress | None = None
+    note: str = ""
+
+    def __post_init__(self):
+        self._first, self._start = self.done, time.monotonic()
+        self._printed = self._start
+        if self.rich is not None:
+            counts = {"total": self.total, "completed": self.done}
+            self._task = self.rich.add_task(self.phase, **counts, rate="", note="")
 
     def advance(self, amount: int, note: str = "") -> None:
         """Count `amount` more units; `note` is shown beside the rate until the next one."""
         self.done += amount
-        self._note, now = note or self._note, time.monotonic()
+        self.note, now = note or self.note, time.monotonic()
         speed = (self.done - self._first) / max(now - self._start, 1e-9)
-        if self._rich is not None:
+        if self.rich is not None:
             rate = f"{_thousands(speed)} {self.unit}/s"
-            self._rich.update(self._task, completed=self.done, rate=rate, note=self._note)
+            self.rich.update(self._task, completed=self.done, rate=rate, note=self.note)
         elif now - self._printed > PLAIN_LINE_SECONDS or self.done >= self.total:
             self._printed = now
             eta = (self.total - self.done) / speed if speed else math.inf
             left = f", {eta:.0f} s left" if 0 < eta < math.inf else ""
             counts = f"{_thousands(self.done)}/{_thousands(self.total)} {self.unit}"
-            line = f"{self.phase}: {counts}, {_thousands(speed)}/s{left}  {self._note}"
-            self._say(line.rstrip())
+            line = f"{self.phase}: {counts}, {_thousands(speed)}/s{left}  {self.note}"
+            self.say(line.rstrip())
 
 
 class Writer(Protocol):
@@ -60,25 +62,17 @@ class Writer(Protocol):
         """Take the metrics of a phase at a step."""
 
 
+@dataclasses.dataclass(eq=False)
 class Logbook:
-    """Metrics and progress of a run.
+    """Metrics and progress of a run."""
 
-    Args:
-      directory: where `metrics.jsonl` grows; None keeps metrics off the disk.
-      quiet: no progress at all (for library use and tests).
-      writers: who else is given the metrics.
-    """
+    directory: Path | str | None = None  # where `metrics.jsonl` grows; None keeps it off the disk
+    quiet: bool = False  # no progress at all, for library use and tests
+    writers: tuple[Writer, ...] = ()  # who else is given the metrics
 
-    def __init__(
-        self,
-        directory: Path | str | None = None,
-        quiet: bool = False,
-        writers: tuple[Writer, ...] = (),
-    ):
-        self.directory = None if directory is None else Path(directory)
+    def __post_init__(self):
+        self.directory = None if self.directory is None else Path(self.directory)
         self._path = self.directory and self.directory / "metrics.jsonl"
-        self.quiet = quiet
-        self.writers = writers
         self.console = Console()
 
     def say(self, text: str) -> None:
@@ -104,11 +98,7 @@ class Logbook:
             file.write(json.dumps(row).encode() + b"\n")
 
     def rewind(self, phase: str, step: int) -> None:
-        """Drop the rows of `phase` after `step`, which a run that goes on from there logs again.
-
-        Raises:
-          WriteError: the disk refused; the rows are what they were.
-        """
+        """Drop the rows of `phase` after `step`, which are logged again; raises as `replacing`."""
         if self._path is None or not self._path.exists():
             return
         lines = self._path.read_bytes().splitlines(keepends=True)

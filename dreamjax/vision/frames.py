@@ -20,16 +20,10 @@ Block = tuple[Path, ...]
 
 
 class FrameStream:
-    """Batches of frames; batch `step` is a function of the shards, the seed and `step` alone.
+    """Batches of B frames of the shards in `directory`, functions of these, seed and step alone.
 
-    Every frame comes once in each epoch; a batch may span two epochs.
-
-    Args:
-      directory: where the shards are.
-      batch_size: B.
-      seed: at least 0.
-      memory: bytes of frames to hold at once; a block has at least one shard, and one is read
-        ahead.
+    Every frame comes once in each epoch; a batch may span two epochs. `memory` is in bytes of
+    frames to hold; a block has at least one shard, and one is read ahead.
 
     Raises:
       ValueError: no frames there.
@@ -50,11 +44,7 @@ class FrameStream:
         self._coming, self._step = iter(()), None
 
     def batches(self, step: int, count: int) -> np.ndarray:
-        """Batches `step` to `step + count`, uint8 [count, B, 64, 64, 3].
-
-        Raises:
-          ValueError: a shard turned out to be damaged; it was set aside.
-        """
+        """Batches from `step` on, uint8 [count, B, 64, 64, 3]; ValueError: a shard is damaged."""
         if step != self._step:
             self._coming = self._from(step)
         self._step = step + count

@@ -78,10 +78,11 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.dot(a, flat, preferred_element_type=jnp.float32).reshape(-1, *b.shape[1:])
 
 
-def _outer(a: jax.Array, b: jax.Array) -> jax.Array:
-    """[M, ...] x [N, ...] -> [M, N], the gradient of a kernel."""
+def _outer(a: jax.Array, b: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[M, ...] x [N, ...] -> [M, N] as `kernel`, whose gradient it is."""
     a, b = a.reshape(len(a), -1), b.reshape(len(b), -1).astype(a.dtype)
-    return lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    found = lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    return found.reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _rows(kernel: jax.Array) -> jax.Array:
@@ -106,7 +107,7 @@ def _narrow_forward(kernel, image):
 
 def _narrow_backward(saved, gradient):
     kernel, patches, (_, H, W, _) = saved
-    d_kernel = _outer(patches, gradient).reshape(kernel.shape).astype(kernel.dtype)
+    d_kernel = _outer(patches, gradient, kernel)
     return d_kernel, _fold(_product(_rows(kernel), gradient), len(kernel), H, W)
 
 
@@ -146,9 +147,8 @@ def _widen_forward(kernel, image):
 
 def _widen_backward(saved, gradient):
     kernel, image = saved
-    patches = _patches(gradient.astype(kernel.dtype), len(kernel))
-    d_kernel = _outer(patches, image).reshape(kernel.shape).astype(kernel.dtype)
-    return d_kernel, _product(_columns(kernel), patches)
+    d_image, (_, patches, _) = _narrow_forward(kernel, gradient)
+    return _outer(patches, image, kernel), d_image
 
 
 _widen.defvjp(_widen_forward, _widen_backward)
