@@ -93,10 +93,8 @@ def facts_of(world: World, controller: Controller | None) -> dict[str, Any]:
     threshold = world.death_threshold
     if not math.isfinite(threshold):  # JSON knows no infinity
         threshold = math.copysign(1e30, threshold)
-    found = {
-        "step_reward": task.step_reward,
-        "max_steps": task.max_steps,
-        "frame_skip": task.frame_skip,
+    found = {name: getattr(task, name) for name in ("step_reward", "max_steps", "frame_skip")}
+    found |= {
         "title": task.name.replace("-", " ").title(),
         "steps_per_second": task.steps_per_second,
         "death_threshold": threshold,

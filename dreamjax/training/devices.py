@@ -52,10 +52,7 @@ def theirs(function: Callable) -> Callable:
 
 
 def product_dtype(bfloat16: bool | None = None) -> jnp.dtype:
-    """The dtype of products' operands; None is bfloat16 where the device multiplies that faster.
-
-    Sums are float32 in any case.
-    """
+    """Of products' operands (sums are float32); None is bfloat16 where the device is faster so."""
     wanted = multiplies_bfloat16() if bfloat16 is None else bfloat16
     return jnp.dtype(jnp.bfloat16 if wanted else jnp.float32)
 

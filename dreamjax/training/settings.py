@@ -28,10 +28,7 @@ def require_positive(settings: Any, *names: str) -> None:
 
 
 def require_within(settings: Any, **ranges: str) -> None:
-    """Raise SettingError if a field lies outside its range, or is not a number.
-
-    A range is written as "[0, 1)": a bracket includes its end.
-    """
+    """Raise SettingError if a field lies outside its range, such as "[0, 1)", or is no number."""
     for name, text in ranges.items():
         value = getattr(settings, name)
         low, high = (float(end) for end in text[1:-1].split(","))

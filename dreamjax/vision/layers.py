@@ -3,9 +3,10 @@
 The batch is the last axis, so patches are copies of whole rows, and no product needs an operand
 transposed but the kernel. XLA's own gradients of strided convolutions are an order slower on a CPU.
 Only `Layer.look` has it first: of a few frames those rows are short.
-
 Shapes: B batch, C channels and [H, W] of the larger image, D channels and [h, w] of the smaller.
 """
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +40,8 @@ def _windows(frames: jax.Array, size: int) -> jax.Array:
     steps = size // _STRIDE
     x = _moved(frames)[:, : _STRIDE * (h + steps - 1), : _STRIDE * (w + steps - 1)]
     x = x.reshape(B, h + steps - 1, _STRIDE, w + steps - 1, _STRIDE * C)
-    runs = [
-        x[:, i : i + h, row, j : j + w]
-        for i in range(steps)
-        for row in range(_STRIDE)
-        for j in range(steps)
-    ]
+    places = itertools.product(range(steps), range(_STRIDE), range(steps))
+    runs = [x[:, i : i + h, row, j : j + w] for i, row, j in places]
     return lax.bitcast_convert_type(jnp.concatenate(runs, axis=-1), frames.dtype)
 
 

@@ -22,16 +22,7 @@ from dreamjax.training.checkpoint import Store
 from dreamjax.training.devices import cast, product_dtype, theirs
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
-from dreamjax.training.mesh import (
-    AXIS,
-    WHOLE,
-    all_devices,
-    devices_for,
-    on_all,
-    on_own,
-    own_normal,
-    split,
-)
+from dreamjax.training.mesh import AXIS, WHOLE, all_devices, devices_for, on_own, own_normal, split
 from dreamjax.training.settings import SettingError, require_positive, require_within
 from dreamjax.vision.frames import FrameStream
 from dreamjax.vision.layers import Layer
@@ -217,16 +208,13 @@ def initial_state(
     reads: bool = False,
     vision: VAE | None = None,
 ) -> State:
-    """The state before the first step, on every device of `mesh`, by default of all.
-
-    Of `vision`, by default of chance; with a reader beside V if it `reads`.
-    """
+    """The state before the first step, of `vision` or chance, on every device of `mesh` or all."""
     start = jax.jit(optax.scale_by_adam().init)
     model, reader = vision or _untrained(latent_size, key), None
     if reads:
         layer = Layer((latent_size, BANDS), BANDS, rngs=nnx.Rngs(jax.random.fold_in(key, 1)))
         reader = Reader(layer, start(layer))
-    return on_all(State(model, start(model), reader), mesh or all_devices())
+    return split(State(model, start(model), reader), mesh or all_devices(), WHOLE)
 
 
 @partial(jax.jit, static_argnums=0)
