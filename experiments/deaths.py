@@ -60,7 +60,7 @@ def main(config: Config) -> dict[str, list[dict[str, float]]]:
 
 def games(directory: Path) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
     """Of each game: share of red [T], of wall in the upper edge [T], and whether it died."""
-    for shard in rollouts.stream(rollouts.shard_paths(directory)):
+    for _, shard in rollouts.read_all(rollouts.shard_paths(directory)):
         blocks = np.array_split(shard.frames, len(shard.frames) // 2048 + 1)
         parts = zip(*map(looked_at, blocks), strict=True)
         cuts = np.cumsum(shard.lengths)[:-1]

@@ -104,7 +104,7 @@ def train(config: Config, env: Any, params: Any) -> tuple[dict[str, jax.Array], 
     key, key_network, key_reset = jax.random.split(jax.random.key(config.seed), 3)
     features = env.observation_space(params).shape[0]
     network = initial_network(key_network, features, config.hidden)
-    step_all = jax.vmap(env.step, (0, 0, 0, None))
+    step_all = jax.vmap(env.with_survival().step, (0, 0, 0, None))
 
     def play(loop, key, network, params):
         obs, state = loop

@@ -55,7 +55,7 @@ def test_every_variant_is_what_it_says(world, variant, shape, num_actions):
             assert obs.shape == shape and obs.dtype == reward.dtype == jnp.float32
             assert space.contains(obs) and terminated.dtype == truncated.dtype == bool
             assert not any(leaf.weak_type for leaf in jax.tree.leaves(out))
-            told = {"terminated", "truncated", "final_observation", "discount", "survival"}
+            told = {"terminated", "truncated", "final_observation", "discount"}
             assert set(info) == told
     assert len(env.step_env(key, state, action, params)) == 5
     assert np.isfinite(space.sample(jax.random.key(0))).all()
@@ -280,7 +280,7 @@ def test_parameters_are_python_numbers_and_replacing_one_traces_nothing(world):
     assert (step(jax.random.key(1), state, jnp.zeros(1), hot)[0] != plain).any()
     hot = hot.replace(max_steps_in_episode=7, death_threshold=1.0)
     step(jax.random.key(1), state, jnp.zeros(1), hot)
-    assert step._cache_size() == 2  # a float and, in the death threshold, an int
+    assert step._cache_size() == 1
 
 
 def test_made_and_loaded_parameters_are_one(world):
@@ -311,7 +311,7 @@ def test_terminal_states_and_discounts_are_told(world):
         fixed = params.replace(death_threshold=threshold)
         _, after, _, terminated, info = env.step_env(jax.random.key(1), state, jnp.zeros(1), fixed)
         assert bool(terminated) == bool(env.is_terminal(after, fixed)) == dies
-        assert env.discount(after, fixed) == info["discount"] == info["survival"] == 1 - dies
+        assert env.discount(after, fixed) == info["discount"] == 1 - dies
         assert not env.is_terminal(state, fixed)
         _, begun, *_ = env.step(jax.random.key(1), state, jnp.zeros(1), fixed)
         assert not env.is_terminal(begun, fixed)

@@ -1,6 +1,7 @@
 """Encoded rollouts: exact, resumable, tied to the V that made them."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -117,6 +118,13 @@ def test_a_second_call_encodes_only_what_is_missing_or_of_another_v(
     other.mu.bias[...] += 1
     assert encode(other) == [0, 1, 2]
     assert read_latents(tmp_path).vision == checkpoint.digest(other)
+    again = tmp_path / "recorded"
+    shutil.copytree(recorded, again)
+    shard = rollouts.read(again / "shard-00001.npz")  # recorded anew, by other actions
+    rollouts.write(again / "shard-00001.npz", dataclasses.replace(shard, actions=shard.actions - 1))
+    written.clear()
+    encode_rollouts(other, again, tmp_path, log=LOG)
+    assert written == ["shard-00001.npz"]
 
 
 def test_files_that_lack_an_array_are_named(encoded, tmp_path):

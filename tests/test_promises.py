@@ -173,7 +173,7 @@ for hidden in (0, 4):
 found = dreamjax.evolve(0, env, params, controller, controller.num_params, GENERATION)
 assert found.best.dtype == jnp.float32
 problem = dreamjax.DreamProblem(world, 2)
-problem.eval(jax.random.key(5), jnp.zeros((2, 22)), problem.init(jax.random.key(6)))
+problem.eval(jax.random.key(5), jnp.zeros((2, 22), jnp.float32), problem.init(jax.random.key(6)))
 config = VisionConfig(steps=1, batch_size=2)
 given = {"config": config, "task": TASK, "dtype": jnp.dtype(jnp.float32)}
 state = initial_state(6, jax.random.key(7))

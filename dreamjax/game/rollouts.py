@@ -159,21 +159,18 @@ def read(path: Path | str) -> Rollouts:
       DamagedShardError: truncated, empty, bit-flipped or not a shard.
       FileNotFoundError: no such file.
     """
-    arrays = _load(path, [*_DTYPES, "profile"], but_perhaps="ends")
+    arrays = _load(path, [*_DTYPES, "profile"])
     try:
         return Rollouts(**arrays | {"profile": str(arrays["profile"])})
     except (ValueError, IndexError) as error:
         raise DamagedShardError(f"{path} is not a shard of rollouts ({error})") from None
 
 
-def _load(path: Path | str, names: Iterable[str], but_perhaps: str = "") -> dict[str, np.ndarray]:
-    """Arrays of a shard; one, which older shards lack, only where it is there."""
+def _load(path: Path | str, names: Iterable[str]) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             version = int(archive["format"])
-            arrays = {
-                name: archive[name] for name in names if name in archive or name != but_perhaps
-            }
+            arrays = {name: archive[name] for name in names}
     except FileNotFoundError:
         raise
     except UNREADABLE as error:
@@ -189,31 +186,13 @@ def shard_paths(directory: Path | str) -> list[Path]:
     return sorted(path for path in found if re.fullmatch(r"shard-\d{5,}\.npz", path.name))
 
 
-def frame_counts(
-    directory: Path | str, *, strict: bool = False, say: Callable[[str], None] = print
-) -> dict[Path, int]:
-    """Frames of every shard of a directory, read from the small arrays alone.
-
-    Args:
-      directory: where the shards are.
-      strict: raise on a damaged shard instead of setting it aside.
-      say: receives one line for each shard set aside.
-
-    Raises:
-      DamagedShardError: `strict` and a shard is damaged.
-    """
-    lengths = _sound(shard_paths(directory), _lengths, strict, say)
-    return {path: int(steps.sum()) for path, steps in lengths}
+def frame_counts(directory: Path | str, say: Callable[[str], None] = print) -> dict[Path, int]:
+    """Frames of every shard of a directory; damaged ones are set aside, and `say` told of them."""
+    return {path: int(steps.sum()) for path, steps in _lengths(directory, say)}
 
 
-def _episode_counts(directory: Path, say: Callable[[str], None]) -> dict[Path, int]:
-    return {
-        path: len(steps) for path, steps in _sound(shard_paths(directory), _lengths, False, say)
-    }
-
-
-def _lengths(path: Path) -> np.ndarray:
-    return part(path, "lengths")
+def _lengths(directory: Path | str, say: Callable[[str], None]) -> Iterator[tuple[Path, Any]]:
+    return _sound(shard_paths(directory), lambda path: part(path, "lengths"), say)
 
 
 def part(path: Path | str, name: str) -> np.ndarray:
@@ -221,45 +200,28 @@ def part(path: Path | str, name: str) -> np.ndarray:
     return _load(path, [name])[name]
 
 
-def stream(
-    paths: Iterable[Path], *, strict: bool = False, say: Callable[[str], None] = print
-) -> Iterator[Rollouts]:
-    """The shards at `paths`, a few in memory at a time; damaged ones are set aside and skipped.
+def read_all(
+    paths: Iterable[Path], say: Callable[[str], None] = print, ahead: float = MAX_READERS
+) -> Iterator[tuple[Path, Rollouts]]:
+    """`(path, shard)`, a few in memory at a time; damaged ones are set aside and skipped.
 
     A damaged `shard-00003.npz` is renamed `shard-00003.npz.corrupt`; collecting again into its
     directory makes it anew.
 
     Args:
       paths: shards in the order wanted, as from `shard_paths` or `frame_counts`.
-      strict: raise on a damaged shard instead of setting it aside.
       say: receives one line for each shard set aside.
-
-    Raises:
-      DamagedShardError: `strict` and a shard is damaged.
+      ahead: how many at most wait beside the one in use.
     """
-    for _, rollouts in read_all(paths, strict=strict, say=say):
-        yield rollouts
+    return _sound(paths, read, say, ahead)
 
 
-def read_all(
-    paths: Iterable[Path],
-    *,
-    strict: bool = False,
-    say: Callable[[str], None] = print,
-    ahead: float = MAX_READERS,
-) -> Iterator[tuple[Path, Rollouts]]:
-    """As `stream`, each with its path; `ahead` shards at most wait beside the one in use."""
-    return _sound(paths, read, strict, say, ahead)
-
-
-def _sound(paths, load, strict, say, ahead: float = MAX_READERS) -> Iterator[tuple[Path, object]]:
+def _sound(paths, load, say, ahead: float = MAX_READERS) -> Iterator[tuple[Path, Any]]:
     """`(path, load(path))` of the shards that can be read."""
     for path, loading in _read_ahead(paths, load, ahead):
         try:
             yield path, loading.result()
         except DamagedShardError as error:
-            if strict:
-                raise
             path.rename(path.with_name(f"{path.name}.corrupt"))
             say(f"{error}; set aside as {path.name}.corrupt and skipped")
 
@@ -348,27 +310,29 @@ def collect(
     if team.index == 0:
         _claim(directory, task, settings, episodes, log.say)
         files.remove_stale(directory)
-    found = team.first_then_all(lambda: _episode_counts(directory, log.say))
-    missing = [
-        _ShardJob(path, task, policy, int(seed), shard, wanted, min_steps)
-        for shard, path, wanted in _plan(directory, episodes, shard_episodes)
-        if found.get(path, 0) < wanted
-    ]
+    found = team.first_then_all(lambda: dict(_lengths(directory, log.say)))
+    found = {path: len(steps) for path, steps in found.items()}
+    missing = []
+    for shard, first in enumerate(range(0, episodes, shard_episodes)):
+        path, wanted = directory / f"shard-{shard:05d}.npz", min(shard_episodes, episodes - first)
+        if found.get(path, 0) < wanted:
+            job = _ShardJob(path, task, policy, int(seed), shard, wanted, min_steps)
+            missing.append(job)
     jobs = team.own(missing)
     if jobs:
         list(run_jobs(task, "dreamjax.game.env:look", [None]))
         kept = sum(found.values()) - sum(found.get(job.path, 0) for job in missing)
         _record_all(task, jobs, kept, workers, log)
     team.wait("all shards are recorded")
-    frames = team.first_then_all(lambda: frame_counts(directory, say=log.say))
-    held = _episode_counts(directory, log.say)
-    _propose_scale(task, next(iter(frames)), log.say)
-    return Collection(directory, len(frames), sum(held.values()), sum(frames.values()))
+    steps = team.first_then_all(lambda: dict(_lengths(directory, log.say)))
+    _propose_scale(task, next(iter(steps)), log.say)
+    lengths = np.concatenate(list(steps.values()))
+    return Collection(directory, len(steps), len(lengths), int(lengths.sum()))
 
 
 def _propose_scale(task: Task, shard: Path, say: Callable[[str], None]) -> None:
     """Say which `reward_scale` a game's rewards ask for, where the task's is far off."""
-    rewards = np.abs(_load(shard, ["rewards"])["rewards"].astype(float))
+    rewards = np.abs(part(shard, "rewards").astype(float))
     size = np.sqrt((rewards[rewards > 0] ** 2).mean()) if rewards.any() else task.reward_scale
     if task.step_reward is None and not 1 / FAR_OFF < size / task.reward_scale < FAR_OFF:
         say(
@@ -454,7 +418,7 @@ def _reclaimed(path: Path, task: Task, settings: dict, say: Callable[[str], None
         number = int(shard.stem.removeprefix("shard-"))
         return _was_recorded_by(_ShardJob(shard, task, policy, seed, number, size, least))
 
-    if not all(ours for _, ours in _sound(shard_paths(path.parent), is_ours, False, say)):
+    if not all(ours for _, ours in _sound(shard_paths(path.parent), is_ours, say)):
         raise ValueError(
             f"{path} is damaged, and the shards beside it were not recorded by this command, as "
             "far as they tell; give the settings that they were recorded with, or choose another "
@@ -488,12 +452,6 @@ def _was_recorded_by(job: _ShardJob) -> bool:
     )
 
 
-def _plan(directory: Path, episodes: int, size: int) -> Iterator[tuple[int, Path, int]]:
-    """Number, path and episodes of every shard."""
-    for shard, first in enumerate(range(0, episodes, size)):
-        yield shard, directory / f"shard-{shard:05d}.npz", min(size, episodes - first)
-
-
 def _record_all(task, jobs: list[_ShardJob], kept: int, count: int | None, log: Logbook) -> None:
     frames, start = 0, time.monotonic()
 
@@ -517,7 +475,10 @@ def record(env: RealGame, job: _ShardJob, tick: Callable[[int], None]) -> None:
     """Play the episodes of one shard and write it; runs in a worker."""
     kept, seeds = [], []
     for seed in _episode_seeds(job):
-        steps = list(_ticking(policies.play_steps(env, job.policy, seed), tick))
+        steps = []
+        for step in policies.play_steps(env, job.policy, seed):
+            steps.append(step)
+            tick(1)
         if len(steps) >= job.min_steps:
             kept.append(steps)
             seeds.append(seed)
@@ -529,12 +490,6 @@ def record(env: RealGame, job: _ShardJob, tick: Callable[[int], None]) -> None:
             "steps; lower min_steps"
         )
     write(job.path, of_steps(kept, seeds, job.task.profile))
-
-
-def _ticking(steps: Iterable, tick: Callable[[int], None]) -> Iterator:
-    for step in steps:
-        yield step
-        tick(1)
 
 
 def of_steps(episodes: Sequence[list[tuple]], seeds: Sequence[int], profile: str) -> Rollouts:

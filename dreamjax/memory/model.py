@@ -183,7 +183,7 @@ class Memory(nnx.Module):
     ) -> tuple[Carry, Prediction]:
         """Steps in a row, [T, B, ...] of all but a mask [B, ...]; with a fast gradient."""
         restart = (age == 0).astype(jnp.float32)
-        read, dropout = (z, ()) if mask is None else (z * mask.z, (mask.h,))
+        read, dropout = (z, ()) if mask is None else (z * mask.z[None], (mask.h,))
         carry, h = self.run(carry, self.inputs(read, action, age), restart, *dropout)
         return carry, self.predict(product_sequence(h, self.head_kernel[...]), z)
 
