@@ -121,6 +121,7 @@ def dreamt_returns(
     return _play(world.env(), controller, rollouts, jax.random.key(seed), params, weights)
 
 
+@dataclasses.dataclass(eq=False)
 class ExploitAlarm:
     """Real games while C evolves: warns when it gets better at the dream and worse at the game.
 
@@ -128,27 +129,23 @@ class ExploitAlarm:
     arguments are those of `agent.evaluate`, for each check.
     """
 
-    def __init__(
-        self,
-        world: World,
-        controller: Controller,
-        episodes: int,
-        seed: int,
-        log: Logbook,
-        workers: int | None = None,
-    ):
-        how = {"policy": controller, "episodes": episodes, "seed": seed, "workers": workers}
-        self._play = functools.partial(agent.evaluate, world, **how)
-        self._log, self._best = log, None
+    world: World
+    controller: Controller
+    episodes: int
+    seed: int
+    log: Logbook
+    workers: int | None = None
+    _best: tuple | None = dataclasses.field(default=None, init=False)
 
     def __call__(self, weights: jax.Array, dreamt: float) -> dict[str, float]:
         """Play with the weights [D] whose return in the dream is `dreamt`; metric `real`."""
-        returns = self._play(weights).returns
+        how = {"policy": self.controller, "workers": self.workers}
+        returns = agent.evaluate(self.world, weights, self.episodes, self.seed, **how).returns
         real, error = returns.mean(), returns.std() / np.sqrt(len(returns))
         if self._best is None or real > self._best[1]:
             self._best = dreamt, real, error
         elif dreamt > self._best[0] and real < self._best[1] - 2 * np.hypot(error, self._best[2]):
-            self._log.say(
+            self.log.say(
                 f"the dream is being exploited: return {self._best[0]:.0f} to {dreamt:.0f} in the "
                 f"dream but {self._best[1]:.0f} to {real:.0f} in the game; raise "
                 "--dream.temperature or train M on more episodes"
@@ -198,11 +195,7 @@ def flash(colour: Colour, pictures: np.ndarray) -> np.ndarray:
 
 
 def flashes(episodes: Sequence[np.ndarray]) -> dict[str, float]:
-    """How often pictures flash, of whose episodes `flash` [T] is given, and for how long.
-
-    Returns:
-      `rate`, flashes in 1,000 steps, and `length`, their median steps (0 where there are none).
-    """
+    """`rate`, flashes in 1,000 steps, and `length`, their median steps or 0, of `flash` [T]."""
     lengths = []
     for found in episodes:
         edges = np.diff(np.concatenate(([0], found > 0, [0])))

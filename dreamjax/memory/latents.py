@@ -78,11 +78,7 @@ class LatentSequences:
         return self.draw(index, seed), self.actions[index]
 
     def boundary(self, held_out: float = 0.1) -> float:
-        """The place of a seed below which `split` holds an episode out: about `held_out`.
-
-        Raises:
-          ValueError: fewer than two episodes.
-        """
+        """Below which place of a seed `split` holds an episode out; ValueError of but one episode."""
         place = places(self.seeds)
         if len(place) < 2:
             raise ValueError(f"cannot hold out one of {len(place)} episodes; collect more")
@@ -99,11 +95,7 @@ class LatentSequences:
         return self._select(~held), self._select(held)
 
     def below(self, boundary: float) -> "LatentSequences":
-        """The episodes that every M of this `boundary` was kept from.
-
-        Raises:
-          ValueError: there are none.
-        """
+        """The episodes that every M of this `boundary` was kept from; ValueError if there is none."""
         held = places(self.seeds) < boundary
         if not held.any():
             raise ValueError(

@@ -42,13 +42,7 @@ class MDNRNN(Memory):
         c, h = carry
         return c, h * factors
 
-    def run(
-        self,
-        carry: LSTMCarry,
-        inputs: jax.Array,
-        restart: jax.Array,
-        dropout: jax.Array | None = None,
-    ):
+    def run(self, carry: LSTMCarry, inputs: jax.Array, restart: jax.Array, dropout=None):
         """As `Memory.run`."""
         lstm = self.lstm_kernel[...], self.lstm_bias[...]
         factors = jnp.float32(1) if dropout is None else dropout

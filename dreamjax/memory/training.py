@@ -276,10 +276,7 @@ def train_memory(
 
 
 class Trainer:
-    """Compiled updates of one training; the `advance` of `training.fit`.
-
-    Args and errors: as for `train_memory`.
-    """
+    """Compiled updates of one training; the `advance` of `training.fit`, made as `train_memory`."""
 
     def __init__(
         self,
@@ -347,7 +344,6 @@ def check_form(task: Task, config: MemoryConfig) -> None:
 
 @functools.cache
 def _numbers(task: Task, kind: str, variant: tuple[tuple[str, Any], ...]) -> int:
-    """Numbers in an M."""
     form = nnx.eval_shape(lambda: find_kind(kind)(task, rngs=nnx.Rngs(0), **dict(variant)))
     return sum(leaf.size for leaf in jax.tree.leaves(form))
 
@@ -483,8 +479,7 @@ class Layout:
 
     def cut(self, index: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Index [batches, length + 1, lanes] and validity [batches, length, lanes]."""
-        begins = np.arange(self.batches)[:, None] * self.length
-        windows = begins + np.arange(self.length + 1)
+        windows = np.arange(self.batches)[:, None] * self.length + np.arange(self.length + 1)
         return index[windows], valid[windows[:, :-1]]
 
 

@@ -65,8 +65,8 @@ def _held_out(run: Run, world: World, *player: Any) -> dict[str, Any]:
     found["open_loop"] = fidelity.open_loop(world, held, horizon=config.horizon, seed=run.seed)
     young = config.grown(run.task)
     if run.task.ends and (held.lengths > young).any():
-        ages = {"young": young, "old": run.task.max_steps}
-        found["departures"] = departures(world, *player, held, **ages, seed=run.seed)
+        how = {"young": young, "old": run.task.max_steps, "seed": run.seed}
+        found["departures"] = departures(world, *player, held, **how)
     return found
 
 
