@@ -78,7 +78,7 @@ class LatentSequences:
         return self.draw(index, seed), self.actions[index]
 
     def boundary(self, held_out: float = 0.1) -> float:
-        """Below which place of a seed `split` holds an episode out; ValueError of but one episode."""
+        """Below what place of a seed, about `held_out`, `split` holds it out; ValueError of one seed."""
         place = places(self.seeds)
         if len(place) < 2:
             raise ValueError(f"cannot hold out one of {len(place)} episodes; collect more")
@@ -95,7 +95,7 @@ class LatentSequences:
         return self._select(~held), self._select(held)
 
     def below(self, boundary: float) -> "LatentSequences":
-        """The episodes that every M of this `boundary` was kept from; ValueError if there is none."""
+        """The episodes every M of this `boundary` was kept from; ValueError if none."""
         held = places(self.seeds) < boundary
         if not held.any():
             raise ValueError(

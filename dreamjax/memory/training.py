@@ -94,7 +94,8 @@ def with_guesses(
     Dreaming, M reads nothing but its guesses, which are never quite what a game shows; trained on
     real latents alone it trusts them too much. Scheduled sampling (Bengio et al.,
     arXiv:1506.03099) in two passes, as Mihaylova & Martins (arXiv:1906.07651): the first reads
-    what came and guesses. Not in the paper. Guesses and choice come of `normal` [T, B, 2 Z + 2].
+    what came and guesses. Not in the paper. Of `normal` [T, B, 2 Z + 2], standard, come
+    the guesses and the choice.
     """
     Z = batch.z.shape[-1]
     found = predict_sequences(jax.lax.stop_gradient(memory), carry, batch)[2].latent
@@ -149,7 +150,7 @@ def _mean(values: jax.Array, mask: jax.Array, axis: str | None) -> jax.Array:
 
 
 def cross_entropy(logit: jax.Array, end: jax.Array, weight: float) -> jax.Array:
-    """Binary cross-entropy [...], nats, of ends [..., K]; `weight` times as much where one came."""
+    """Nats [...] of logits of ends [..., K], summed; `weight` times as much where an end came."""
     entropy = (jax.nn.softplus(logit) - end * logit) * (1 + (weight - 1) * end)
     return entropy[..., 0] if entropy.shape[-1] == 1 else entropy.sum(axis=-1)
 
@@ -276,7 +277,7 @@ def train_memory(
 
 
 class Trainer:
-    """Compiled updates of one training; the `advance` of `training.fit`, made as `train_memory`."""
+    """Compiled updates, the `advance` of `training.fit`; args and errors as for `train_memory`."""
 
     def __init__(
         self,
