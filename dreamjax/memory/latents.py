@@ -78,7 +78,7 @@ class LatentSequences:
         return self.draw(index, seed), self.actions[index]
 
     def boundary(self, held_out: float = 0.1) -> float:
-        """Below what place of a seed, about `held_out`, `split` holds out; ValueError of one seed."""
+        """Below what place `split` holds seeds out, about `held_out`; ValueError of a single one."""
         place = places(self.seeds)
         if len(place) < 2:
             raise ValueError(f"cannot hold out one of {len(place)} episodes; collect more")

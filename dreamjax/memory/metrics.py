@@ -45,7 +45,7 @@ def memory_metrics(
         nothing, and one around the last z.
       reward_r2: the share of rewards' variance that M foresees; 0 where they do not vary.
       death_loss: the part of the loss that is about ends; this and what follows of an M with ends.
-      deaths: of episodes; what follows is 0 where there are none.
+      deaths: how many episodes ended in death; what follows is 0 where none did.
       death_precision, death_recall: of predicted deaths, at exactly the fatal step.
       lead: mean steps from the first alarm in the last 35 steps to the death, if there was one.
       false_alarms: alarms more than that before a death or where none came, per 1000 steps.

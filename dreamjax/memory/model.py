@@ -221,7 +221,7 @@ class Memory(nnx.Module):
         consumed z yet. `reads` names other parts than `self.reads`.
         """
         names, parts = self.reads if reads is None else reads, self.parts(carry)
-        read = zip((z, *map(parts.get, names)), bounds_of(names, self.bounds), strict=True)
+        read = zip((z, *(parts[k] for k in names)), bounds_of(names, self.bounds), strict=True)
         return jnp.concatenate([jnp.clip(x, -most, most) for x, most in read], axis=-1)
 
     @property
