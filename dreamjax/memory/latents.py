@@ -78,7 +78,7 @@ class LatentSequences:
         return self.draw(index, seed), self.actions[index]
 
     def boundary(self, held_out: float = 0.1) -> float:
-        """Below what place `split` holds seeds out, about `held_out`; ValueError of a single one."""
+        """Below what place `split` holds seeds out, about `held_out`; ValueError of one."""
         place = places(self.seeds)
         if len(place) < 2:
             raise ValueError(f"cannot hold out one of {len(place)} episodes; collect more")
