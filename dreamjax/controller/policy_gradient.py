@@ -266,9 +266,8 @@ class Updates:
         )
         if self.mesh is None:
             return state
-        dreams = {"obs": obs, "env_state": env_state}
-        state = on_all(state.replace(obs=None, env_state=None), self.mesh)
-        return state.replace(**split(dreams, self.mesh))
+        dreams = split({"obs": obs, "env_state": env_state}, self.mesh)
+        return on_all(state.replace(obs=None, env_state=None), self.mesh).replace(**dreams)
 
     def __call__(self, state: Learning, step: int, env_params: Any, whole=None, watch=None):
         """One update, and an evaluation where one is due; the `advance` of `training.fit`."""
@@ -321,9 +320,8 @@ class Updates:
         rows = jax.tree.map(lambda x: x[:: len(x) // draws].reshape(-1, *x.shape[2:]), rows)
         rows = self._laid(rows, WHOLE)  # a minibatch takes of all dreams
         keys = jax.random.split(key, self.config.update_epochs)
-        learnt, losses = jax.lax.scan(
-            lambda x, key: self._epoch(x, key, rows, scales), (network, optimiser), keys
-        )
+        epoch = functools.partial(self._epoch, rows=rows, scales=scales)
+        learnt, losses = jax.lax.scan(epoch, (network, optimiser), keys)
         return learnt, losses.mean()
 
     def _play(self, key: jax.Array, network: Network, loop, env_params: Any):

@@ -470,8 +470,7 @@ def save_controller(
 ) -> None:
     """Store C's weights [D] under `directory`/controller, bound to the world it was evolved in.
 
-    Its form is stored too; None is the world's linear one. ValueError if the weights are of
-    another.
+    Its form is stored too; None is the world's linear one. ValueError: weights of another.
     """
     controller = controller or world.controller()
     weights = _checked_weights(weights, controller)
