@@ -25,8 +25,6 @@ from test_pipeline import TINY
 from dreamjax.controller.population import evaluation_key
 from dreamjax.dream.worlds import blank_models, load_world
 from dreamjax.run import cli
-from dreamjax.run.ledger import OLDER_NAMES, differences
-from dreamjax.run.presets import PRESETS
 from dreamjax.training import devices, stopping
 from dreamjax.training.checkpoint import Store, digest
 
@@ -150,25 +148,6 @@ def test_new_data_is_trained_on_or_refused_never_passed_over(smoke, run, capsys,
     capsys.readouterr()
     assert command("train-vision", run) == 1
     assert "was made with data=" in said(capsys)
-
-
-def test_settings_that_had_other_names_are_still_compared(tmp_path):
-    """Learning that was begun before they had the field's names goes on."""
-    now = {"config": dataclasses.asdict(PRESETS["smoke"].learn), "seed": 0}
-    newer = {new: old for old, new in OLDER_NAMES.items()}
-    older = {"config": {newer.get(name, name): value for name, value in now["config"].items()}}
-    assert "lanes" in older["config"] and "num_envs" not in older["config"]
-    assert not list(differences(older, now, (), tmp_path))
-    now["config"]["gamma"] = 0.5
-    (found,) = differences(older, now, (), tmp_path)
-    assert found == ("gamma", older["config"]["discount"], 0.5)
-
-
-def test_an_evolution_from_before_there_were_components_is_told_apart(tmp_path):
-    config = dataclasses.asdict(PRESETS["smoke"].evolve)
-    older = {"config": {name: value for name, value in config.items() if name != "components"}}
-    assert not list(differences(older, {"config": config | {"components": None}}, (), tmp_path))
-    assert list(differences(older, {"config": config}, (), tmp_path)) == [("components", None, 512)]
 
 
 def test_m_that_diverges_is_stopped_and_can_be_trained_anew(smoke, run, capsys):

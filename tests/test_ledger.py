@@ -20,11 +20,10 @@ from dreamjax.game.rollouts import collect, settings_of, shard_paths
 from dreamjax.memory.latents import places, read_latents
 from dreamjax.run import cli, ledger
 from dreamjax.run.doctor import as_made
-from dreamjax.run.ledger import AGAIN, DONE, FRESH, REFUSE, RESUME, check_game, decide
+from dreamjax.run.ledger import AGAIN, DONE, FRESH, PHASES, REFUSE, RESUME, check_game, decide
 from dreamjax.run.lineage import held_below, is_same, judged_below, way
 from dreamjax.run.presets import PRESETS
 from dreamjax.run.settings import Run
-from dreamjax.run.table import PHASES
 from dreamjax.training.checkpoint import CheckpointError, Store, digest
 from dreamjax.training.logbook import Logbook
 
@@ -122,15 +121,6 @@ def test_what_is_missing_or_damaged(run, spoil, phase, kind, words):
     spoil(run)
     found = decide(of(run), PHASES[phase])
     assert found.kind == kind and words in found.said
-
-
-def test_a_search_from_when_identities_covered_the_arrays_alone_goes_on(run):
-    """The doctor once said that it is refused."""
-    world = load_world(run)
-    world.memory.clock = True  # the arrays are the same, the identity is not
-    save_world(run, world, {})
-    assert Store(run / "evolve").meta()["world"] == digest(world.arrays()) != world.digest()
-    assert decide(as_made(run, PHASES["evolve"]), PHASES["evolve"]).kind == DONE
 
 
 # Paths

@@ -316,9 +316,7 @@ def test_a_game_that_crashes_at_the_same_step_each_time_is_given_up():
         games.reset(range(4), [100, 101, 102, 104])
         for _ in range(2):
             games.step(range(4), np.zeros((4, 2)))
-        words = (
-            "^the game take-cover with seed 101 or 104 was lost 3 times: a worker died of SIG"
-        )
+        words = "^the game take-cover with seed 101 or 104 was lost 3 times: a worker died of SIG"
         with pytest.raises(WorkerError, match=words) as caught:
             games.step(range(4), np.zeros((4, 2)))
     assert "\n" not in str(caught.value)

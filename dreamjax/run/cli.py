@@ -13,9 +13,10 @@ import re
 import shlex
 import sys
 import traceback
+from collections.abc import Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 
@@ -23,7 +24,6 @@ from dreamjax.tasks import TASKS, find_task
 from dreamjax.training import stopping
 from dreamjax.training.settings import SettingError, check_seed
 
-PRESET_NAMES = ("smoke", "quick", "cpu", "paper")
 DEFAULT_PRESET = "quick"
 DEVICES = ("auto", "cpu", "gpu", "tpu")
 _HELP = {"-h", "--help"}
@@ -127,28 +127,21 @@ def _parse(argv: list[str]) -> Any:
     preset = _value_of(argv, "--preset", DEFAULT_PRESET)
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
-    commands = [_phase_command(name, PRESETS[preset], preset) for name in ABOUT]
-    union = Info | Bench | Export | ImportReleased | Doctor | Play
-    for command in commands:
-        union = union | command
+    commands = (_phase_command(name, PRESETS, preset) for name in ABOUT)
+    union = Union[Info, Bench, Export, ImportReleased, Doctor, Play, *commands]  # noqa: UP007
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(union, args=argv, prog="dreamjax", description=__doc__)
     except SystemExit as stop:
-        fault = _setting_error(stop)
-        if fault is not None:
-            raise fault from None
+        fault = stop.__context__
+        while fault is not None:  # a refused setting, which tyro reports at greater length
+            if isinstance(fault, SettingError):
+                raise fault from None
+            fault = fault.__context__
         sys.stderr.write(said.getvalue())
         sys.stdout.flush()
         raise
-
-
-def _setting_error(error: BaseException | None) -> SettingError | None:
-    """The refused setting behind an error, which tyro reports at greater length."""
-    while error is not None and not isinstance(error, SettingError):
-        error = error.__context__
-    return error
 
 
 def _value_of(argv: list[str], option: str, default: str) -> str:
@@ -157,7 +150,7 @@ def _value_of(argv: list[str], option: str, default: str) -> str:
     return [default, *found][-1]  # the last one counts, as for the parser
 
 
-def _phase_command(name: str, config: Any, preset: str) -> Any:
+def _phase_command(name: str, presets: dict[str, Any], chosen: str) -> Any:
     """The subcommand `name` as an annotated dataclass whose defaults are the preset's."""
     from dreamjax.run.settings import RunConfig
 
@@ -166,7 +159,7 @@ def _phase_command(name: str, config: Any, preset: str) -> Any:
         task: Annotated[str, tyro.conf.Positional]  # a game's name, or your own as module:TASK
         run_dir: Path  # everything is written here
         config: Annotated[RunConfig, tyro.conf.arg(name="")]
-        preset: Literal[PRESET_NAMES] = DEFAULT_PRESET
+        preset: Literal[tuple(presets)] = DEFAULT_PRESET
         world: str | None = None  # a shipped world's name, or a folder: dream it, train no other
         seed: int = 0
         device: Literal[DEVICES] = "auto"
@@ -177,8 +170,7 @@ def _phase_command(name: str, config: Any, preset: str) -> Any:
         def __call__(self) -> None:
             _run(self, name)
 
-    Command.__doc__ = ABOUT[name]
-    default = Command(tyro.MISSING, tyro.MISSING, config, preset)
+    default = Command(tyro.MISSING, tyro.MISSING, presets[chosen], chosen)
     return Annotated[Command, tyro.conf.subcommand(name, default=default, description=ABOUT[name])]
 
 
@@ -192,7 +184,7 @@ def _run(command: Any, name: str) -> None:
     from dreamjax.training.writers import WRITERS
 
     check_seed(command.seed)
-    phases, world = None if name in WHOLE else (name,), command.world
+    world = command.world
     if world is not None and name == "train-vision":
         raise ValueError(f"{name}: {world} has its V; leave out --world, or --vision.start-from it")
     task = find_task(command.task)
@@ -204,14 +196,16 @@ def _run(command: Any, name: str) -> None:
     if devices.is_first():
         log = Logbook(directory, writers=tuple(WRITERS[name](directory) for name in command.log))
     run = Run(directory, task, command.seed, command.config, log)
-    {"iterate": iterate}.get(name, run_phases)(run, phases, world)
+    if name == "iterate":
+        iterate(run, world)
+    else:
+        run_phases(run, None if name in WHOLE else (name,), world)
 
 
 def _plan(run: Any, name: str, world: str | None) -> None:
     """Tell what the phases will do in the run, and foretell what those take that are left."""
-    from dreamjax.run.ledger import foretold
+    from dreamjax.run.ledger import PHASES, foretold
     from dreamjax.run.phases import phases_left
-    from dreamjax.run.table import PHASES
 
     if name in (*MEASURING, "iterate"):
         raise ValueError(f"{name} cannot be planned; leave out --dry-run")
@@ -367,20 +361,18 @@ def info() -> dict[str, Any]:
         "games": games(),
         "parameters": {name: parameter_counts(task) for name, task in TASKS.items()},
         "parameters, M as in the paper": {
-            name: parameter_counts(task, heads=tuple(first_heads(task)))
-            for name, task in TASKS.items()
+            name: parameter_counts(task, first_heads(task)) for name, task in TASKS.items()
         },
     }
 
 
-def parameter_counts(task: Any, **variant: Any) -> dict[str, int]:
-    """Numbers in V, M and C of a task, M with `Memory`'s keywords."""
+def parameter_counts(task: Any, heads: Sequence[str] | None = None) -> dict[str, int]:
+    """Numbers in V, M and C of a task; `heads` is what M predicts, if not all that it may."""
     import jax
 
     from dreamjax.controller.model import controller_for
     from dreamjax.dream.worlds import blank_models
 
-    vision, memory = (
-        sum(leaf.size for leaf in jax.tree.leaves(model)) for model in blank_models(task, **variant)
-    )
+    models = blank_models(task, heads=heads)
+    vision, memory = (sum(leaf.size for leaf in jax.tree.leaves(model)) for model in models)
     return {"V": vision, "M": memory, "C": controller_for(task).num_params}

@@ -4,39 +4,31 @@ Each phase is asked after as by the command that made what there is.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dreamjax.dream.worlds import load_controller, load_world
+from dreamjax.dream.worlds import TUNED, load_controller, load_world
 from dreamjax.game import rollouts
 from dreamjax.memory.latents import read_latents
-from dreamjax.run.ledger import OLDER_NAMES, Phase, decide, profiles
-from dreamjax.run.lineage import GIVEN, lies
-from dreamjax.run.settings import CONTROLLERS, Run, RunConfig
-from dreamjax.run.table import PHASES
+from dreamjax.run.ledger import PHASES, Phase, decide, profiles
+from dreamjax.run.lineage import GIVEN, lies, renamed
+from dreamjax.run.settings import CONTROLLERS, DreamConfig, Run, RunConfig
 from dreamjax.tasks import TASKS
 from dreamjax.training.checkpoint import CheckpointError, Store, digest
 from dreamjax.training.logbook import Logbook
 
 TRAINED = ("vision", "memory", *CONTROLLERS)
-TUNED = ("temperature", "death_threshold", "death_noise")
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One part of a run directory.
+    """One part of a run directory."""
 
-    Attributes:
-      part: its folder.
-      there: what it holds.
-      damaged: a line for everything that cannot be used.
-      next: what the command that makes it would do.
-    """
-
-    part: str
-    there: str
-    damaged: tuple[str, ...] = ()
-    next: str = ""
+    part: str  # its folder
+    there: str  # what it holds
+    damaged: Sequence[str] = ()  # a line for everything that cannot be used
+    next: str = ""  # what the command that makes it would do
 
 
 def examine(directory: Path) -> list[Finding]:
@@ -84,32 +76,29 @@ def _made(directory: Path, part: str) -> dict[str, Any]:
 def _config(directory: Path, section: str, made: dict[str, Any]) -> RunConfig:
     """The usual settings, but those of a section as it was made with them."""
     config = RunConfig()
-    told = {OLDER_NAMES.get(name, name): x for name, x in made.get("config", made).items()}
     if section in CONTROLLERS:
-        tuned = {name: made[name] for name in TUNED if name in made}
-        tuned |= {"dropout": made.get("dropout") or 0.0, "bfloat16": made["products"] == "bfloat16"}
-        hidden, dream = made.get("controller_hidden", 0), dataclasses.replace(config.dream, **tuned)
+        tuned = {name: made.get(name) or 0.0 for name in TUNED}
+        dream = DreamConfig(**tuned, bfloat16=made["products"] == "bfloat16")
+        hidden = made.get("controller_hidden", 0)
         config = dataclasses.replace(config, dream=dream, controller_hidden=hidden)
+    told = renamed(made.get("config", made), lambda source: _as_given(source, directory))
+    told = {name: tuple(x) if isinstance(x, list) else x for name, x in told.items()}
     own = getattr(config, section)
     fields = {field.name for field in dataclasses.fields(own)} & told.keys()
-    own = dataclasses.replace(own, **{x: _as_given(directory, x, told[x]) for x in fields})
+    own = dataclasses.replace(own, **{name: told[name] for name in fields})
     return dataclasses.replace(config, **{section: own})
 
 
-def _as_given(directory: Path, name: str, value: Any) -> Any:
-    """A recorded setting as the command line gives it."""
-    if name == "start_from" and value is not None:
-        return None if value == GIVEN else lies(value, directory)
-    if name == "worlds":
-        return tuple(lies(source, directory) for source in value)
-    return tuple(value) if isinstance(value, list) else value
+def _as_given(source: str | None, directory: Path) -> str | None:
+    """The name of a run or world as the command line gives it."""
+    return None if source in (None, GIVEN) else lies(source, directory)
 
 
 def _there(directory: Path, folder: str) -> Finding | None:
     if folder in TRAINED:
         return _trained(directory, folder)
     if folder == "latents":
-        return _encoded(directory)
+        return _encoded(directory / folder)
     if folder in ("rollouts", "played"):
         return _recorded(directory / folder)
     return Finding(folder, "written") if (directory / folder).is_file() else None
@@ -126,23 +115,23 @@ def _recorded(folder: Path) -> Finding | None:
     if claim.exists() and rollouts.claimed(folder) is None:
         damaged.append(f"{claim} is damaged")
     there = f"{episodes:,} episodes, {frames:,} frames"
-    return Finding(folder.name, there, tuple(damaged)) if frames or damaged else None
+    return Finding(folder.name, there, damaged) if frames or damaged else None
 
 
-def _encoded(directory: Path) -> Finding | None:
-    paths = rollouts.shard_paths(directory / "latents")
+def _encoded(folder: Path) -> Finding | None:
+    paths = rollouts.shard_paths(folder)
     try:
-        latents = read_latents(directory / "latents")
+        latents = read_latents(folder)
     except ValueError as error:
-        return Finding("latents", f"{len(paths)} files", (str(error),)) if paths else None
+        return Finding(folder.name, f"{len(paths)} files", [str(error)]) if paths else None
     there = f"{len(latents.lengths):,} episodes of {len(paths)} files, by V {latents.vision[:12]}"
-    return Finding("latents", there)
+    return Finding(folder.name, there)
 
 
 def _trained(directory: Path, part: str) -> Finding | None:
     store = Store(directory / part)
     there = f"steps {', '.join(map(str, store.steps()))}" if store.steps() else "no checkpoint"
-    return Finding(part, there, tuple(store.faults())) if store.directory.is_dir() else None
+    return Finding(part, there, store.faults()) if store.directory.is_dir() else None
 
 
 def _loaded(directory: Path, part: str) -> Finding | None:
@@ -152,15 +141,14 @@ def _loaded(directory: Path, part: str) -> Finding | None:
         return None
     try:
         world = load_world(directory)
-        there = f"{world.task.profile}, {world.digest()[:12]}: V {digest(world.vision)[:12]}, M "
-        if part == "world":
-            return dataclasses.replace(
-                found, there=there + digest(world.memory)[:12], next="dreamt as it is"
-            )
-        weights = load_controller(directory, world)[1]
-        return dataclasses.replace(found, there=f"{len(weights):,} weights", next="it plays")
+        there = f"{world.task.profile}, {world.digest()[:12]}: V {digest(world.vision)[:12]}, "
+        there, after = f"{there}M {digest(world.memory)[:12]}", "dreamt as it is"
+        if part == "controller":
+            there = f"{len(load_controller(directory, world)[1]):,} weights"
+            after = "it plays"
+        return Finding(part, there, found.damaged, after)
     except CheckpointError as error:
-        return Finding(part, "none to use", found.damaged or (str(error),), "is to be made anew")
+        return Finding(part, "none to use", found.damaged or [str(error)], "is to be made anew")
 
 
 def lines(found: list[Finding]) -> list[str]:

@@ -20,11 +20,10 @@ from dreamjax.game.jobs import Played, play
 from dreamjax.game.policies import play_steps
 from dreamjax.memory.latents import posteriors, read_latents
 from dreamjax.memory.metrics import memory_metrics
-from dreamjax.run.ledger import begin
+from dreamjax.run.ledger import CALIBRATE, FIDELITY, begin
 from dreamjax.run.lineage import held_below, untold
 from dreamjax.run.scores import listed, score
 from dreamjax.run.settings import WATCH_SEED, Run
-from dreamjax.run.table import CALIBRATE, FIDELITY
 from dreamjax.tasks import Task
 from dreamjax.training.files import write_json
 from dreamjax.training.logbook import Logbook

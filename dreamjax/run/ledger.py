@@ -8,129 +8,116 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dreamjax import recording
+from dreamjax.dream.env import EnvParams
+from dreamjax.dream.worlds import World, load_controller, load_world
+from dreamjax.game import rollouts
 from dreamjax.game.rollouts import SHAPES, UNREADABLE, by_value, differs, shard_paths
-from dreamjax.run.lineage import is_same
-from dreamjax.run.settings import CONTROLLERS, Run
-from dreamjax.training.checkpoint import CheckpointError, Store
-from dreamjax.training.devices import is_first, team
+from dreamjax.memory.latents import encoded_by, name_of, read_latents
+from dreamjax.run.lineage import (
+    controller_to_learn_on,
+    is_same,
+    judged_below,
+    load_vision,
+    memory_aside,
+    memory_settings,
+    memory_to_train_on,
+    renamed,
+    vision_to_train_on,
+    way,
+    worlds_beside,
+)
+from dreamjax.run.settings import CONTROLLERS, WATCH_SEED, Run
+from dreamjax.training.checkpoint import CheckpointError, Store, digest
+from dreamjax.training.devices import is_first, product_dtype, team
 from dreamjax.training.files import write_json
 
 FRESH, RESUME, DONE, AGAIN, REFUSE = "fresh", "resume", "done", "again", "refuse"
 TASK = "task.json"  # the game by value, as each folder of the run was made with it
 RECORDED = (*SHAPES, "step_reward", "reward_scale")  # fields of a game that shape a run
-FIRST_VALUES = {"components": None, "scaled": False}  # of settings older checkpoints do not tell
-OLDER_NAMES = {  # of settings of `learn`, before they had the field's
-    "lanes": "num_envs",
-    "length": "num_steps",
-    "epochs": "update_epochs",
-    "batches": "num_minibatches",
-    "discount": "gamma",
-    "trace": "gae_lambda",
-    "clip": "clip_eps",
-    "entropy": "ent_coef",
-}
+FIRST_VALUES = {"scaled": False}  # of settings that older checkpoints do not tell
+LOOSE = {"config", "versions", "step", "held_below", "bfloat16"}  # may differ; the last is a wish
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a phase would be made from.
+    """What a phase would be made from."""
 
-    Attributes:
-      facts: identities and settings, which its checkpoints record.
-      values: what the phase itself needs, loaded.
-      total: how much there will be in the end.
-    """
-
-    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
-    values: Any = None
-    total: int = 0
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # that checkpoints record
+    values: Any = None  # what the phase itself needs, loaded
+    total: int = 0  # how much there will be in the end
 
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """What a phase will do in a run, and why.
+    """What a phase will do in a run, and why."""
 
-    Attributes:
-      kind: "fresh", "resume", "done", "again" or "refuse".
-      said: the same in words, with the remedy of a refusal.
-      step: from where it resumes.
-      inputs: what it is made from; None where it is refused.
-      aside: what is kept aside where it begins again.
-      fault: why it is refused.
-    """
-
-    kind: str
-    said: str
-    step: int = 0
-    inputs: Inputs | None = None
-    aside: Sequence[Path] = ()
-    fault: ValueError | None = None
+    kind: str  # "fresh", "resume", "done", "again" or "refuse"
+    said: str  # the same in words, with the remedy of a refusal
+    inputs: Inputs | None = None  # None where it is refused
+    aside: Sequence[Path] = ()  # what is kept aside where it begins again
+    fault: ValueError | None = None  # why it is refused
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One phase of a run.
+    """One phase of a run."""
 
-    Attributes:
-      name: its command.
-      folder: what it writes, below the run's directory.
-      reads: what it would be made from; raises ValueError where that cannot be had.
-      found: of what there is, the facts and how much; None is nothing.
-      section: its settings in `RunConfig`; those that they say may grow may have changed since.
-      task: fields of the game that shape what it writes.
-      aside: the files that give way to new ones where a fact has changed; None is a refusal.
-      remedy: what to do where the data have changed.
-      repeats: whether it measures anew each time, in place of what there is.
-    """
-
-    name: str
-    folder: str
-    reads: Callable[[Run], Inputs]
-    found: Callable[[Run, Inputs], tuple[dict[str, Any], int] | None]
-    section: str = ""
-    task: tuple[str, ...] = RECORDED
+    name: str  # its command
+    folder: str  # what it writes, below the run's directory
+    reads: Callable[[Run], Inputs]  # raises ValueError where that cannot be had
+    # of what there is, the facts and how much, None is nothing; by itself: of its checkpoints
+    found: Callable[[Run, Inputs], tuple[dict[str, Any], int] | None] | None = None
+    section: str = ""  # its settings in `RunConfig`; those in their `grows` may have changed since
+    task: tuple[str, ...] = RECORDED  # fields of the game that shape what it writes
+    # the files that give way to new ones where the named fact has changed; None is a refusal
     aside: Callable[[Run, Inputs, str], Sequence[Path] | None] = lambda *_: None
-    remedy: str = ""
-    repeats: bool = False
+    remedy: str = ""  # what to do where the data have changed
+    repeats: bool = False  # whether it measures anew each time, in place of what there is
 
 
 def decide(run: Run, phase: Phase) -> Decision:
     """What a phase will do in a run; nothing is changed."""
     try:
         check_game(run)
-        inputs = phase.reads(run)
-        return _compared(run, phase, inputs, phase.found(run, inputs))
+        return _compared(run, phase, phase.reads(run))
     except ValueError as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
         return Decision(REFUSE, f"refuses: {said}", fault=error)
 
 
-def _compared(run: Run, phase: Phase, inputs: Inputs, found: tuple | None) -> Decision:
-    """What a phase that can be made will do beside what is `found` of it."""
+def _compared(run: Run, phase: Phase, inputs: Inputs) -> Decision:
+    """What a phase that can be made will do beside what there is of it."""
+    exists = (run.directory / phase.folder).exists()
+    if exists and phase.repeats:
+        return Decision(AGAIN, f"plays again, in place of {phase.folder}", inputs)
+    found = phase.found(run, inputs) if phase.found else _trained(run.store(phase.folder))
     if found is None:
-        anew = " anew" if (run.directory / phase.folder).exists() else ""
-        return Decision(FRESH, f"begins{anew}", inputs=inputs)
-    if phase.repeats:
-        return Decision(AGAIN, f"plays again, in place of {phase.folder}", inputs=inputs)
+        return Decision(FRESH, "begins anew" if exists else "begins", inputs)
     made, done = found
     grows = getattr(getattr(run.config, phase.section, None), "grows", ())
     for name, old, new in differences(made, inputs.facts, grows, run.directory):
         aside = phase.aside(run, inputs, name)
         if aside is not None:
-            return Decision(AGAIN, f"begins again: {name} was {old}, now {new}", 0, inputs, aside)
+            return Decision(AGAIN, f"begins again: {name} was {old}, now {new}", inputs, aside)
         remedy = phase.remedy if name == "data" else "use another run directory"
         raise CheckpointError(
             f"{run.directory / phase.folder} was made with {name}={old}, now {name}={new}; "
             f"{remedy.format(run.directory)}, or remove that folder to make it anew"
         )
     if done < inputs.total:
-        return Decision(RESUME, f"goes on from {done:,} of {inputs.total:,}", done, inputs)
-    return Decision(DONE, f"is done, at {done:,}", done, inputs)
+        return Decision(RESUME, f"goes on from {done:,} of {inputs.total:,}", inputs)
+    return Decision(DONE, f"is done, at {done:,}", inputs)
+
+
+def _trained(store: Store) -> tuple[dict[str, Any], int] | None:
+    return (store.meta(), store.meta()["step"]) if store.steps() else None
 
 
 def begin(run: Run, phase: Phase) -> Inputs:
@@ -192,12 +179,8 @@ def differences(
 
 
 def _flat(facts: dict[str, Any], grows: Iterable[str]) -> dict[str, Any]:
-    config = facts.get("config", {})
-    older = OLDER_NAMES if "lanes" in config else {}
-    flat = facts | {older.get(name, name): value for name, value in config.items()}
-    loose = {"config", "versions", "step", "held_below", *grows}
-    loose |= {"bfloat16"} if "products" in facts else set()  # what was wished
-    return json.loads(json.dumps({k: x for k, x in flat.items() if k not in loose}))
+    flat = facts | facts.get("config", {})
+    return json.loads(json.dumps({k: x for k, x in flat.items() if k not in {*LOOSE, *grows}}))
 
 
 def _agree(name: str, old: Any, new: Any, home: Path) -> bool:
@@ -223,16 +206,14 @@ def check_game(run: Run) -> None:
                 f"{run.directory / part} is of the game {profile}, not of {run.task.name}'s "
                 f"{run.task.profile}; choose another directory"
             )
-    told = [
-        (run.directory / x, *field) for x, game in _games(run).items() for field in game.items()
-    ]
-    for folder, name, old in told:
-        new = by_value(run.task, [name])[name] if hasattr(run.task, name) else old
-        if folder.exists() and differs(old, new):
-            raise CheckpointError(
-                f"{folder} was made with {name} {old!r} of {run.task.name}, which is now {new!r}; "
-                "undo that, or use another run directory"
-            )
+    for part, game in _games(run).items():
+        folder, known = run.directory / part, (name for name in game if hasattr(run.task, name))
+        for name, new in by_value(run.task, known).items():
+            if folder.exists() and differs(game[name], new):
+                raise CheckpointError(
+                    f"{folder} was made with {name} {game[name]!r} of {run.task.name}, which is "
+                    f"now {new!r}; undo that, or use another run directory"
+                )
 
 
 def _games(run: Run) -> dict[str, dict[str, Any]]:
@@ -265,3 +246,156 @@ def profiles(directory: Path) -> Iterator[tuple[str, str]]:
         store = Store(directory / part)
         if store.steps():
             yield part, store.meta()["profile"]
+
+
+# What each phase is made from
+
+
+def _told(run: Run, config: Any, **facts: Any) -> dict[str, Any]:
+    """What the checkpoints of a training record of the run, its settings and `facts`."""
+    told = renamed(dataclasses.asdict(config), lambda source: way(source, run.directory))
+    game = {"task": run.task.name, "profile": run.task.profile, "seed": run.seed}
+    return {**game, "config": told, **facts}
+
+
+def _collect(run: Run) -> Inputs:
+    config = run.config.collect
+    how = {"policy": config.policy, "min_steps": config.min_steps}
+    rollouts.check_request(run.task, run.rollouts, config.episodes, **how)
+    return Inputs(rollouts.settings_of(run.task, seed=run.seed, **how), how, config.episodes)
+
+
+def _vision(run: Run) -> Inputs:
+    frames = [(path.name, int(x.sum())) for path, x in _lengths(run.rollouts)]
+    if not frames:
+        raise ValueError(f"no rollouts in {run.rollouts}; collect some first")
+    config, data = run.config.vision, name_of(sum(count for _, count in frames), frames)
+    facts = _told(run, config, data=data, products=str(product_dtype(config.bfloat16)))
+    return Inputs(facts, vision_to_train_on(run), config.steps)
+
+
+def _lengths(directory: Path) -> Iterator[tuple[Path, np.ndarray]]:
+    """The lengths of the episodes of each shard that can be read."""
+    for path in shard_paths(directory):
+        with contextlib.suppress(rollouts.DamagedShardError):
+            yield path, rollouts.part(path, "lengths")
+
+
+def _encode(run: Run) -> Inputs:
+    shards = [path.name for part in (run.rollouts, run.played) for path in shard_paths(part)]
+    if not shards:
+        raise ValueError(f"no rollouts in {run.rollouts}; collect some first")
+    vision = load_vision(run)
+    return Inputs({"vision": digest(vision)}, (vision, shards), len(shards))
+
+
+def _memory(run: Run) -> Inputs:
+    vision, latents, config = load_vision(run), read_latents(run.latents), memory_settings(run)
+    ours = digest(vision)
+    if latents.vision != ours:
+        raise CheckpointError(
+            f"{run.latents} was encoded by V {latents.vision[:12]}, but this run's V is "
+            f"{ours[:12]}; run encode again"
+        )
+    facts = {"vision": ours, "data": latents.name, "held_out_by": "seed"}
+    facts["products"] = str(product_dtype(config.bfloat16))
+    facts["held_below"] = judged_below(run, config, latents)
+    loaded = vision, latents, config, memory_to_train_on(run, config, vision)
+    return Inputs(_told(run, config, **facts), loaded, config.steps)
+
+
+def _search(run: Run, section: str) -> Inputs:
+    """The world, its dream, the form of C, the weights to learn on, and the worlds beside it."""
+    world, learns, config = load_world(run.directory), section == "learn", run.config
+    beside = worlds_beside(run, world) if learns else []
+    params, controller = dream_of(run, world), world.controller(config.hidden(run.task, section))
+    facts = {"world": world.digest(), "products": str(product_dtype(config.dream.bfloat16))}
+    facts |= {"beside": [x.digest()[:12] for x in beside], "dropout": params.dropout}
+    for name in ("temperature", "death_threshold", "death_noise"):
+        facts[name] = float(getattr(params, name))
+    facts["controller_hidden"], own = controller.hidden, getattr(config, section)
+    start = controller_to_learn_on(run, controller) if learns else None
+    total = own.updates if learns else own.generations
+    return Inputs(_told(run, own, **facts), (world, params, controller, start, beside), total)
+
+
+def dream_of(run: Run, world: World) -> EnvParams:
+    """A world's dream as the run's settings have it."""
+    dream = run.config.dream
+    return dream.of(world).params(dtype=product_dtype(dream.bfloat16))
+
+
+def _player(run: Run) -> Inputs:
+    """V, M and C awake."""
+    world = load_world(run.directory)
+    return Inputs(values=(world, *load_controller(run.directory, world)))
+
+
+def played(run: Run, by: Path | None = None, episodes: int | None = None) -> Inputs:
+    """What `record` is to play: C of this run, or of the run at `by` so many in all."""
+    player = dataclasses.replace(run, directory=by or run.directory)
+    world, controller, weights = _player(player).values
+    first = len(shard_paths(player.played)) if by else 0
+    games = run.played, episodes or run.config.collect.episodes, run.seed + WATCH_SEED
+    asked = recording.Recording(world, weights, *games, controller, first)
+    return Inputs({"player": asked.player[:12]}, asked, len(asked.paths))
+
+
+# What there is of them, and what of that gives way
+
+
+def _collected(run: Run, inputs: Inputs) -> tuple[dict[str, Any], int] | None:
+    episodes, told = [len(x) for _, x in _lengths(run.rollouts)], rollouts.claimed(run.rollouts)
+    return (told or {}, sum(episodes)) if episodes or told else None
+
+
+def _encoded(run: Run, inputs: Inputs) -> tuple[dict[str, Any], int] | None:
+    by = {path.name: encoded_by(path) for path in shard_paths(run.latents)}
+    ours, known = inputs.facts["vision"], [vision for vision in by.values() if vision]
+    made = {"vision": next((vision for vision in known if vision != ours), ours)}
+    return (made, sum(by.get(x) == ours for x in inputs.values[1])) if known else None
+
+
+def _recorded(run: Run, inputs: Inputs) -> tuple[dict[str, Any], int] | None:
+    ours, others, damaged = inputs.values.sort()
+    made = {"player": "another, or in other games"} if others else {}
+    done = len(set(inputs.values.paths) & set(ours))
+    return (made, done) if ours + others + damaged else None
+
+
+def _played_aside(run: Run, inputs: Inputs, changed: str) -> Sequence[Path]:
+    """Another agent's shards, and what V saw in them."""
+    shards = inputs.values.sort()[1]
+    seen = [run.latents / path.name for path in shards]
+    return [*shards, *(path for path in seen if path.exists())]
+
+
+COLLECT = Phase("collect", "rollouts", _collect, _collected, "collect")
+VISION = Phase(
+    "train-vision",
+    "vision",
+    _vision,
+    section="vision",
+    task=("latent_size", "salient"),
+    remedy="run collect, which makes again what was set aside, use another run directory",
+)
+ENCODE = Phase("encode", "latents", _encode, _encoded, "", ("latent_size",), lambda *_: ())
+MEMORY = Phase(
+    "train-memory",
+    "memory",
+    _memory,
+    section="memory",
+    task=(*RECORDED, "latent_size", "hidden_size", "num_mixtures", "reads_restart"),
+    aside=memory_aside,
+    remedy="to train on with these, add --memory.start-from {}",
+)
+READS = ("controller_reads", "controller_bias")
+EVOLVE, LEARN = (
+    Phase(x, x, partial(_search, section=x), section=x, task=READS) for x in CONTROLLERS
+)
+EVALUATE = Phase("evaluate", "results.json", _player, repeats=True)
+FIDELITY = Phase("fidelity", "fidelity.json", _player, repeats=True)
+RECORD = Phase("record", "played", played, _recorded, aside=_played_aside)
+CALIBRATE = Phase("calibrate", "world", lambda run: Inputs(), lambda *_: None)
+_ALL = (COLLECT, VISION, ENCODE, MEMORY, EVOLVE, LEARN, EVALUATE, RECORD, FIDELITY, CALIBRATE)
+PHASES = {phase.name: phase for phase in _ALL}

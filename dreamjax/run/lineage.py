@@ -6,8 +6,8 @@ A run's files name another by the way there, where the two lie together: so they
 import contextlib
 import dataclasses
 import os
-import re
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from dreamjax.dream.moments import moments_of
 from dreamjax.dream.worlds import (
     World,
     blank_models,
-    first_heads,
     folder_of,
     known_kind,
     load_controller,
@@ -65,18 +64,25 @@ def lies(name: str, home: Path) -> str:
 def is_same(old: str | None, new: str | None, home: Path) -> bool:
     """Whether a name in the files of the run at `home` is `way`'s of now, perhaps after a move.
 
-    Older files have absolute paths: of a round that of the run before, of an M trained on that of
-    its own run.
+    Older files have paths as they were given: absolute ones of the run before a round, and of an M
+    trained on that of its own run.
     """
-    if old is None or new is None or (home / old).resolve() == (home / new).resolve():
-        return old == new or None not in (old, new)
-    older, name = Path(old).is_absolute(), Path(old).name
-    if new == "..":
-        return older and home.name == "round-1"
-    if new == ".":
-        return older and (home / "memory-1").exists()
-    is_round = re.fullmatch(r"round-\d+", name)
-    return name == (home / new).resolve().name and bool(is_round or not (home / old).exists())
+    if None in (old, new):
+        return old == new
+    then, now = (home / old).resolve(), (home / new).resolve()
+    if new in (".", "..") and then != now:
+        is_kin = home.name == "round-1" if new == ".." else (home / "memory-1").exists()
+        return is_kin and Path(old).is_absolute()
+    gone = not then.exists() or then.name.startswith("round-")
+    return then == now or (gone and then.name == now.name)
+
+
+def renamed(config: dict[str, Any], name: Callable[[str | None], Any]) -> dict[str, Any]:
+    """Settings of a training, in which `name` names the runs and worlds."""
+    named = {"start_from": name(config["start_from"])} if "start_from" in config else {}
+    if "worlds" in config:
+        named["worlds"] = [name(source) for source in config["worlds"]]
+    return config | named
 
 
 def link(source: Path, target: Path) -> None:
@@ -85,28 +91,22 @@ def link(source: Path, target: Path) -> None:
         copy = target / path.relative_to(source)
         if path.is_file() and not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                _linked(path, copy)
+            try:
+                os.link(path, copy)
+            except FileExistsError:
+                pass
+            except OSError:  # another disk, or one without links
+                half = copy.with_name(f".{copy.name}.{os.getpid()}")
+                shutil.copy2(path, half)
+                os.replace(half, copy)
 
 
-def _linked(path: Path, copy: Path) -> None:
-    try:
-        os.link(path, copy)
-    except FileExistsError:
-        raise
-    except OSError:  # another disk, or one without links
-        half = copy.with_name(f".{copy.name}.{os.getpid()}")
-        shutil.copy2(path, half)
-        os.replace(half, copy)
-
-
-def load_vision(run: Run):
+def load_vision(run: Run) -> VAE:
     """The V that a run trained, or else the V of the world that was handed to it."""
     store = run.store("vision")
     if not store.directory.exists() and (run.directory / "world").exists():
         return load_world(run.directory).vision
-    vision, _ = blank_models(run.task)
-    return store.load(vision, prefix=".model")[0]
+    return store.load(blank_models(run.task)[0], prefix=".model")[0]
 
 
 def vision_to_train_on(run: Run) -> VAE | None:
@@ -133,29 +133,28 @@ def _vision_of(source: Path | str, task: Task) -> VAE:
 
 def _is_trained_on_from(run: Run, theirs: str) -> bool:
     """Whether the run's V began as the V of that digest, so that M finds its latents again."""
-    store = run.store("vision")
-    source = store.meta()["config"].get("start_from") if store.steps() else None
-    return (
-        source is not None and digest(_vision_of(lies(source, run.directory), run.task)) == theirs
-    )
+    source = _meta(run.store("vision")).get("config", {}).get("start_from")
+    if source is None:
+        return False
+    return digest(_vision_of(lies(source, run.directory), run.task)) == theirs
 
 
 def was_given_a_world(run: Run) -> bool:
     """Whether the run goes on from a world that it was given, or did so."""
-    trains_v = (run.directory / "vision").exists()
-    return (run.directory / GIVEN).exists() or (_has_given(run) and not trains_v)
-
-
-def _has_given(run: Run) -> bool:
-    store = run.store("world")
-    return bool(store.steps()) and "source" in store.meta()
+    has_given, trains_v = "source" in _meta(run.store("world")), (run.directory / "vision").exists()
+    return (run.directory / GIVEN).exists() or (has_given and not trains_v)
 
 
 def keep_given(run: Run) -> None:
     """Keep the world that a run was given, and its C, beside the one that it will make."""
-    if is_first() and was_given_a_world(run) and _has_given(run):
+    if is_first() and was_given_a_world(run) and "source" in _meta(run.store("world")):
         for part in ("controller", "world"):
             link(run.directory / part, run.directory / GIVEN / part)
+
+
+def _meta(store: Store) -> dict[str, Any]:
+    """What the newest checkpoint tells; nothing where there is none."""
+    return store.meta() if store.steps() else {}
 
 
 def memory_settings(run: Run) -> MemoryConfig:
@@ -163,8 +162,7 @@ def memory_settings(run: Run) -> MemoryConfig:
     config, given = run.config.memory, str(run.directory / GIVEN)
     if config.start_from == CHANCE:
         return dataclasses.replace(config, start_from=None)
-    store = run.store("memory")
-    began = store.meta()["config"].get("start_from") if store.steps() else GIVEN
+    began = _meta(run.store("memory")).get("config", {"start_from": GIVEN})["start_from"]
     if config.start_from is not None or began != GIVEN or not was_given_a_world(run):
         return config
     memory = load_world(_there(run, given)).memory
@@ -191,12 +189,13 @@ def judged_below(run: Run, config: MemoryConfig, latents: LatentSequences) -> fl
     Raises:
       CheckpointError: M of `start_from` was trained on some of what would be held out.
     """
-    own, store = latents.boundary(config.held_out), run.store("memory")
-    goes_on = store.steps() and store.meta().get("data") == latents.name
+    own = latents.boundary(config.held_out)
+    goes_on = _meta(run.store("memory")).get("data") == latents.name
     if config.start_from is None or goes_on:
         return own
     source = _there(run, config.start_from)
-    theirs = held_below(source, _meta_of(source))
+    store = Store(folder_of(source) / "memory")
+    theirs = held_below(source, _meta(store) or world_meta(source))
     if own > theirs:
         more = f"set --memory.held-out {theirs}" if config.held_out > theirs else ""
         raise CheckpointError(
@@ -214,67 +213,59 @@ def held_below(source: Path | str, made: Any) -> float:
       source: the run or world that it is of.
       made: how it was made, as its checkpoint or its world tells.
     """
-    while isinstance(made, dict) and "held_below" not in made:
-        if "config" in made:  # from before that was told
-            return _counted(Path(source) / "latents", made)
+    while isinstance(made, dict) and not {"held_below", "config"} & made.keys():
         made = made.get("world", made.get("made"))
-    return made["held_below"] if isinstance(made, dict) else 1.0
-
-
-def _counted(directory: Path, made: dict[str, Any]) -> float:
-    """`held_below` of an older M, by the episodes that it was trained on if they are there."""
+    if not isinstance(made, dict):
+        return 1.0
+    if "held_below" in made:
+        return made["held_below"]
     if made.get("held_out_by") != "seed":
-        return 0.0  # of older ones still nothing tells what they were kept from
+        return 0.0  # nothing tells what so old an M was kept from
     share = made["config"]["held_out"]
-    with contextlib.suppress(ValueError):
-        latents = read_latents(directory)
+    with contextlib.suppress(ValueError):  # by the episodes that it was trained on, if still there
+        latents = read_latents(Path(source) / "latents")
         return latents.boundary(share) if latents.name == made["data"] else share
     return share
 
 
-def is_bound(run: Run, vision: VAE, memory: Memory) -> bool:
-    """Whether the run's world is of these V and M already."""
-    store = run.store("world")
-    if not store.steps():
-        return False
-    found = store.meta()
-    return (found["vision"], found["memory"]) == (digest(vision), digest(memory))
-
-
 def bind(run: Run, vision: VAE, memory: Memory, latents: LatentSequences) -> None:
-    """Judge and calibrate M on the held-out episodes; save V, M and starts as the run's world."""
-    made = run.store("memory").meta()
+    """Judge and calibrate M on the held-out episodes; save V, M and starts as the run's world.
+
+    Nothing where its world is of these V and M already.
+    """
+    made, bound = run.store("memory").meta(), _meta(run.store("world"))
+    if bound and (bound["vision"], bound["memory"]) == (digest(vision), digest(memory)):
+        return
     train, held = latents.split(made["config"]["held_out"])
     threshold = calibrated_threshold(memory, held)
     starts = (jnp.asarray(part) for part in latents.starts(NUM_STARTS))
     tuned = {"death_threshold": threshold, "death_noise": 1.0}
-    tuned["dropout"] = made["config"].get("dropout") or None
+    tuned["dropout"] = made["config"]["dropout"] or None
     moments = moments_of(memory, train, run.config.memory.moments, run.seed)
     world = World(run.task, vision, memory, *starts, **tuned, moments=moments)
     metrics = memory_metrics(memory, held) | {"death_threshold": threshold}
     run.log.log("held-out", made["step"], metrics)
     run.log.say("M on held-out episodes: " + listed(metrics))
-    save_world(
-        run.directory, world, portable(untold(made), run.directory) | {"steps": made["step"]}
-    )
+    told = portable(untold(made), run.directory) | {"steps": made["step"]}
+    save_world(run.directory, world, told)
 
 
-def trains_itself_on(run: Run, changed: str) -> bool:
-    """Whether M is to be trained on with new data in its own run, where it is at its end.
+def memory_aside(run: Run, _: Any, changed: str) -> Sequence[Path] | None:
+    """M's checkpoints, where it is to be trained on with new data in its own run.
 
     Raises:
       CheckpointError: it is not at its end.
     """
     source = run.config.memory.start_from
     if source is None or changed != "data" or Path(source).resolve() != run.directory.resolve():
-        return False
+        return None
     memory, _ = _memory_of(source, run.task)
     if digest(memory) != digest(load_world(run.directory).memory):
         raise CheckpointError(
             f"M of {run.directory} has not been trained to its end; run train-memory without "
             "--memory.start-from on its old data first, or remove its folder to make it anew"
         )
-    return True
+    return list((run.directory / "memory").iterdir())
 
 
 def untold(made: dict[str, Any]) -> dict[str, Any]:
@@ -285,11 +276,7 @@ def untold(made: dict[str, Any]) -> dict[str, Any]:
 
 def portable(made: dict[str, Any], home: Path) -> dict[str, Any]:
     """`made`, to hand on: of what M or C went on from, or dreamt beside, the names, no paths."""
-    config = dict(made["config"])
-    if config.get("start_from") is not None:
-        config["start_from"] = (home / config["start_from"]).resolve().name
-    if "worlds" in config:
-        config["worlds"] = [(home / source).resolve().name for source in config["worlds"]]
+    config = renamed(made["config"], lambda source: source and (home / source).resolve().name)
     return made | {"config": config}
 
 
@@ -355,30 +342,21 @@ def memory_to_train_on(run: Run, config: MemoryConfig, vision: VAE) -> Memory | 
     return memory
 
 
-def _meta_of(source: Path | str) -> dict[str, Any]:
-    """How the M that `_memory_of` gives was made."""
-    store = Store(folder_of(source) / "memory")
-    return store.meta() if store.steps() else world_meta(source)
-
-
 def _memory_of(source: Path | str, task: Task) -> tuple[Memory, str]:
     """The newest M of a run, or that of a world, and the digest of its V."""
     store = Store(folder_of(source) / "memory")
-    if not store.steps():
+    meta = _meta(store)
+    if not meta:
         world = load_world(source)
         return world.memory, digest(world.vision)
-    meta = store.meta()
+    known_kind(meta["config"], store.directory)
     had = {name: meta["config"].get(name, 0) for name in VARIANT}
-    had |= {name: meta["config"][name] for name in FORM if meta["config"].get(name) is not None}
-    if "kind" not in meta["config"]:
-        had["heads"] = first_heads(task)
-    had["kind"] = known_kind(meta["config"], store.directory)
+    had |= {name: meta["config"][name] for name in FORM if meta["config"][name] is not None}
     memory = store.load(blank_models(task, **had)[1], prefix=".memory")[0]
-    return memory, meta.get("vision", "unknown")
+    return memory, meta["vision"]
 
 
 def _check_grows(memory: Memory, config: MemoryConfig) -> None:
-    """Refuse an M of another form than is asked for."""
     ours = config.kind, config.hidden_size or memory.hidden_size
     if ours != (kind_of(memory), memory.hidden_size):
         raise CheckpointError(

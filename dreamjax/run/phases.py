@@ -39,20 +39,12 @@ from dreamjax.game.rollouts import collect, frame_counts, shard_paths
 from dreamjax.memory.latents import encode_rollouts
 from dreamjax.memory.training import check_form, train_memory
 from dreamjax.recording import record
-from dreamjax.run import pictures, table
+from dreamjax.run import ledger, pictures
 from dreamjax.run.fidelity import calibrate_phase, fidelity_phase
-from dreamjax.run.ledger import Inputs, Phase, begin, check_game
-from dreamjax.run.lineage import (
-    GIVEN,
-    bind,
-    is_bound,
-    keep_given,
-    portable,
-    was_given_a_world,
-)
+from dreamjax.run.ledger import Inputs, Phase, begin, check_game, dream_of
+from dreamjax.run.lineage import GIVEN, bind, keep_given, portable, was_given_a_world
 from dreamjax.run.scores import print_results, published, score
 from dreamjax.run.settings import CONTROLLERS, WATCH_SEED, Run, RunConfig
-from dreamjax.run.table import dream_of
 from dreamjax.training.checkpoint import Store, versions
 from dreamjax.training.devices import (
     agreed,
@@ -73,42 +65,40 @@ BASELINES = ("uniform", "blind")
 
 def collect_phase(run: Run) -> None:
     """Record real episodes."""
-    begin(run, table.COLLECT)
-    config = run.config.collect
-    how = {"policy": config.policy, "min_steps": config.min_steps, "workers": run.config.workers}
-    collect(run.task, run.rollouts, config.episodes, run.seed, **how, log=run.log, team=team())
+    how = begin(run, ledger.COLLECT).values | {"workers": run.config.workers}
+    episodes = run.config.collect.episodes
+    collect(run.task, run.rollouts, episodes, run.seed, **how, log=run.log, team=team())
 
 
 def vision_phase(run: Run) -> None:
     """Train V on the recorded frames."""
     team().first_then_all(lambda: frame_counts(run.rollouts, say=run.log.say))
-    made = begin(run, table.VISION)
+    made = begin(run, ledger.VISION)
     kept = _kept(run, "vision", made) | {"vision": made.values}
     train_vision(run.seed, run.task, run.rollouts, run.config.vision, **kept)
 
 
 def encode_phase(run: Run) -> None:
     """Encode the recorded frames with V."""
-    vision = begin(run, table.ENCODE).values
-    for part in (run.rollouts, run.played):
-        if shard_paths(part):
-            encode_rollouts(vision, part, run.latents, log=run.log, team=team())
+    vision, _ = begin(run, ledger.ENCODE).values
+    for part in filter(shard_paths, (run.rollouts, run.played)):
+        encode_rollouts(vision, part, run.latents, log=run.log, team=team())
 
 
 def memory_phase(run: Run) -> None:
     """Train M on the latents, judge it on held-out episodes, and bind V, M and starts."""
-    made = begin(run, table.MEMORY)
+    made = begin(run, ledger.MEMORY)
     vision, latents, config, began = made.values
     keep_given(run)
     kept = _kept(run, "memory", made) | {"memory": began}
     memory = train_memory(run.seed, run.task, latents, config, **kept)
-    if is_first() and not is_bound(run, vision, memory):
+    if is_first():
         bind(run, vision, memory, latents)
 
 
 def evolve_phase(run: Run) -> None:
     """Evolve C inside the dream."""
-    made = begin(run, table.EVOLVE)
+    made = begin(run, ledger.EVOLVE)
     world, params, controller, *_ = made.values
     kept = _kept(run, "evolve", made) | {"directions": _directions(run, world, controller)}
     if kept["directions"] is None:
@@ -136,7 +126,7 @@ def _directions(run: Run, world: World, controller: Controller) -> jax.Array | N
 
 def learn_phase(run: Run) -> None:
     """Learn C inside the dream by policy gradient."""
-    made = begin(run, table.LEARN)
+    made = begin(run, ledger.LEARN)
     (world, params, controller, start, beside), config = made.values, run.config.learn
     dreams = [params, *(dream_of(run, other) for other in beside)]
     if run.task.moments if config.moments is None else config.moments:
@@ -148,12 +138,10 @@ def learn_phase(run: Run) -> None:
 
 
 def _kept(run: Run, folder: str, made: Inputs) -> dict[str, Any]:
-    """What a training reports to, where it is kept, and what is told with it."""
     return {"log": run.log, "store": run.store(folder), "meta": made.facts}
 
 
 def _save(run: Run, phase: str, made: Inputs, found: Evolution | Learning) -> None:
-    """Save the controller that did best in the dream."""
     if not np.isfinite(found.best_score):
         raise ValueError(f"{phase} has evaluated no C yet; raise --{SEARCHES[phase]}")
     told, (world, _, controller, *_) = portable(made.facts, run.directory), made.values
@@ -174,7 +162,7 @@ def evaluate_phase(run: Run) -> None:
 
     The processes of a job share the games; the first writes.
     """
-    world, controller, weights = begin(run, table.EVALUATE).values
+    world, controller, weights = begin(run, ledger.EVALUATE).values
     config = run.config.evaluate
     played = {"policy": controller, "log": run.log, "workers": run.config.workers}
     own = evaluate(world, weights, config.episodes, run.seed, team=team(), **played)
@@ -208,18 +196,16 @@ def _report(run: Run, ours: np.ndarray, beside: dict[str, np.ndarray]) -> None:
 
 def _returns(run: Run, policy: str) -> np.ndarray:
     """Returns of a policy in the evaluation's games."""
-    episodes, own = run.config.evaluate.baseline_episodes, NONE_PLAYED
+    episodes = run.config.evaluate.baseline_episodes
     seeds = team().own(evaluation_seeds(run.seed, episodes))
-    if seeds:
-        how = {"workers": run.config.workers, "log": run.log, "phase": policy}
-        own = play(run.task, policy, seeds, **how)
+    how = {"workers": run.config.workers, "log": run.log, "phase": policy}
+    own = play(run.task, policy, seeds, **how) if seeds else NONE_PLAYED
     return together(own.returns, episodes)
 
 
-def record_phase(run: Run, phase: Phase = table.RECORD) -> None:
+def record_phase(run: Run, phase: Phase = ledger.RECORD) -> None:
     """Record the evolved agent at play, for M to learn from (the paper's iterative procedure)."""
-    asked = begin(run, phase).values
-    record(asked, log=run.log, workers=run.config.workers, team=team())
+    record(begin(run, phase).values, log=run.log, workers=run.config.workers, team=team())
 
 
 PHASES: dict[str, Callable[[Run], None]] = {
@@ -236,7 +222,6 @@ ASIDE = {  # phases that no run needs
     "fidelity": fidelity_phase,
     "calibrate": calibrate_phase,
 }
-DATA = ("encode", "train-memory")  # what a run that was given a world does with episodes of its own
 
 
 def phases_of(config: RunConfig) -> tuple[str, ...]:
@@ -248,8 +233,8 @@ def phases_left(run: Run, world: str | None = None) -> tuple[str, ...]:
     """The phases of a whole run that goes on from what it was given: `world`, or one before."""
     if world is None and not was_given_a_world(run):
         return phases_of(run.config)
-    own = shard_paths(run.rollouts) or shard_paths(run.played)
-    return (*(DATA if own else ()), run.config.controller, "evaluate")
+    own = shard_paths(run.rollouts) or shard_paths(run.played)  # episodes for the world's M
+    return (*(("encode", "train-memory") if own else ()), run.config.controller, "evaluate")
 
 
 def run_phases(run: Run, phases: tuple[str, ...] | None = None, world: str | None = None) -> None:
@@ -305,17 +290,14 @@ def export(directory: Path, target: Path) -> None:
       CheckpointError: the run has no world.
     """
     world, controller = load_world(directory), Store(directory / "controller")
-    facts = {name: _document(directory / f"{name}.json") for name in ("results", "fidelity")}
+    files = (directory / f"{name}.json" for name in ("results", "fidelity"))
+    facts = {path.stem: json.loads(path.read_text()) if path.exists() else None for path in files}
     facts["world"] = Store(directory / "world").meta()
     form = weights = None
     if controller.steps():
         form, weights = load_controller(directory, world)
         facts |= {"controller": controller.meta(), "dream": controller.meta()["dream"]}
     export_world(target, world, weights, facts, form)
-
-
-def _document(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 @contextlib.contextmanager
@@ -328,13 +310,10 @@ def _locked(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            file.seek(0)
             raise ValueError(
-                f"{directory} is in use by process {file.read().strip() or 'unknown'}; "
+                f"{directory} is in use by process {path.read_text().strip() or 'unknown'}; "
                 "wait for it or choose another directory"
             ) from None
         with writing(path):
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            path.write_text(str(os.getpid()))
         yield

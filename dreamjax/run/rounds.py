@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from dreamjax.dream.worlds import load_world, save_world
-from dreamjax.run.ledger import AGAIN, decide
+from dreamjax.run.ledger import AGAIN, EVALUATE, RECORD, decide, played
 from dreamjax.run.lineage import link, memory_settings
 from dreamjax.run.phases import record_phase, run_phases
 from dreamjax.run.settings import Run
-from dreamjax.run.table import EVALUATE, RECORD, played
 from dreamjax.training.devices import is_first, wait_for_all
 from dreamjax.training.files import writable
 from dreamjax.training.logbook import Logbook
@@ -23,15 +22,10 @@ from dreamjax.training.logbook import Logbook
 KEPT = ("vision", "latents", "played")  # what a round begins with
 
 
-def iterate(run: Run, phases: tuple[str, ...] | None = None, world: str | None = None) -> None:
-    """Do a whole run, and then round after round; the same call resumes.
-
-    Args:
-      run: the run; its `iterate` settings say how many rounds.
-      phases, world: of the run before the first round, as for `run_phases`.
-    """
+def iterate(run: Run, world: str | None = None) -> None:
+    """Do a whole run, in `world` if it is given one, and then rounds; the same call resumes."""
     if not _judged(run):
-        run_phases(run, phases, world)
+        run_phases(run, world=world)
     rounds = [run]
     for number in range(1, run.config.iterate.rounds + 1):
         rounds.append(_round(rounds[-1], run.directory / f"round-{number}", number))
@@ -45,8 +39,13 @@ def _judged(run: Run) -> bool:
 
 
 def _round(before: Run, directory: Path, number: int) -> Run:
-    """One round, from where it stopped."""
-    run = _after(before, directory)
+    """One round, from where it stopped; its M goes on from that of the run `before`."""
+    steps = before.config.iterate.memory_steps or before.config.memory.steps
+    source = str(before.directory)
+    memory = dataclasses.replace(memory_settings(before), start_from=source, steps=steps)
+    config = dataclasses.replace(before.config, memory=memory)
+    log = Logbook(writable(directory)) if is_first() else Logbook(quiet=True)
+    run = dataclasses.replace(before, directory=directory, config=config, log=log)
     if _judged(run):
         return run
     before.log.say(f"round {number}: C plays, and M learns from it, in {directory}")
@@ -64,18 +63,7 @@ def _round(before: Run, directory: Path, number: int) -> Run:
     return run
 
 
-def _after(before: Run, directory: Path) -> Run:
-    """The run whose M goes on from that of `before`."""
-    steps = before.config.iterate.memory_steps or before.config.memory.steps
-    source = str(before.directory)
-    memory = dataclasses.replace(memory_settings(before), start_from=source, steps=steps)
-    config = dataclasses.replace(before.config, memory=memory)
-    log = Logbook(writable(directory)) if is_first() else Logbook(quiet=True)
-    return dataclasses.replace(before, directory=directory, config=config, log=log)
-
-
 def _say(rounds: list[Run]) -> None:
-    """The table of all rounds."""
     log = rounds[0].log
     log.say(f"{'round':<8}{'dream':>8}{'game':>16}{'n':>6}   95 % interval")
     for number, run in enumerate(rounds):

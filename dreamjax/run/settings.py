@@ -6,12 +6,7 @@ from typing import Literal
 
 from dreamjax.controller.evolution import EvolveConfig
 from dreamjax.controller.policy_gradient import LearnConfig
-from dreamjax.dream.env import (
-    check_death_noise,
-    check_death_threshold,
-    check_dropout,
-    check_temperature,
-)
+from dreamjax.dream import env
 from dreamjax.dream.worlds import SEARCHES, TUNED, World
 from dreamjax.fidelity.departures import WINDOW
 from dreamjax.memory.training import MemoryConfig
@@ -50,19 +45,14 @@ class DreamConfig:
 
     def of(self, world: World) -> World:
         """`world`, its dream tuned as asked for."""
-        asked = {name: getattr(self, name) for name in TUNED}
-        tuned = {name: value for name, value in asked.items() if value is not None}
-        return dataclasses.replace(world, **tuned)
+        return dataclasses.replace(world, **self._asked())
+
+    def _asked(self) -> dict[str, float]:
+        return {name: x for name in TUNED if (x := getattr(self, name)) is not None}
 
     def __post_init__(self):
-        if self.temperature is not None:
-            check_temperature(self.temperature)
-        if self.death_noise is not None:
-            check_death_noise(self.death_noise)
-        if self.dropout is not None:
-            check_dropout(self.dropout)
-        if self.death_threshold is not None:
-            check_death_threshold(self.death_threshold)
+        for name, value in self._asked().items():
+            getattr(env, f"check_{name}")(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +82,7 @@ class FidelityConfig:
     young: int | None = None  # age of the games that dreams leave; None is of the task's ages
 
     def __post_init__(self):
-        names = (field.name for field in dataclasses.fields(self) if field.name != "young")
-        require_positive(self, *names)
+        require_positive(self, *(x.name for x in dataclasses.fields(self) if x.name != "young"))
         if self.young is not None and (self.young < 1 or self.young % WINDOW):
             raise SettingError(f"fidelity.young must be a multiple of {WINDOW}, got {self.young}")
 
