@@ -257,7 +257,7 @@ def memory_update(task: Task, config: MemoryConfig) -> tuple[Call, int]:
     config = dataclasses.replace(config, steps=1, steps_per_call=1, bfloat16=True)
     trainer = memory_training.Trainer(0, task, random_latents(config, task), config)
     layout = trainer.layout
-    plan = memory_training._plan(range(1), layout.batches, trainer._epoch_plan)
+    plan = trainer._plan(range(1))
     given = trainer.initial(), trainer.frames, plan, trainer._key_noise
     fixed = {"config": config, "mesh": trainer.mesh}
     return Call(memory_training._updates, *given, **fixed), layout.lanes * layout.length

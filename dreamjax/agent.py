@@ -7,7 +7,6 @@ that are looked at together.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,12 +19,11 @@ from dreamjax.game.env import engine_seed
 from dreamjax.game.jobs import NONE_PLAYED, Played
 from dreamjax.game.vector import VectorGame
 from dreamjax.game.workers import games_beside
-from dreamjax.memory.model import Carry, Memory, reset
+from dreamjax.memory.model import Carry, reset
 from dreamjax.tasks import FRAME_SHAPE, Task
 from dreamjax.training.devices import cast, product_dtype
 from dreamjax.training.logbook import Bar, Logbook
 from dreamjax.training.team import Team
-from dreamjax.vision.model import VAE
 
 BATCH = 16  # frames that V sees at once: enough to fill a matrix product, few enough to wait for
 GAMES = 3 * BATCH  # games at once: two batches play while V sees the third
@@ -93,8 +91,7 @@ class Agent:
         self._carry, *found = _act(
             self._policy, self._form, self._key, self._weights, self._arrays, self._carry, *now
         )
-        action, z = (np.asarray(column)[:shown] for column in found)
-        return action, z
+        return tuple(np.asarray(column)[:shown] for column in found)
 
 
 def batch_size() -> int:
@@ -115,7 +112,8 @@ def _times() -> int:
 def _act(policy, form, key, weights, arrays, carry, slots, frames, seeds, age):
     """The next carry, the actions and the latents; compiled once for all agents of a policy."""
     models = jax.tree.unflatten(form, arrays)
-    keys = jax.vmap(functools.partial(_noise_key, key))(seeds, age)
+    seeded = jax.vmap(jax.random.fold_in, (None, 0))(key, seeds)
+    keys = jax.vmap(jax.random.fold_in)(seeded, age)
     act = functools.partial(jax.vmap(policy, (None, 0)), weights)
     theirs = jax.tree.map(lambda part: part[slots], carry)
     theirs, action, obs = step_awake(act, keys, models, theirs, frames, age)
@@ -123,18 +121,7 @@ def _act(policy, form, key, weights, arrays, carry, slots, frames, seeds, age):
     return carry, action, obs[:, : models[1].latent_size]
 
 
-def _noise_key(key: jax.Array, seed: jax.Array, age: jax.Array) -> jax.Array:
-    return jax.random.fold_in(jax.random.fold_in(key, seed), age)
-
-
-def step_awake(
-    act: Callable[[jax.Array], jax.Array],
-    keys: jax.Array,
-    models: tuple[VAE, Memory],
-    carry: Carry,
-    frames: jax.Array,
-    age: jax.Array,
-) -> tuple[Carry, jax.Array, jax.Array]:
+def step_awake(act, keys, models, carry, frames, age) -> tuple[Carry, jax.Array, jax.Array]:
     """Encode, act, remember: C reads (z, carry) before M consumes z and the action.
 
     Args:
@@ -196,37 +183,34 @@ def evaluate(
     if episodes <= 0:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     seeds = (team or Team()).own(evaluation_seeds(seed, episodes))
-    if not seeds:
-        return NONE_PLAYED
+    log = log or Logbook(quiet=True)
+    player = world, weights, policy, seed
+    return play_seeds("evaluate", *player, seeds, Tape(), log, workers) if seeds else NONE_PLAYED
+
+
+def play_seeds(phase, world, weights, policy, seed, seeds, tape, log, workers=None) -> Played:
+    """`play_all` of games and an agent made for it; arguments as for `evaluate`."""
     games = games_at_once(world.task, len(seeds), workers)
     agent = Agent(world, weights, games, jax.random.key(seed), policy)
-    log = log or Logbook(quiet=True)
     with (
         VectorGame(world.task, games, workers) as game,
-        log.progress("evaluate", len(seeds), "episodes") as bar,
+        log.progress(phase, len(seeds), "episodes") as bar,
     ):
-        return play_all(agent, game, seeds, bar, Tape())
+        return play_all(agent, game, seeds, bar, tape)
 
 
 def watch(
     world: World, weights: Any, seed: int, steps: int, policy: Policy | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Play an evaluation's first episode, at most `steps` of it.
-
-    Other arguments and errors: as for `evaluate`.
+    """Play an evaluation's first episode, at most `steps` of it; the rest as for `evaluate`.
 
     Returns:
       frames uint8 [T, 64, 64, 3], the latents [T, Z] that V saw in them, and the actions [T, A].
     """
     task = dataclasses.replace(world.task, max_steps=min(world.task.max_steps, steps))
-    agent, reel = Agent(world, weights, 1, jax.random.key(seed), policy), _Reel()
-    with (
-        VectorGame(task, 1) as game,
-        Logbook(quiet=True).progress("watch", 1, "episodes") as bar,
-    ):
-        play_all(agent, game, evaluation_seeds(seed, 1), bar, reel)
-    frames, latents, actions = map(np.stack, zip(*reel.steps, strict=True))
-    return frames, latents, actions
+    player, reel = (dataclasses.replace(world, task=task), weights, policy, seed), _Reel()
+    play_seeds("watch", *player, evaluation_seeds(seed, 1), reel, Logbook(quiet=True))
+    return tuple(map(np.stack, zip(*reel.steps, strict=True)))
 
 
 class Tape:
@@ -246,20 +230,14 @@ class _Reel(Tape):
         self.steps = []
 
     def add(self, episodes, frames, latents, actions, rewards, ends) -> None:
-        """As `Tape`."""
         self.steps.append((frames[0], latents[0], actions[0]))
 
 
 def play_all(agent: Agent, game: VectorGame, seeds: list[int], bar: Bar, tape: Tape) -> Played:
     """Play each seed once; a slot goes on with the next seed when its episode ends.
 
-    The agent acts as soon as it can fill a batch, while the other games play.
-
-    Args:
-      agent, game: as many games in both, at most one for each seed.
-      seeds: of the episodes.
-      bar: counts the episodes.
-      tape: hears of their steps.
+    The agent acts as soon as it can fill a batch, while the other games play. Agent and game are of
+    as many games, at most one for each seed; `bar` counts episodes, `tape` hears of their steps.
 
     Raises:
       WorkerError: the game could not be kept running.
@@ -313,21 +291,17 @@ class _Table:
         if went.any():
             self._note(slots[went], rewards[went], ends[went])
         self._frames[slots], self._begun[slots] = frames, False
-        for episode in self._episode[slots[over]]:
-            self._finish(int(episode))
+        for episode in map(int, self._episode[slots[over]]):
+            self._tape.end(episode)
+            self._finished.append(self.played.returns[episode])
+            self._bar.advance(1, f"mean {np.mean(self._finished):.0f}")
         self.begin(slots[over])
         return slots[~over]
 
     def _note(self, slots: np.ndarray, rewards: np.ndarray, ends: np.ndarray) -> None:
-        """Count a step of each of these slots' episodes."""
         episodes = self._episode[slots]
         seen = self._frames[slots], self._latents[slots], self._actions[slots]
         self._tape.add(episodes, *seen, rewards, ends)
         self.played.lengths[episodes] += 1
         self.played.returns[episodes] += rewards
         self.played.terminated[episodes] = ends >= 0
-
-    def _finish(self, episode: int) -> None:
-        self._tape.end(episode)
-        self._finished.append(self.played.returns[episode])
-        self._bar.advance(1, f"mean {np.mean(self._finished):.0f}")

@@ -12,11 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from dreamjax.agent import Agent, Tape, evaluation_seeds, games_at_once, play_all
+from dreamjax.agent import Agent, Tape, evaluation_seeds, play_seeds
 from dreamjax.controller.population import Policy
 from dreamjax.dream.worlds import World
 from dreamjax.game import rollouts
-from dreamjax.game.vector import VectorGame
 from dreamjax.memory.latents import first_frames
 from dreamjax.tasks import Task
 from dreamjax.training import files
@@ -31,24 +30,15 @@ PLAYERS = "players.json"
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """Real episodes that V, M and C are to record: whose they are, and what of them is there.
-
-    Attributes:
-      world, weights: the agent.
-      directory: of the shards, beside which is kept which agent played which.
-      episodes: how many; rounded up to whole shards.
-      seed: chooses the games, which are none of any evaluation's.
-      policy: as for `Agent`.
-      first: shards before this one are others' to play.
-    """
+    """Real episodes that V, M and C are to record: whose they are, and what of them is there."""
 
     world: World
-    weights: Any
-    directory: Path
-    episodes: int
-    seed: int
-    policy: Policy | None = None
-    first: int = 0
+    weights: Any  # C's
+    directory: Path  # of the shards, beside which is kept which agent played which
+    episodes: int  # how many; rounded up to whole shards
+    seed: int  # chooses the games, which are none of any evaluation's
+    policy: Policy | None = None  # as for `Agent`
+    first: int = 0  # shards before this one are others' to play
 
     @property
     def paths(self) -> list[Path]:
@@ -108,13 +98,8 @@ def record(asked: Recording, *, log: Logbook, workers: int | None = None, team: 
     """Record real episodes of V, M and C, as `rollouts.collect` does those of blind policies.
 
     Shards are written as their episodes end; one that this agent has played already is not played
-    again, and a damaged one is set aside.
-
-    Args:
-      asked: what is to be recorded.
-      log: shows progress.
-      workers: processes; the number of cores by default.
-      team: the processes that share the shards among them.
+    again, and a damaged one is set aside. `team` shares the shards; other arguments as for
+    `evaluate`.
 
     Raises:
       ValueError: another agent has recorded in the directory, or this one in other games.
@@ -125,14 +110,10 @@ def record(asked: Recording, *, log: Logbook, workers: int | None = None, team: 
     missing = [path for path in team.own(asked.paths) if path not in there]
     if not missing:
         return
-    seeds, task = [seed for path in missing for seed in asked.seeds(path)], asked.world.task
-    games = games_at_once(task, len(seeds), workers)
-    agent = Agent(asked.world, asked.weights, games, jax.random.key(asked.seed), asked.policy)
-    with (
-        VectorGame(task, games, workers) as game,
-        log.progress("record", len(seeds), "episodes") as bar,
-    ):
-        play_all(agent, game, seeds, bar, ShardTape(missing, seeds, task))
+    seeds = [seed for path in missing for seed in asked.seeds(path)]
+    tape = ShardTape(missing, seeds, asked.world.task)
+    player = asked.world, asked.weights, asked.policy, asked.seed
+    play_seeds("record", *player, seeds, tape, log, workers)
 
 
 def _claimed(asked: Recording, log: Logbook, first: bool) -> list[Path]:
@@ -153,34 +134,22 @@ def _claimed(asked: Recording, log: Logbook, first: bool) -> list[Path]:
 
 
 class ShardTape(Tape):
-    """Writes every `SHARD` episodes as a shard, as soon as they are over.
-
-    Args:
-      paths: where the shards go.
-      seeds: of the episodes, `SHARD` for each path.
-      task: the game.
-    """
+    """Writes every `SHARD` episodes as a shard of `paths`, as soon as they are over."""
 
     def __init__(self, paths: list[Path], seeds: list[int], task: Task):
         self._paths, self._seeds, self._task = paths, seeds, task
         self._steps, self._ended = {}, set()
 
     def add(self, episodes, frames, latents, actions, rewards, ends) -> None:
-        """As `Tape`."""
-        del latents
         for episode, *step in zip(episodes, frames, actions, rewards, ends, strict=True):
             self._steps.setdefault(episode, []).append(step)
 
     def end(self, episode: int) -> None:
-        """As `Tape`; writes the shard that this completes."""
         self._ended.add(episode)
         shard = episode // SHARD
         episodes = range(shard * SHARD, (shard + 1) * SHARD)
         if self._ended.issuperset(episodes):
-            rollouts.write(self._paths[shard], self._stacked(episodes))
-
-    def _stacked(self, episodes: range) -> rollouts.Rollouts:
-        """These episodes, which are then forgotten."""
-        seeds = self._seeds[episodes.start : episodes.stop]
-        played = [self._steps.pop(number) for number in episodes]
-        return rollouts.of_steps(played, seeds, self._task.profile)
+            seeds = self._seeds[episodes.start : episodes.stop]
+            played = [self._steps.pop(number) for number in episodes]
+            whole = rollouts.of_steps(played, seeds, self._task.profile)
+            rollouts.write(self._paths[shard], whole)

@@ -12,7 +12,12 @@ from probes import Balance, ProbeParams
 
 from dreamjax.actions import Box, Choice, Keys
 from dreamjax.controller.heads import BoxHead, ChoiceHead, KeysHead, head_of
-from dreamjax.controller.model import LinearController, MLPController, controller_for, start_weights
+from dreamjax.controller.model import (
+    LinearController,
+    MLPController,
+    checked_weights,
+    controller_for,
+)
 from dreamjax.controller.policy_gradient import LearnConfig, learn
 from dreamjax.tasks import CAR_RACING, TAKE_COVER
 
@@ -192,11 +197,10 @@ def test_rescaled_weights_do_for_features_what_the_others_do_for_scaled_ones(hid
 
 def test_learning_begins_from_weights_that_fit():
     controller = MLPController(5, KEYS, 7)
-    own = start_weights(None, controller, jax.random.key(3))
-    np.testing.assert_array_equal(own, controller.initial(jax.random.key(3)))
-    np.testing.assert_array_equal(start_weights(own, controller, jax.random.key(4)), own)
+    own = controller.initial(jax.random.key(3))
+    np.testing.assert_array_equal(checked_weights(own, controller.num_params), own)
     with pytest.raises(ValueError, match=r"start must be 50 finite weights, got shape \[49\]"):
-        start_weights(own[1:], controller, jax.random.key(4))
+        checked_weights(own[1:], controller.num_params)
 
 
 # Learning

@@ -187,11 +187,15 @@ def test_stable_baselines_way_of_many_dreams(world):
             ValueError,
             r"bool \[5\], got bool\[2\]",
         ),
-        (lambda envs: (envs.reset(), envs.step(np.ones((2, 1)))), ValueError, r"of shape \(5, 1\)"),
+        (
+            lambda envs: (envs.reset(), envs.step(np.ones((2, 1)))),
+            ValueError,
+            r"have shape \(5, 1\)",
+        ),
         (
             lambda envs: (envs.reset(), envs.step(np.full((LANES, 1), np.nan))),
             ValueError,
-            "an action is none of Box",
+            "it must be finite",
         ),
     ],
 )
@@ -206,7 +210,9 @@ def test_bad_calls_are_one_clear_line(world, call, error, message):
 def test_choices_that_are_none_are_refused(world, choices):
     envs = many(world, actions="discrete", observation="z")
     envs.reset(seed=0)
-    with pytest.raises(ValueError, match="an action is none of Discrete"):
+    with pytest.raises(
+        ValueError, match="the action is .* it must be (from 0 to 2|a whole number)"
+    ):
         envs.step(np.array(choices))
 
 

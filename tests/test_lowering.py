@@ -83,7 +83,7 @@ def test_updates_of_m(small_task, num_events):
         profile=small_task.profile,
     )
     run = Trainer(0, small_task, played, config)
-    plan = training._plan(range(2), run.layout.batches, run._epoch_plan)
+    plan = run._plan(range(2))
     lowers(training._updates, run.initial(), run.frames, plan, run._key_noise, config, run.mesh)
 
 

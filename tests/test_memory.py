@@ -1,6 +1,7 @@
 """M against NumPy and SciPy; its training against what it must not depend on."""
 
 import dataclasses
+import math
 import os
 import signal
 
@@ -399,13 +400,14 @@ def test_an_m_that_gains_events_predicts_the_usual_as_before(task):
 )
 @pytest.mark.parametrize("num_events", [0, 2])
 def test_heads_share_out_all_outputs_by_name(told, names, num_events):
-    shapes = heads.layout(6, 5, num_events, told, 3)
+    how = {"rngs": nnx.Rngs(0), "num_events": num_events, "heads": told}
+    shapes = MDNRNN(small(CAR_RACING, ends=("goal", "crash", "fuel")), **how).layout
     usual = ("logits", "mean", "logstd")
     events = ("event_mean", "event_logstd", "event_weights") if num_events else ()
     assert tuple(shapes) == (*usual, *events, *names), "the paper's come first and the end last"
     covered = [i for place in heads.places(shapes).values() for i in range(place.start, place.stop)]
-    assert covered == list(range(heads.width(shapes)))
-    out = draw(0, 4, heads.width(shapes))
+    out = draw(0, 4, sum(map(math.prod, shapes.values())))
+    assert covered == list(range(out.shape[1]))
     found = heads.named(out, shapes)
     assert {name: x.shape[1:] for name, x in found.items()} == shapes
     flat = [np.reshape(x, (4, -1)) for x in found.values()]
@@ -423,7 +425,8 @@ def test_heads_share_out_all_outputs_by_name(told, names, num_events):
 
 def test_an_m_has_the_heads_that_its_task_names_or_fewer():
     memory = MDNRNN(small(CAR_RACING), rngs=nnx.Rngs(0), num_events=2)
-    assert memory.head_kernel.shape == (12, heads.width(memory.layout))
+    *_, last = heads.places(memory.layout).values()
+    assert memory.head_kernel.shape == (12, last.stop)
     assert memory.layout["end"] == (2,) and memory.layout["reward"] == ()
     first = heads.places(memory.layout)["event_weights"].start
     assert np.flatnonzero(memory.head_bias[...]).tolist() == [first], "events begin as rare"
@@ -778,8 +781,9 @@ def test_an_update_takes_the_carry_passes_it_on_and_draws_its_own_noise():
     )
     frames = training_module.on_device(latents, 1)
     config = MemoryConfig(batch_size=1, sequence_length=20, bfloat16=False)
-    state = training_module.initial_state(MDNRNN(task, rngs=nnx.Rngs(0)), 1, config)
-    zero, ones = state.memory.initial_carry((1,)), (jnp.ones((1, 12)), jnp.ones((1, 12)))
+    memory = MDNRNN(task, rngs=nnx.Rngs(0))
+    zero, ones = memory.initial_carry((1,)), (jnp.ones((1, 12)), jnp.ones((1, 12)))
+    state = training_module.State(memory, training_module._optimiser(config).init(memory), zero)
     index = np.arange(20, 41, dtype=np.int32)[:, None]  # no frame of it restarts
 
     def after(step, first, carry):

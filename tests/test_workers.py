@@ -90,7 +90,7 @@ def fake_task():
 
 def played_by(name):
     """A task whose game a function of this file makes."""
-    game = {"profile": "counter", "make": f"test_workers:{name}", "crop": None}
+    game = {"profile": "counter", "make": f"test_workers:{name}", "crop": None, "step_reward": None}
     return dataclasses.replace(TAKE_COVER, actions=Box((-1, -1), (1, 1)), **game)
 
 
@@ -316,7 +316,7 @@ def test_a_game_that_crashes_at_the_same_step_each_time_is_given_up():
         games.reset(range(4), [100, 101, 102, 104])
         for _ in range(2):
             games.step(range(4), np.zeros((4, 2)))
-        words = "^the game with seed 101 or 104 was lost 3 times: a worker died of SIGKILL"
+        words = "^the game take-cover with seed 101 or 104 was lost 3 times: a worker died of SIG"
         with pytest.raises(WorkerError, match=words) as caught:
             games.step(range(4), np.zeros((4, 2)))
     assert "\n" not in str(caught.value)
@@ -355,7 +355,7 @@ def test_a_worker_that_dies_as_it_starts_leaves_nothing(clean_up):
         list(run_jobs(task, "test_workers:lengthy", ["a"], workers=1, retries=1))
     assert len(clean_up) == 6
     with (
-        pytest.raises(WorkerError, match="game with seed 5 was lost 2 times"),
+        pytest.raises(WorkerError, match="game take-cover with seed 5 was lost 2 times"),
         VectorGame(task, 1, retries=1) as games,
     ):
         games.reset([0], [5])

@@ -20,12 +20,8 @@ SPREAD = 128**0.5  # deviation of an output under steps of 1 along all component
 def directions(controller: LinearController, features: np.ndarray, count: int) -> jax.Array:
     """Weights [S, D], S = K * O or with a bias (K + 1) * O; outputs deviate as their components do.
 
-    Those of all components together move an output by `SPREAD`, a bias by 1.
-
-    Args:
-      controller: C.
-      features: [N, F] examples of what it reads.
-      count: K; fewer where the examples span fewer.
+    Those of all components together move an output by `SPREAD`, a bias by 1. `features` [N, F]
+    are examples of what C reads, and `count` is K; fewer where they span fewer.
     """
     features = np.asarray(features, np.float64)
     center, size = features.mean(0), np.maximum(features.std(0), SMALLEST)

@@ -15,44 +15,33 @@ from dreamjax.controller.model import Controller
 
 @dataclasses.dataclass(frozen=True)
 class Flat:
-    """A gymnax environment whose observations are made float32 [F], and whose actions are [A].
-
-    Attributes:
-      env: the environment.
-      shape: of its actions; None where they are numbers, which one-hot vectors name.
-    """
+    """A gymnax environment whose observations are made float32 [F], and whose actions are [A]."""
 
     env: Any
-    shape: tuple[int, ...] | None
+    shape: tuple[int, ...] | None  # of its actions; None: numbers, which one-hot vectors name
 
     def reset(self, key: jax.Array, params: Any):
-        """As gymnax's."""
         obs, state = self.env.reset(key, params)
         return _flat(obs), state
 
     reset_env = reset
 
     def step(self, key: jax.Array, state: Any, action: jax.Array, params: Any):
-        """As gymnax's."""
         obs, *rest, info = self.env.step(key, state, self._meant(action), params)
         return _flat(obs), *rest, info | {"final_observation": _flat(info["final_observation"])}
 
     def step_env(self, key: jax.Array, state: Any, action: jax.Array, params: Any):
-        """As gymnax's."""
         obs, *rest = self.env.step_env(key, state, self._meant(action), params)
         return _flat(obs), *rest
 
     def is_truncated(self, state: Any, params: Any) -> jax.Array:
-        """As gymnax's."""
         return self.env.is_truncated(state, params)
 
     @property
     def task(self) -> Any:
-        """Of a dream, its game."""
         return getattr(self.env, "task", None)
 
     def _meant(self, action: jax.Array) -> jax.Array:
-        """What the environment is given for a vector [A]."""
         if self.shape is None:
             return jnp.argmax(action).astype(jnp.int32)
         return jnp.reshape(action, self.shape)
@@ -61,8 +50,7 @@ class Flat:
 def suited(env: Any, params: Any, controller: Controller) -> Any:
     """`env` as `controller` meets it: itself, or `Flat` where it shows or takes no vector.
 
-    Raises:
-      ValueError: it is nothing that this controller can play.
+    ValueError if it is nothing that this controller can play.
     """
     seen = jax.tree.leaves(jax.eval_shape(env.reset, jax.random.key(0), params)[0])
     size, acts = math.prod(seen[0].shape), controller.head.size

@@ -6,7 +6,7 @@ Legend: D weights of a controller, P members, R rollouts a member, S directions.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,8 @@ from dreamjax.controller.elsewhere import suited
 from dreamjax.controller.model import Controller, checked_weights
 from dreamjax.controller.population import (
     Policy,
+    Watch,
+    evaluated,
     evaluation_key,
     keep_best,
     lanes_that_fit,
@@ -50,10 +52,8 @@ class EvolveConfig:
         if self.components is not None:
             require_positive(self, "components")
         if self.population < 4:
-            raise SettingError(
-                "evolve.population must be at least 4 (CMA-ES needs parents), got "
-                f"{self.population}"
-            )
+            least = "evolve.population must be at least 4 (CMA-ES needs parents)"
+            raise SettingError(f"{least}, got {self.population}")
         check_strategy(self.strategy, self.population)
 
     grows = ("generations",)  # settings that a later call may raise
@@ -63,11 +63,9 @@ class EvolveConfig:
 class Evolution:
     """Everything an evolution needs to go on, and its best result so far.
 
-    Attributes:
-      es: the strategy's state; `es.mean` is the newest distribution mean, along the directions.
-      directions: [S, D] of weights, in which they move; None is one by one.
-      best: [D] the distribution mean with the highest evaluation.
-      best_score: [] mean return of that evaluation.
+    `es` is the strategy's state, whose newest mean `es.mean` [S] moves along `directions` [S, D]
+    (None: weights move one by one); `best` [D] is the mean with the highest evaluation, whose mean
+    return is `best_score` [].
     """
 
     es: Any
@@ -98,7 +96,7 @@ def evolve(
     log: Logbook | None = None,
     store: Store | None = None,
     meta: Mapping[str, Any] | None = None,
-    watch: Callable[[jax.Array, float], Mapping[str, float]] | None = None,
+    watch: Watch | None = None,
 ) -> Evolution:
     """Evolve a policy's weights in any gymnax environment.
 
@@ -112,8 +110,7 @@ def evolve(
       directions: [S, D] of weights, in which they move from zero in place of one by one, see
         `components.directions`.
       log, store, meta: see `training.fit`; the same call resumes.
-      watch: called after each evaluation with the mean's weights [D] and its return; what it
-        returns is logged.
+      watch: called after each evaluation with the mean's weights and return; its answer is logged.
 
     Returns:
       The final `Evolution`; `best` is the controller to use.
@@ -124,17 +121,10 @@ def evolve(
     if start is not None and directions is not None:
         raise ValueError("start and directions exclude each other: along directions C begins at 0")
     generations = Generations(seed, env, env_params, policy, num_params, config, directions)
-
-    def advance(state, step):
-        state, count, metrics = generations(state, step, env_params)
-        if watch is not None and "eval" in metrics:
-            metrics |= watch(np.asarray(state.mean), metrics["eval"])
-        return state, count, metrics
-
     return fit(
         "evolve",
         generations.initial(start),
-        advance,
+        functools.partial(generations, env_params=env_params, watch=watch),
         config.generations,
         log=log or Logbook(quiet=True),
         store=store,
@@ -145,31 +135,19 @@ def evolve(
 
 
 class Generations:
-    """Compiled generations of one evolution."""
+    """Compiled generations of one evolution; arguments as for `evolve`."""
 
     def __init__(
-        self,
-        seed: int,
-        env: Any,
-        env_params: Any,
-        policy: Policy,
-        num_params: int,
-        config: EvolveConfig,
-        directions: jax.Array | None = None,
+        self, seed, env, env_params, policy, num_params, config: EvolveConfig, directions=None
     ):
         env = suited(env, env_params, policy) if isinstance(policy, Controller) else env
         self.key, self.config, self.directions = jax.random.key(seed), config, directions
         self.size = num_params if directions is None else len(directions)
-        self.strategy, self.strategy_params = make_strategy(
-            config.strategy, config.population, self.size, config.sigma
-        )
-        self.play = functools.partial(
-            rollout,
-            env=env,
-            policy=policy,
-            mesh=all_devices() if jax.device_count() > 1 else None,
-            at_once=lanes_that_fit(env, env_params, num_params),
-        )
+        sizes = config.population, self.size, config.sigma
+        self.strategy, self.strategy_params = make_strategy(config.strategy, *sizes)
+        mesh = all_devices() if jax.device_count() > 1 else None
+        at_once = lanes_that_fit(env, env_params, num_params)
+        self.play = functools.partial(rollout, env=env, policy=policy, mesh=mesh, at_once=at_once)
         self.generations = jax.jit(self._generations, static_argnames="count", donate_argnums=0)
         self.evaluation = jax.jit(self._evaluation)
 
@@ -178,11 +156,10 @@ class Generations:
         zeros = jnp.zeros(self.size, jnp.float32)
         mean = zeros if start is None else checked_weights(start, self.size)
         es = theirs(self.strategy.init)(self.key, mean, self.strategy_params)
-        found = {"best": mean, "best_score": jnp.float32(-jnp.inf)}
-        state = Evolution(es=es, directions=self.directions, **found)
+        state = Evolution(es, self.directions, mean, jnp.float32(-jnp.inf))
         return _strong(state.replace(best=state.mean))
 
-    def __call__(self, state: Evolution, step: int, env_params: Any):
+    def __call__(self, state: Evolution, step: int, env_params: Any, watch: Watch | None = None):
         """One call's worth of generations; the `advance` of `training.fit`."""
         config = self.config
         to_eval = config.eval_every - step % config.eval_every
@@ -190,11 +167,10 @@ class Generations:
         state, history = self.generations(state, jnp.int32(step), env_params, count=count)
         metrics = {name: float(values[-1]) for name, values in history.items()}
         metrics["valid_steps"] = float(np.sum(history["valid_steps"]))
-        done = step + count
+        done, told = step + count, {}
         if done % config.eval_every == 0 or done == config.generations:
-            state, score = self.evaluation(state, jnp.int32(done), env_params)
-            metrics |= {"eval": float(score), "best_eval": float(state.best_score)}
-        return state, count, metrics
+            state, told = evaluated(self.evaluation, state, state.mean, done, env_params, watch)
+        return state, count, metrics | told
 
     @property
     def per_call(self) -> int:
@@ -207,16 +183,11 @@ class Generations:
             key_ask, key_play, key_tell = jax.random.split(key, 3)
             population, es = theirs(self.strategy.ask)(key_ask, before, self.strategy_params)
             population = population.astype(jnp.float32)
-            played = self.play(
-                key_play,
-                env_params=env_params,
-                weights=state.weights(population),
-                num_rollouts=self.config.rollouts,
-            )
+            dreams = {"num_rollouts": self.config.rollouts, "env_params": env_params}
+            played = self.play(key_play, weights=state.weights(population), **dreams)
             fitness = jnp.mean(played.score, axis=1)
-            es, _ = theirs(self.strategy.tell)(
-                key_tell, population, -fitness, es, self.strategy_params
-            )
+            told = key_tell, population, -fitness, es, self.strategy_params
+            es, _ = theirs(self.strategy.tell)(*told)
             # evosax draws in 64 bits where jax has them
             es = jax.tree.map(lambda old, new: new.astype(old.dtype), before, es)
             return es, {
@@ -233,13 +204,10 @@ class Generations:
         return state.replace(es=es), history
 
     def _evaluation(self, state: Evolution, number: jax.Array, env_params: Any):
-        played = self.play(
-            evaluation_key(self.key, number),
-            env_params=env_params,
-            weights=state.mean[None],
-            num_rollouts=self.config.eval_rollouts,
-        )
-        return keep_best(state, state.mean, jnp.mean(played.score))
+        key, mean = evaluation_key(self.key, number), state.mean
+        dreams = {"num_rollouts": self.config.eval_rollouts, "env_params": env_params}
+        played = self.play(key, weights=mean[None], **dreams)
+        return keep_best(state, mean, jnp.mean(played.score))
 
 
 @jax.jit

@@ -18,14 +18,9 @@ FIRST_LOG_STD = -0.7  # of a Gaussian's draws, before C's outputs are squashed
 
 
 class Head:
-    """What a head can do; `spread` is what else is learnt of its draws, None if nothing is.
+    """What a head can do; `spread` is what else is learnt of its draws, None if nothing is."""
 
-    Attributes:
-      outputs: O.
-      size: A.
-    """
-
-    outputs: int
+    outputs: int  # O
 
     @property
     def size(self) -> int:
@@ -65,20 +60,14 @@ class Categorical(Head):
         raise NotImplementedError
 
     def draw(self, key, out, spread):
-        """The number of a choice, int32 [...]."""
-        del spread
         return jax.random.categorical(key, self.log_probs(out))
 
     def log_prob(self, out, spread, drawn):
-        """As `Head`."""
-        del spread
         log_probs = self.log_probs(out)
         rows = log_probs.reshape(-1, log_probs.shape[-1])
         return jax.vmap(operator.getitem)(rows, drawn.ravel()).reshape(drawn.shape)
 
     def entropy(self, out, spread):
-        """As `Head`."""
-        del spread
         log_probs = self.log_probs(out)
         return -(jnp.exp(log_probs) * log_probs).sum(axis=-1)
 
@@ -95,19 +84,16 @@ class KeysHead(Categorical):
     outputs = 1
 
     def act(self, out):
-        """As `Head`."""
         return jnp.tanh(out)
 
     def log_probs(self, out):
-        """As `Categorical`: to press none is likeliest where the number presses none."""
+        """To press none is likeliest where the number presses none."""
         side = out[..., 0]
         stay = jnp.full_like(side, math.atanh(self.keys.pressed))
         return jax.nn.log_softmax(jnp.stack((-side, stay, side), axis=-1))
 
     def action(self, out, drawn):
-        """As `Head`.
-
-        Where the draw is C's own choice, the number is C's own too: M then reads while C learns
+        """Where the draw is C's own choice, the number is C's own too: M then reads while C learns
         what it will read awake.
         """
         own, choice = self.act(out)[..., 0], jnp.asarray(self.keys.choices, jnp.float32)[drawn]
@@ -122,20 +108,15 @@ class ChoiceHead(Categorical):
 
     @property
     def outputs(self) -> int:
-        """n."""
         return self.choice.n
 
     def act(self, out):
-        """As `Head`."""
         return self.action(out, jnp.argmax(out, axis=-1))
 
     def log_probs(self, out):
-        """As `Categorical`."""
         return jax.nn.log_softmax(out)
 
     def action(self, out, drawn):
-        """As `Head`."""
-        del out
         return jax.nn.one_hot(drawn, self.choice.n, dtype=jnp.float32)
 
 
@@ -147,16 +128,12 @@ class BoxHead(Head):
 
     @property
     def outputs(self) -> int:
-        """A."""
         return self.box.size
 
     def act(self, out):
-        """As `Head`."""
-        clipped = [place in self.box.clipped for place in range(self.box.size)]
-        low, high, cut = (
-            jnp.broadcast_to(jnp.asarray(x, dtype), out.shape)
-            for x, dtype in ((self.box.low, "f4"), (self.box.high, "f4"), (clipped, bool))
-        )
+        low, high = (jnp.asarray(x, jnp.float32) for x in (self.box.low, self.box.high))
+        cut = jnp.asarray([place in self.box.clipped for place in range(self.box.size)])
+        low, high, cut = (jnp.broadcast_to(x, out.shape) for x in (low, high, cut))
         squashed = jnp.tanh(out)
         stretched = (low + high) / 2 + (high - low) / 2 * squashed
         return jnp.clip(jnp.where(cut, squashed, stretched), low, high)  # rounding may pass them
@@ -171,18 +148,16 @@ class BoxHead(Head):
         return out + jnp.exp(spread) * jax.random.normal(key, out.shape, out.dtype)
 
     def action(self, out, drawn):
-        """As `Head`."""
-        del out
         return self.act(drawn)
 
     def log_prob(self, out, spread, drawn):
-        """As `Head`; the density is that before the squashing."""
+        """The density is that before the squashing."""
         spread = jnp.broadcast_to(spread, out.shape)
         deviation = (drawn - out) * jnp.exp(-spread)
         return -(0.5 * deviation**2 + spread + 0.5 * math.log(2 * math.pi)).sum(axis=-1)
 
     def entropy(self, out, spread):
-        """As `Head`, before the squashing."""
+        """Of the draws before the squashing."""
         whole = (spread + 0.5 * math.log(2 * math.pi * math.e)).sum()
         return jnp.broadcast_to(whole, out.shape[:-1])
 

@@ -14,9 +14,20 @@ from dreamjax.tasks import Task
 from dreamjax.training.devices import plus
 
 
+class Controller:
+    """A form of C: its weights are one flat vector, and a head makes an action of its outputs."""
+
+    num_features: int
+    head: Head
+
+    def __call__(self, weights: jax.Array, obs: jax.Array) -> jax.Array:
+        """Actions [..., A] for observations [..., F] under one weight vector [D]."""
+        return self.head.act(self.outputs(weights, obs))
+
+
 @dataclasses.dataclass(frozen=True)
-class LinearController:
-    """`W x + b`, of which a head makes the action; its weights are one flat vector.
+class LinearController(Controller):
+    """`W x + b`, of which a head makes the action.
 
     Attributes:
       num_features: F.
@@ -35,12 +46,8 @@ class LinearController:
         """Length D of the weight vector."""
         return (self.num_features + self.bias) * self.head.outputs
 
-    def __call__(self, weights: jax.Array, obs: jax.Array) -> jax.Array:
-        """Actions [..., A] for observations [..., F] under one weight vector [D]."""
-        return self.head.act(self.outputs(weights, obs))
-
     def outputs(self, weights: jax.Array, obs: jax.Array) -> jax.Array:
-        """W x + b, [..., O], of which the head makes an action."""
+        """[..., O], of which the head makes an action."""
         rows = weights.reshape(-1, self.head.outputs)
         if self.bias:
             return plus(jnp.dot(obs, rows[1:]), rows[0])
@@ -56,17 +63,15 @@ class LinearController:
 
     def initial(self, key: jax.Array) -> jax.Array:
         """Weights [D] to begin with: zeros."""
-        del key
         return jnp.zeros(self.num_params, jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
-class MLPController:
-    """`V tanh(W x + b) + c`, of which a head makes the action; one flat vector of weights.
+class MLPController(Controller):
+    """`V tanh(W x + b) + c`, of which a head makes the action.
 
     Attributes:
-      num_features: F.
-      head: what becomes of the outputs.
+      num_features, head: as of `LinearController`.
       hidden: U. The vector is b [U], W [F, U], c [O], V [U, O], one after another.
     """
 
@@ -79,22 +84,19 @@ class MLPController:
         """Length D of the weight vector."""
         return (self.num_features + 1) * self.hidden + (self.hidden + 1) * self.head.outputs
 
-    def __call__(self, weights: jax.Array, obs: jax.Array) -> jax.Array:
-        """Actions [..., A] for observations [..., F] under one weight vector [D]."""
-        return self.head.act(self.outputs(weights, obs))
+    def _layers(self, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """b above W, [F + 1, U], and c above V, [U + 1, O]."""
+        first = (self.num_features + 1) * self.hidden
+        answer = weights[first:].reshape(-1, self.head.outputs)
+        return weights[:first].reshape(-1, self.hidden), answer
 
     def outputs(self, weights: jax.Array, obs: jax.Array) -> jax.Array:
-        """[..., O], of which the head makes an action."""
-        first = (self.num_features + 1) * self.hidden
-        body = weights[:first].reshape(-1, self.hidden)
-        answer = weights[first:].reshape(-1, self.head.outputs)
+        body, answer = self._layers(weights)
         return plus(jnp.tanh(plus(jnp.dot(obs, body[1:]), body[0])) @ answer[1:], answer[0])
 
     def rescaled(self, weights: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-        """As `LinearController.rescaled`."""
-        first = (self.num_features + 1) * self.hidden
-        body = rescaled_layer(weights[:first].reshape(-1, self.hidden), mean, std)
-        return jnp.concatenate((body.ravel(), weights[first:]))
+        body, answer = self._layers(weights)
+        return jnp.concatenate((rescaled_layer(body, mean, std).ravel(), answer.ravel()))
 
     def initial(self, key: jax.Array) -> jax.Array:
         """Weights [D] to begin with: an orthogonal W, the rest zeros, so that outputs are zero."""
@@ -102,9 +104,6 @@ class MLPController:
         body = jax.nn.initializers.orthogonal()(key, shape, jnp.float32)
         answer = jnp.zeros((self.hidden + 1) * self.head.outputs, jnp.float32)
         return jnp.concatenate((jnp.zeros(self.hidden, jnp.float32), body.ravel(), answer))
-
-
-Controller = LinearController | MLPController
 
 
 def rescaled_layer(rows: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
@@ -118,10 +117,7 @@ def rescaled_layer(rows: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Arra
 def controller_for(task: Task, num_features: int | None = None, hidden: int = 0) -> Controller:
     """A task's controller: 1,088 weights for the paper's first game, 867 for its second.
 
-    Args:
-      task: the game.
-      num_features: F; None is that of an LSTM of the task's size.
-      hidden: U; 0 is the paper's linear controller.
+    `num_features` None is F of an LSTM of the task's size; `hidden` 0 is the linear controller.
     """
     if num_features is None:
         num_features = task.latent_size + len(task.controller_reads) * task.hidden_size
@@ -132,15 +128,10 @@ def controller_for(task: Task, num_features: int | None = None, hidden: int = 0)
 
 
 def controller_of_size(task: Task, num_features: int, size: int) -> Controller:
-    """A task's controller of D = `size` weights: linear, or with the hidden units that make it D.
-
-    Raises:
-      ValueError: no form has as many.
-    """
-    linear = controller_for(task, num_features)
-    outputs = linear.head.outputs
-    found = linear
-    if size != linear.num_params:
+    """A task's C of D = `size` weights: linear, or with the hidden units that make it so."""
+    found = controller_for(task, num_features)
+    if size != found.num_params:
+        outputs = found.head.outputs
         hidden = (size - outputs) // (num_features + 1 + outputs)
         found = controller_for(task, num_features, max(hidden, 1))
     if size != found.num_params:
@@ -151,23 +142,8 @@ def controller_of_size(task: Task, num_features: int, size: int) -> Controller:
     return found
 
 
-def start_weights(start: jax.Array | None, controller: Controller, key: jax.Array) -> jax.Array:
-    """Weights [D] that learning begins from: `start`, or the controller's own.
-
-    Raises:
-      ValueError: `start` is not D finite numbers.
-    """
-    return (
-        controller.initial(key) if start is None else checked_weights(start, controller.num_params)
-    )
-
-
 def checked_weights(start: jax.Array, num_params: int) -> jax.Array:
-    """`start`, if it is `num_params` finite weights.
-
-    Raises:
-      ValueError: it is not.
-    """
+    """`start`, or ValueError unless it is `num_params` finite weights."""
     start = jnp.asarray(start, jnp.float32)
     if start.shape != (num_params,) or not jnp.isfinite(start).all():
         raise ValueError(

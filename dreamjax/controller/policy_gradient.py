@@ -11,19 +11,25 @@ outputs of the controller, R draws and T steps between two updates.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dreamjax.controller.elsewhere import suited
-from dreamjax.controller.model import Controller, rescaled_layer, start_weights
-from dreamjax.controller.population import EVALUATION, evaluation_key, keep_best, rollout
+from dreamjax.controller.model import Controller, checked_weights, rescaled_layer
+from dreamjax.controller.population import (
+    EVALUATION,
+    Watch,
+    evaluated,
+    evaluation_key,
+    keep_best,
+    rollout,
+)
 from dreamjax.tasks import GAMMA, Task
 from dreamjax.training.checkpoint import Store
 from dreamjax.training.devices import plus, theirs
@@ -33,8 +39,7 @@ from dreamjax.training.mesh import AXIS, SPLIT, WHOLE, devices_for, on_all, spli
 from dreamjax.training.settings import SettingError, require_positive, require_within
 
 SHARED = "gcd(learn.num_envs, draws of a minibatch)"
-_ANY = "moments", "gamma", "action_repeat", "gae_lambda", "ent_coef", "averaging"
-_NAMES = "start_from", "worlds"
+_WITHIN = {"gae_lambda": "[0, 1]", "ent_coef": "[0, inf)", "averaging": "[0, 1)"}
 SMALLEST_STD = 1e-3  # of a feature that C learns to read
 
 
@@ -62,11 +67,9 @@ class LearnConfig:
     worlds: tuple[str, ...] = ()  # more to dream, in turns; their M trained on from the same
 
     def __post_init__(self):
-        require_positive(
-            self,
-            *(f.name for f in dataclasses.fields(self) if f.name not in (*_ANY, *_NAMES)),
-        )
-        require_within(self, gae_lambda="[0, 1]", ent_coef="[0, inf)", averaging="[0, 1)")
+        numbers = [f.name for f in dataclasses.fields(self) if f.type in (int, float)]
+        require_positive(self, *(name for name in numbers if name not in _WITHIN))
+        require_within(self, **_WITHIN)
         if self.gamma is not None:
             require_within(self, gamma="(0, 1)")
         if self.action_repeat is not None:
@@ -87,20 +90,15 @@ class LearnConfig:
     def of(self, task: Task | None) -> "LearnConfig":
         """These settings; what is not set is as the task says, or as usual where there is none."""
         gamma, repeat = (GAMMA, 1) if task is None else (task.gamma, task.action_repeat)
-        return dataclasses.replace(
-            self,
-            gamma=gamma if self.gamma is None else self.gamma,
-            action_repeat=repeat if self.action_repeat is None else self.action_repeat,
-        )
+        gamma = gamma if self.gamma is None else self.gamma
+        return dataclasses.replace(self, gamma=gamma, action_repeat=self.action_repeat or repeat)
 
     @property
     def updates(self) -> int:
-        """How many updates `steps` are."""
         return max(1, self.steps // (self.num_envs * self.num_steps))
 
     @property
     def held(self) -> int:
-        """For how many steps a draw is held."""
         return self.action_repeat or 1
 
     @property
@@ -116,31 +114,21 @@ class LearnConfig:
 
 @struct.dataclass
 class Network:
-    """What is learnt: C, and a critic that nobody needs afterwards.
+    """What is learnt: C, and a critic that nobody needs afterwards."""
 
-    Attributes:
-      weights: [D] the controller's.
-      body, body_bias: [F, U] and [U], the critic's tanh layer.
-      value: [U] the critic's answer.
-      spread: what else is learnt of C's draws, see `Head`.
-    """
-
-    weights: jax.Array
-    body: jax.Array
-    body_bias: jax.Array
-    value: jax.Array
-    spread: jax.Array | None = None
+    weights: jax.Array  # [D] the controller's
+    body: jax.Array  # [F, U] the critic's tanh layer
+    body_bias: jax.Array  # [U]
+    value: jax.Array  # [U] the critic's answer
+    spread: jax.Array | None = None  # what else is learnt of C's draws, see `Head`
 
 
 @struct.dataclass
 class Scales:
-    """How large the features are that C reads.
+    """How large the features are that C reads, [F] each.
 
     M's numbers differ a hundredfold in size. A gradient turns first to the large ones, whatever
     they tell; so C learns as if all had mean 0 and standard deviation 1.
-
-    Attributes:
-      mean, std: [F].
     """
 
     mean: jax.Array
@@ -151,14 +139,9 @@ class Scales:
 class Learning:
     """Everything learning needs to go on, and its best result so far.
 
-    Attributes:
-      network: C and the critic.
-      scales: of what they read, found once from C's first steps.
-      average: [D] running mean of C's weights over updates, which plays better than the newest.
-      optimiser: Adam's state.
-      obs, env_state: the dreams in flight, [E] of each.
-      best: [D] the averaged weights with the highest evaluation.
-      best_score: [] mean return of that evaluation.
+    `scales` were found from C's first steps; `average` [D] is the running mean of C's weights over
+    updates, which plays better than the newest; `obs` and `env_state` [E] are of the dreams in
+    flight; `best` [D] is the average with the highest evaluation, whose return is `best_score` [].
     """
 
     network: Network
@@ -173,24 +156,15 @@ class Learning:
 
 @struct.dataclass
 class Steps:
-    """What happened, [T, E] of each but what C did, [R, E]; each draw was held for T / R steps.
+    """What happened, [T, E] of each but what C did, [R, E]; each draw was held for T / R steps."""
 
-    Attributes:
-      obs, drawn, log_prob: what C read, what it drew, and the log probability of that.
-      value: what the critic says of where a step begins.
-      reward: as the critic counts it.
-      next_value: what the critic says of what follows, times the chance that it does; without
-        regard to whether the episode was cut short.
-      done: whether the episode was over, 0 or 1.
-    """
-
-    obs: jax.Array
-    drawn: jax.Array
-    log_prob: jax.Array
-    value: jax.Array
-    reward: jax.Array
-    next_value: jax.Array
-    done: jax.Array
+    obs: jax.Array  # what C read
+    drawn: jax.Array  # what it drew
+    log_prob: jax.Array  # of that
+    value: jax.Array  # what the critic says of where a step begins
+    reward: jax.Array  # as the critic counts it
+    next_value: jax.Array  # of what follows, times its chance; even where the episode was cut short
+    done: jax.Array  # whether the episode was over, 0 or 1
 
 
 def learn(
@@ -206,7 +180,7 @@ def learn(
     log: Logbook | None = None,
     store: Store | None = None,
     meta: Mapping[str, Any] | None = None,
-    watch: Callable[[jax.Array, float], Mapping[str, float]] | None = None,
+    watch: Watch | None = None,
 ) -> Learning:
     """Learn a controller's weights in a gymnax environment.
 
@@ -214,16 +188,13 @@ def learn(
     likeliest or the mean of what it would draw.
 
     Args:
-      seed: of everything random.
-      env, env_params: the gymnax environment, a dream or any other.
+      seed, env, env_params, log, store, meta: as for `evolve`.
       controller: C, whose head acts as the environment is to be acted on.
       config: sizes and rates.
       start: [D] weights to go on from; `controller.initial`, which plays at random, if None.
       whole: parameters of the evaluations, where those of `env_params` are no whole episodes.
       others: parameters of more environments, which take turns with `env_params`, an update each.
-      log, store, meta: see `training.fit`; the same call resumes.
-      watch: called after each evaluation with the averaged weights [D] and their return; what it
-        returns is logged.
+      watch: called after each evaluation with the average and its return; its answer is logged.
 
     Returns:
       The final `Learning`; `best` is the controller to use.
@@ -235,10 +206,7 @@ def learn(
     whole = turns[0] if whole is None else on_all(whole, mesh)
 
     def advance(state, step):
-        state, count, metrics = updates(state, step, turns[step % len(turns)], whole)
-        if watch is not None and "eval" in metrics:
-            metrics |= watch(np.asarray(state.average), metrics["eval"])
-        return state, count, metrics
+        return updates(state, step, turns[step % len(turns)], whole, watch)
 
     return fit(
         "learn",
@@ -264,23 +232,13 @@ def _of_one_form(turns: Sequence[Any]) -> Sequence[Any]:
 class Updates:
     """Compiled updates of one learning, by the devices of `mesh`, or by the default one."""
 
-    def __init__(
-        self,
-        seed: int,
-        env: Any,
-        controller: Controller,
-        config: LearnConfig,
-        mesh: Mesh | None = None,
-    ):
+    def __init__(self, seed: int, env: Any, controller: Controller, config: LearnConfig, mesh=None):
         config = config.of(getattr(env, "task", None))
         self.key, self.config = jax.random.key(seed), config
         self.env = env.with_survival() if hasattr(env, "with_survival") else env
         self.controller, self.mesh = controller, mesh
-        falls = optax.linear_schedule(
-            config.learning_rate,
-            config.learning_rate / 5,
-            config.updates * config.update_epochs * config.num_minibatches,
-        )
+        steps = config.updates * config.update_epochs * config.num_minibatches
+        falls = optax.linear_schedule(config.learning_rate, config.learning_rate / 5, steps)
         self.optimiser = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(falls))
         self.update = jax.jit(self._update, donate_argnums=0)
         self.evaluation = jax.jit(self._evaluation)
@@ -288,12 +246,12 @@ class Updates:
     def initial(self, env_params: Any, start: jax.Array | None = None) -> Learning:
         """The state before the first update: `start` or C's own, in dreams that begin."""
         key_network, key_reset = jax.random.split(self.key)
-        key_start = jax.random.fold_in(key_network, EVALUATION)
-        weights = start_weights(start, self.controller, key_start)
+        weights = self.controller.initial(jax.random.fold_in(key_network, EVALUATION))
+        if start is not None:
+            weights = checked_weights(start, self.controller.num_params)
         network = initial_network(key_network, self.controller, weights, self.config.critic)
-        keys = jax.random.split(key_reset, self.config.num_envs)
-        obs, env_state = jax.jit(jax.vmap(self.env.reset, (0, None)))(keys, env_params)
-        scales = jax.jit(self._watched)(network, obs, env_state, env_params)
+        obs, env_state = loop = jax.jit(self._begun)(key_reset, env_params)
+        scales = jax.jit(self._watched)(network, loop, env_params)
         rescaled = self.rescaled(network, scales)
         network = rescaled if start is None else rescaled.replace(weights=jnp.array(weights))
         state = Learning(
@@ -308,30 +266,25 @@ class Updates:
         )
         if self.mesh is None:
             return state
-        dreams = {"obs": obs, "env_state": env_state}
-        state = on_all(state.replace(obs=None, env_state=None), self.mesh)
-        return state.replace(**split(dreams, self.mesh))
+        dreams = split({"obs": obs, "env_state": env_state}, self.mesh)
+        return on_all(state.replace(obs=None, env_state=None), self.mesh).replace(**dreams)
 
-    def __call__(self, state: Learning, step: int, env_params: Any, whole: Any = None):
+    def __call__(self, state: Learning, step: int, env_params: Any, whole=None, watch=None):
         """One update, and an evaluation where one is due; the `advance` of `training.fit`."""
         state, metrics = self.update(state, jnp.int32(step), env_params)
-        metrics = {name: float(value) for name, value in metrics.items()}
-        done = step + 1
+        done, told = step + 1, {}
         if done % self.config.eval_every == 0 or done == self.config.updates:
-            state, score = self.evaluation(
-                state, jnp.int32(done), env_params if whole is None else whole
-            )
-            metrics |= {"eval": float(score), "best_eval": float(state.best_score)}
-        return state, 1, metrics
+            whole = env_params if whole is None else whole
+            state, told = evaluated(self.evaluation, state, state.average, done, whole, watch)
+        return state, 1, {name: float(value) for name, value in metrics.items()} | told
 
     def _update(self, state: Learning, number: jax.Array, env_params: Any):
         key = jax.random.fold_in(self.key, number)
         key_play, key_learn, key_begin = jax.random.split(key, 3)
+        loop = state.obs, state.env_state
         if self.config.moments:
-            state = self._begun(state, key_begin, env_params)
-        (obs, env_state), (steps, reward) = self._play(
-            key_play, state.network, (state.obs, state.env_state), env_params
-        )
+            loop = self._begun(key_begin, env_params)
+        loop, (steps, reward) = self._play(key_play, state.network, loop, env_params)
         learnt = state.network, state.optimiser
         (network, optimiser), loss = self.improve(*learnt, key_learn, steps, state.scales)
         metrics = {
@@ -339,55 +292,36 @@ class Updates:
             "reward": reward.mean(),
             "loss": loss,
         }
-        average = optax.incremental_update(
-            network.weights, state.average, 1 - self.config.averaging
-        )
-        obs, env_state = self._laid((obs, env_state), SPLIT)
-        network, average, optimiser = self._laid((network, average, optimiser), WHOLE)
-        loop = {"obs": obs, "env_state": env_state}
-        return state.replace(network=network, average=average, optimiser=optimiser, **loop), metrics
+        share = 1 - self.config.averaging
+        average = optax.incremental_update(network.weights, state.average, share)
+        found = {"network": network, "average": average, "optimiser": optimiser}
+        dreams = dict(zip(("obs", "env_state"), loop, strict=True))
+        return state.replace(**self._laid(dreams, SPLIT), **self._laid(found, WHOLE)), metrics
 
-    def _begun(self, state: Learning, key: jax.Array, env_params: Any) -> Learning:
-        """`state` in dreams that begin."""
+    def _begun(self, key: jax.Array, env_params: Any) -> tuple[jax.Array, Any]:
+        """Observations and states of dreams that begin."""
         keys = jax.random.split(key, self.config.num_envs)
-        obs, env_state = jax.vmap(self.env.reset, (0, None))(keys, env_params)
-        return state.replace(obs=obs, env_state=env_state)
+        return jax.vmap(self.env.reset, (0, None))(keys, env_params)
 
     def _laid(self, tree: Any, spec: PartitionSpec) -> Any:
-        """A pytree laid on the devices as `spec` says."""
         if self.mesh is None:
             return tree
         return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, spec))
 
     def improve(
-        self,
-        network: Network,
-        optimiser: optax.OptState,
-        key: jax.Array,
-        steps: Steps,
-        scales: Scales,
+        self, network: Network, optimiser: Any, key: jax.Array, steps: Steps, scales: Scales
     ) -> tuple[tuple[Network, optax.OptState], jax.Array]:
-        """Learn from what happened, in a dream or awake.
+        """Learn from what happened to `network`, in a dream or awake; `key` is of the order.
 
-        Args:
-          network, optimiser: before.
-          key: PRNG key of the order; consumed.
-          steps: chosen by `network`.
-          scales: of the features.
-
-        Returns:
-          the network and the optimiser's state after, and the mean loss.
+        Returns (network, optimiser's state), and the mean loss.
         """
         draws = len(steps.drawn)
-        rows = jax.tree.map(
-            lambda x: x[:: len(x) // draws].reshape(-1, *x.shape[2:]),
-            (steps, advantages(steps, self.config)),
-        )
+        rows = steps, advantages(steps, self.config)
+        rows = jax.tree.map(lambda x: x[:: len(x) // draws].reshape(-1, *x.shape[2:]), rows)
         rows = self._laid(rows, WHOLE)  # a minibatch takes of all dreams
         keys = jax.random.split(key, self.config.update_epochs)
-        learnt, losses = jax.lax.scan(
-            lambda x, key: self._epoch(x, key, rows, scales), (network, optimiser), keys
-        )
+        epoch = functools.partial(self._epoch, rows=rows, scales=scales)
+        learnt, losses = jax.lax.scan(epoch, (network, optimiser), keys)
         return learnt, losses.mean()
 
     def _play(self, key: jax.Array, network: Network, loop, env_params: Any):
@@ -420,11 +354,10 @@ class Updates:
         done = (ended | cut).astype(jnp.float32)
         return (next_obs, env_state), (critic(network, obs), reward, next_value, done)
 
-    def _watched(self, network: Network, obs: jax.Array, env_state: Any, env_params: Any) -> Scales:
+    def _watched(self, network: Network, loop: tuple[jax.Array, Any], env_params: Any) -> Scales:
         """How large the features are in the first T steps."""
         key = evaluation_key(self.key, 0)  # evaluations count from 1
-        steps, _ = self._play(key, network, (obs, env_state), env_params)[1]
-        return scales_of(steps)
+        return scales_of(self._play(key, network, loop, env_params)[1][0])
 
     def rescaled(self, network: Network, scales: Scales) -> Network:
         """What reads features as `network` reads them after they are scaled; linear in it."""
@@ -471,44 +404,21 @@ class Updates:
     def loss(self, network: Network, steps: Steps, advantage: jax.Array) -> jax.Array:
         """`ppo_loss` of N steps for a network."""
         head, out = self.controller.head, self.controller.outputs(network.weights, steps.obs)
-        return ppo_loss(
-            head.log_prob(out, network.spread, steps.drawn),
-            head.entropy(out, network.spread),
-            critic(network, steps.obs),
-            steps,
-            advantage,
-            self.config,
-        )
+        log_prob = head.log_prob(out, network.spread, steps.drawn)
+        entropy, value = head.entropy(out, network.spread), critic(network, steps.obs)
+        return ppo_loss(log_prob, entropy, value, steps, advantage, self.config)
 
     def _evaluation(self, state: Learning, number: jax.Array, env_params: Any):
         key, weights = evaluation_key(self.key, number), state.average
-        played = rollout(
-            key,
-            self.env,
-            env_params,
-            self.controller,
-            weights[None],
-            self.config.eval_rollouts,
-            mesh=self.mesh,
-        )
-        return keep_best(state, weights, played.score.mean())
+        given = self.env, env_params, self.controller, weights[None], self.config.eval_rollouts
+        return keep_best(state, weights, rollout(key, *given, mesh=self.mesh).score.mean())
 
 
-def ppo_loss(
-    log_prob: jax.Array,
-    entropy: jax.Array,
-    value: jax.Array,
-    steps: Any,
-    advantage: jax.Array,
-    config: Any,
-) -> jax.Array:
+def ppo_loss(log_prob, entropy, value, steps: Any, advantage: jax.Array, config: Any) -> jax.Array:
     """PPO's clipped objective, the critic's squared error, and the entropy, of N steps.
 
-    Args:
-      log_prob, entropy, value: [N] as the network has them now.
-      steps: `log_prob` and `value` [N] as it had them when it acted.
-      advantage: [N].
-      config: `clip_eps` and `ent_coef`.
+    `log_prob`, `entropy` and `value` [N] are as the network has them now; those of `steps` as it
+    had them when it acted. `config` has `clip_eps` and `ent_coef`.
     """
     ratio = jnp.exp(log_prob - steps.log_prob)
     scaled = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
@@ -518,9 +428,7 @@ def ppo_loss(
     return 0.5 * error - gain - config.ent_coef * entropy.mean()
 
 
-def initial_network(
-    key: jax.Array, controller: Controller, weights: jax.Array, units: int
-) -> Network:
+def initial_network(key, controller: Controller, weights: jax.Array, units: int) -> Network:
     """C as it is, and an untrained critic that reads the same features."""
     orthogonal = jax.nn.initializers.orthogonal()
     key_body, key_value = jax.random.split(key)
@@ -539,7 +447,6 @@ def critic(network: Network, obs: jax.Array) -> jax.Array:
 
 
 def scales_of(steps: Steps) -> Scales:
-    """The scales of what C read."""
     return Scales(steps.obs.mean((0, 1)), jnp.maximum(steps.obs.std((0, 1)), SMALLEST_STD))
 
 

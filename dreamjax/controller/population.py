@@ -8,11 +8,12 @@ computed in, the device, or the lanes beside it.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
@@ -20,6 +21,7 @@ from dreamjax.training.devices import device_memory
 from dreamjax.training.mesh import AXIS, SPLIT, WHOLE
 
 Policy = Callable[[jax.Array, jax.Array], jax.Array]  # (weights [D], obs) -> action
+Watch = Callable[[jax.Array, float], Mapping[str, float]]  # (weights [D], return) -> what is logged
 
 COMPACTION = 0.7  # on a CPU a batch shrinks to this share of its size, again and again
 SMALLEST_BATCH = 4  # below it, smaller batches are no faster
@@ -31,26 +33,16 @@ COPIES = 4  # a step's memory, in lanes' own sizes: before, after and between
 
 @struct.dataclass
 class Lanes:
-    """Episodes in flight, [L] of everything.
+    """Episodes in flight, [L] of everything."""
 
-    Attributes:
-      lane: int32, where the episode belongs in the results.
-      rollout: int32, which shared start and noise it has.
-      weights: [L, D] its controller.
-      state, obs: the environment's.
-      score: float32, return so far.
-      steps: int32, steps survived so far.
-      alive: bool, neither terminated nor truncated.
-    """
-
-    lane: jax.Array
-    rollout: jax.Array
-    weights: jax.Array
+    lane: jax.Array  # int32, where the episode belongs in the results
+    rollout: jax.Array  # int32, which shared start and noise it has
+    weights: jax.Array  # [L, D] its controller
     state: Any
     obs: jax.Array
-    score: jax.Array
-    steps: jax.Array
-    alive: jax.Array
+    score: jax.Array  # float32, return so far
+    steps: jax.Array  # int32, steps survived so far
+    alive: jax.Array  # bool, neither terminated nor truncated
 
 
 @struct.dataclass
@@ -75,6 +67,15 @@ def keep_best(state: Any, weights: jax.Array, score: jax.Array) -> tuple[Any, ja
     return state.replace(best=best, best_score=jnp.maximum(score, state.best_score)), score
 
 
+def evaluated(evaluation, state, weights, number, env_params, watch) -> tuple[Any, dict]:
+    """`state` after evaluation `number`, of `weights` [D]; and what is logged, `watch`'s too."""
+    state, score = evaluation(state, jnp.int32(number), env_params)
+    told = {"eval": float(score), "best_eval": float(state.best_score)}
+    if watch is not None:
+        told |= watch(np.asarray(weights), told["eval"])
+    return state, told
+
+
 def batch_sizes(lanes: int, platform: str) -> tuple[int, ...]:
     """Batch sizes that `lanes` episodes pass through as they end.
 
@@ -87,20 +88,11 @@ def batch_sizes(lanes: int, platform: str) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def lane_bytes(env: Any, env_params: Any, num_params: int) -> int:
-    """Estimated memory of one lane while it steps, before anything is compiled."""
-    obs, state = jax.eval_shape(env.reset_env, jax.random.key(0), env_params)
-    held = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves((obs, state)))
-    return COPIES * (held + 4 * num_params)
-
-
 def lanes_that_fit(env: Any, env_params: Any, num_params: int) -> int:
-    """Lanes one device can hold at once.
-
-    Raises:
-      ValueError: not even one fits.
-    """
-    need, have = lane_bytes(env, env_params, num_params), MEMORY_SHARE * device_memory()
+    """Lanes that fit on a device, as estimated uncompiled; ValueError if not even one does."""
+    first = jax.eval_shape(env.reset_env, jax.random.key(0), env_params)
+    held = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(first))
+    need, have = COPIES * (held + 4 * num_params), MEMORY_SHARE * device_memory()
     if need > have:
         raise ValueError(
             f"one episode needs {need / 1e6:.0f} MB but the device offers {have / 1e6:.0f} MB; "
@@ -128,9 +120,8 @@ def rollout(
 
     Args:
       key: consumed.
-      env: a gymnax environment. One that splits its step into `draw_noise` and `transition`, as
-        `DreamEnv` does, has its noise drawn once for the whole population.
-      env_params: its parameters.
+      env, env_params: a gymnax environment. One that splits its step into `draw_noise` and
+        `transition`, as `DreamEnv` does, has its noise drawn once for the whole population.
       policy: `(weights [D], obs) -> action`.
       weights: [P, D].
       num_rollouts: R.
@@ -147,26 +138,15 @@ def rollout(
 
     def on_device(lane, key, env_params, weights):
         play = functools.partial(_play, key, env, env_params, policy, weights, num_rollouts, sizes)
-        return jax.lax.map(play, lane[0])
+        found = jax.lax.map(play, lane[0])
+        return jax.lax.all_gather(found, AXIS, tiled=True) if mesh else found
 
     if mesh:
-        on_device = _shared_out(on_device, mesh)
-    score, steps = on_device(lane, key, env_params, weights)
+        specs = {"in_specs": (SPLIT, WHOLE, WHOLE, WHOLE), "out_specs": WHOLE}
+        on_device = jax.shard_map(on_device, mesh=mesh, check_vma=False, **specs)
+    found = on_device(lane, key, env_params, weights)
     shape = (len(weights), num_rollouts)
-    score, steps = (x.reshape(-1)[:num_lanes].reshape(shape) for x in (score, steps))
-    return Dreamt(score=score, steps=steps)
-
-
-def _shared_out(on_device: Callable, mesh: Mesh) -> Callable:
-    """`on_device` with its first argument split over the devices and results on all of them."""
-
-    def gathered(*arguments):
-        gather = functools.partial(jax.lax.all_gather, axis_name=AXIS, tiled=True)
-        return jax.tree.map(gather, on_device(*arguments))
-
-    return jax.shard_map(
-        gathered, mesh=mesh, in_specs=(SPLIT, WHOLE, WHOLE, WHOLE), out_specs=WHOLE, check_vma=False
-    )
+    return Dreamt(*(x.reshape(-1)[:num_lanes].reshape(shape) for x in found))
 
 
 def _play(key, env, env_params, policy, weights, num_rollouts, sizes, lane):
@@ -220,8 +200,7 @@ def _compact(lanes: Lanes, size: int) -> Lanes:
 def _step_until(step, time, lanes: Lanes, smaller: int) -> tuple[jax.Array, Lanes]:
     """Step until at most `smaller` lanes are alive.
 
-    To look how many are makes an accelerator wait for its host, so there it is done every few
-    steps.
+    To look how many are makes an accelerator wait for its host: there it is done every few steps.
     """
 
     def one(loop):

@@ -5,7 +5,6 @@ collapses sigma once many candidates reach the cap), and the eigendecomposition 
 is lazy, as Hansen's tutorial prescribes (arXiv:1604.00772, section B.2).
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -20,7 +19,6 @@ from dreamjax.training.settings import SettingError
 
 def ordinal_weights(population: jax.Array, fitness: jax.Array, state: Any, params: Any):
     """CMA-ES recombination weights [P] by rank; ties by position, NaN last."""
-    del population, state
     ranks = jnp.argsort(jnp.argsort(jnp.where(jnp.isnan(fitness), jnp.inf, fitness)))
     return params.weights[ranks]
 
@@ -28,11 +26,10 @@ def ordinal_weights(population: jax.Array, fitness: jax.Array, state: Any, param
 class LazyCMAES(CMA_ES):
     """evosax's CMA-ES that decomposes its covariance only every `interval` generations."""
 
-    def __init__(self, population_size: int, solution: jax.Array):
-        super().__init__(population_size, solution, fitness_shaping_fn=ordinal_weights)
+    def __init__(self, population_size, solution, fitness_shaping_fn=ordinal_weights):
+        super().__init__(population_size, solution, fitness_shaping_fn=fitness_shaping_fn)
         params = self.default_params
-        rate = float((params.c_1 + params.c_mu) * self.num_dims * 10)
-        self.interval = max(1, int(1 / rate))
+        self.interval = max(1, int(1 / float((params.c_1 + params.c_mu) * self.num_dims * 10)))
 
     def _ask(self, key: jax.Array, state: Any, params: Any) -> tuple[jax.Array, Any]:
         C, B, D = jax.lax.cond(
@@ -45,30 +42,7 @@ class LazyCMAES(CMA_ES):
         return state.mean + state.std * steps, state.replace(C=C, B=B, D=D)
 
 
-def _distribution(algorithm: type, population: int, num_params: int, sigma: float):
-    """An algorithm that adapts its own standard deviation from `sigma` on."""
-    shaping = {} if algorithm is LazyCMAES else {"fitness_shaping_fn": ordinal_weights}
-    strategy = algorithm(population, jnp.zeros(num_params, jnp.float32), **shaping)
-    return strategy, strategy.default_params.replace(std_init=jnp.float32(sigma))
-
-
-def _open_es(population: int, num_params: int, sigma: float):
-    """OpenAI-ES: mirrored samples at a fixed `sigma`, Adam on the estimated gradient."""
-    strategy = Open_ES(
-        population,
-        jnp.zeros(num_params, jnp.float32),
-        optimizer=optax.adam(sigma / 4),
-        std_schedule=lambda step: jnp.float32(sigma),
-    )
-    return strategy, strategy.default_params
-
-
-STRATEGIES = {
-    "cma-es": partial(_distribution, LazyCMAES),
-    "sep-cma-es": partial(_distribution, Sep_CMA_ES),
-    "snes": partial(_distribution, SNES),
-    "open-es": _open_es,
-}
+STRATEGIES = {"cma-es": LazyCMAES, "sep-cma-es": Sep_CMA_ES, "snes": SNES, "open-es": Open_ES}
 
 
 def check_strategy(name: str, population: int) -> None:
@@ -83,16 +57,15 @@ def check_strategy(name: str, population: int) -> None:
 
 @theirs
 def make_strategy(name: str, population: int, num_params: int, sigma: float) -> tuple[Any, Any]:
-    """An evosax strategy that minimises, and its parameters.
+    """An evosax strategy of `STRATEGIES` that minimises, and its parameters.
 
-    Args:
-      name: a key of `STRATEGIES`.
-      population: P.
-      num_params: D.
-      sigma: first standard deviation of the weights.
-
-    Raises:
-      SettingError: unknown name, or a population the strategy cannot use.
+    `sigma` is the first standard deviation of the weights; errors as of `check_strategy`.
     """
     check_strategy(name, population)
-    return STRATEGIES[name](population, num_params, sigma)
+    zeros, std = jnp.zeros(num_params, jnp.float32), jnp.float32(sigma)
+    if name == "open-es":  # mirrored samples at a fixed sigma, Adam on the estimated gradient
+        adam = optax.adam(sigma / 4)
+        strategy = Open_ES(population, zeros, optimizer=adam, std_schedule=lambda step: std)
+        return strategy, strategy.default_params
+    strategy = STRATEGIES[name](population, zeros, fitness_shaping_fn=ordinal_weights)
+    return strategy, strategy.default_params.replace(std_init=std)

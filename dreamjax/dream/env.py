@@ -8,6 +8,7 @@ latent numbers.
 import copy
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -33,14 +34,10 @@ SMALLEST_DRAW = 2.0**-24  # in place of a uniform 0; the next is 2**-23
 
 @struct.dataclass
 class EnvState(environment.EnvState):
-    """Where a dream is.
+    """Where a dream is, `time` [] int32 steps after it began.
 
-    Attributes:
-      time: [] int32, steps since the dream began.
-      z: [Z] float32, current latent.
-      carry: what M remembers, the paper's (c, h), each [H] float32.
-      dead: [] bool, whether M has ended it.
-      mask: what M does not read in this dream; None where `EnvParams.dropout` is.
+    `z` [Z] is the latent, and `carry` what M remembers, the paper's (c, h), each [H], all float32;
+    `dead` [] bool, whether M has ended it; `mask` what M does not read, None without dropout.
     """
 
     z: jax.Array
@@ -105,10 +102,7 @@ class EnvParams(environment.EnvParams):
         return jax.nn.sigmoid(risk).astype(jnp.float32)
 
     def draw_mask(self, key: jax.Array | None) -> Mask | None:
-        """What M does not read in the dream that begins with `key`, which stays unused.
-
-        Without a key nothing is dropped.
-        """
+        """What M does not read in the dream of `key`, which stays unused; all is read without."""
         if self.dropout is None:
             return None
         numbers = (self.memory.latent_size + self.memory.hidden_size,)
@@ -124,50 +118,32 @@ class EnvParams(environment.EnvParams):
 
 @struct.dataclass
 class Noise:
-    """All randomness of one step.
+    """All randomness of one step."""
 
-    Attributes:
-      uniform: [Z], picks components.
-      normal: [Z], spreads them.
-      logistic: [], goes to the logit of an end.
-      event: [], picks an event of an M that has them.
-    """
-
-    uniform: jax.Array
-    normal: jax.Array
-    logistic: jax.Array
-    event: jax.Array
+    uniform: jax.Array  # [Z], picks components
+    normal: jax.Array  # [Z], spreads them
+    logistic: jax.Array  # [], goes to the logit of an end
+    event: jax.Array  # [], picks an event of an M that has them
 
 
-def check_temperature(temperature: float) -> float:
-    """`temperature` itself, as a float.
-
-    Raises:
-      SettingError: it is not a positive finite number.
-    """
-    if not 0 < float(temperature) < float("inf"):
-        raise SettingError(f"temperature must be a positive number, got {temperature}; try 1.0")
-    return float(temperature)
+def _checked(name: str, holds: Callable[[float], bool], words: str, remedy: str, value: float):
+    """`value` as a float, or SettingError unless it holds."""
+    if not holds(value):
+        raise SettingError(f"{name} must be {words}, got {value}; {remedy}")
+    return float(value)
 
 
-def check_death_noise(death_noise: float) -> None:
-    """Raise SettingError unless `death_noise` is a number of at least 0."""
-    if not 0 <= death_noise < float("inf"):
-        raise SettingError(
-            f"death_noise must be at least 0, got {death_noise}; the paper's is 0, 1 samples deaths"
-        )
-
-
-def check_dropout(dropout: float) -> None:
-    """Raise SettingError unless `dropout` is a probability below 1."""
-    if not 0 <= dropout < 1:
-        raise SettingError(f"dropout must be in [0, 1), got {dropout}; 0.1 is a good one")
-
-
-def check_death_threshold(death_threshold: float) -> None:
-    """Raise SettingError unless `death_threshold` is a number; infinity lets nobody die."""
-    if np.isnan(death_threshold):
-        raise SettingError("death_threshold must be a number, got nan; the paper's is 0")
+check_temperature = partial(
+    _checked, "temperature", lambda x: 0 < x < math.inf, "a positive number", "try 1.0"
+)
+check_death_threshold = partial(  # infinity lets nobody die
+    _checked, "death_threshold", lambda x: not np.isnan(x), "a number", "the paper's is 0"
+)
+_NOISES = "the paper's is 0, 1 samples deaths"
+check_death_noise = partial(
+    _checked, "death_noise", lambda x: 0 <= x < math.inf, "at least 0", _NOISES
+)
+check_dropout = partial(_checked, "dropout", lambda x: 0 <= x < 1, "in [0, 1)", "0.1 is a good one")
 
 
 def env_params(
@@ -186,11 +162,12 @@ def env_params(
     Raises:
       ValueError: temperature not positive, or start states that do not fit the task.
     """
-    tau = check_temperature(task.temperature if temperature is None else temperature)
-    check_death_noise(death_noise)
-    check_death_threshold(death_threshold)
-    if dropout is not None:
-        check_dropout(dropout)
+    settings = {
+        "temperature": check_temperature(task.temperature if temperature is None else temperature),
+        "death_noise": check_death_noise(death_noise),
+        "death_threshold": check_death_threshold(death_threshold),
+        "dropout": None if dropout is None else check_dropout(dropout),
+    }
     for name, array in (("initial_mu", initial_mu), ("initial_logvar", initial_logvar)):
         if array.ndim != 2 or not len(array) or array.shape[1] != task.latent_size:
             raise ValueError(
@@ -212,11 +189,8 @@ def env_params(
         memory=memory,
         initial_mu=jnp.asarray(initial_mu, jnp.float32),
         initial_logvar=jnp.asarray(initial_logvar, jnp.float32),
-        temperature=tau,
-        death_threshold=float(death_threshold),
-        death_noise=float(death_noise),
         max_steps_in_episode=task.max_steps,
-        dropout=None if dropout is None else float(dropout),
+        **settings,
     )
 
 
@@ -245,8 +219,7 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
 
     Attributes:
       task: the game.
-      reads: the parts of M's memory that C reads; None are the task's.
-      hidden_size: H of M; None is the task's.
+      reads, hidden_size: the parts of M's memory that C reads, and H of M; None is the task's.
       bounds: of those parts, M's own.
     """
 
@@ -282,15 +255,13 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         if params.moments is not None:
             number = jax.random.randint(key, (), 0, len(params.moments.age), jnp.int32)
             state = state_at(jax.tree.map(lambda x: x[number], params.moments))
-            state = state.replace(mask=params.draw_mask(key))
-            return self.observe(key, state, None, params), state
-        key_start, key_z = jax.random.split(key)
-        start = jax.random.randint(key_start, (), 0, len(params.initial_mu), jnp.int32)
-        mu, logvar = params.initial_mu[start], params.initial_logvar[start]
-        z = mu + jnp.exp(logvar / 2) * jax.random.normal(key_z, mu.shape, mu.dtype)
-        carry = params.memory.initial_carry()
-        dead, mask = jnp.bool_(False), params.draw_mask(key)
-        state = EnvState(time=jnp.int32(0), z=z, carry=carry, dead=dead, mask=mask)
+        else:
+            key_start, key_z = jax.random.split(key)
+            start = jax.random.randint(key_start, (), 0, len(params.initial_mu), jnp.int32)
+            mu, logvar = params.initial_mu[start], params.initial_logvar[start]
+            z = mu + jnp.exp(logvar / 2) * jax.random.normal(key_z, mu.shape, mu.dtype)
+            state = state_at(Moments(jnp.int32(0), z, params.memory.initial_carry()))
+        state = state.replace(mask=params.draw_mask(key))
         return self.observe(key, state, None, params), state
 
     @partial(jax.jit, static_argnames=("self",))
@@ -300,9 +271,7 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         state = state.replace(mask=params.kept_mask(state.mask))
         return super().step(key, state, action, params)
 
-    def step_env(
-        self, key: jax.Array, state: EnvState, action: jax.Array, params: EnvParams
-    ) -> tuple[jax.Array, EnvState, jax.Array, jax.Array, dict[str, Any]]:
+    def step_env(self, key, state: EnvState, action, params: EnvParams):
         """One imagined step: gymnax's raw `(obs, state, reward, terminated, info)`.
 
         As in gymnax's own environments no gradient passes through it, unless the environment is
@@ -328,10 +297,8 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
             event=drawn[-1],
         )
 
-    def transition(
-        self, noise: Noise, state: EnvState, action: jax.Array, params: EnvParams
-    ) -> tuple[jax.Array, EnvState, jax.Array, jax.Array, dict[str, Any]]:
-        """The dream step proper, a deterministic function of its noise."""
+    def transition(self, noise: Noise, state: EnvState, action, params: EnvParams):
+        """The dream step proper, a deterministic function of its noise; values as of `step_env`."""
         action = self.clipped(jnp.reshape(action, (self.task.action_size,)))
         carry, found = params.memory(state.carry, state.z, action, state.time, state.mask)
         tau = jnp.maximum(jnp.asarray(params.temperature, jnp.float32), COLDEST)
@@ -350,48 +317,36 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
     def clipped(self, action: jax.Array) -> jax.Array:
         """`action` [A] within the task's bounds, float32."""
         action = jnp.asarray(action, jnp.float32)
-        return jnp.clip(
-            action, *(jnp.broadcast_to(np.float32(x), action.shape) for x in self._bounds)
-        )
+        bounds = (jnp.broadcast_to(np.float32(x), action.shape) for x in self._bounds)
+        return jnp.clip(action, *bounds)
 
     @property
     def _bounds(self) -> tuple[Any, Any]:
         """The task's, single numbers where they are the same for all of an action."""
         bounds = self.task.actions.low, self.task.actions.high
-        return tuple(
-            bound[0] if len(set(bound)) == 1 else np.asarray(bound, np.float32) for bound in bounds
-        )
+        return tuple(x[0] if len(set(x)) == 1 else np.asarray(x, np.float32) for x in bounds)
 
-    def observe(
-        self, key: jax.Array | None, state: EnvState, action: jax.Array | None, params: EnvParams
-    ) -> jax.Array:
+    def observe(self, key, state: EnvState, action, params: EnvParams) -> jax.Array:
         """What C reads of a state, [F]."""
-        del key, action
         return params.memory.features(state.z, state.carry)
 
     def is_terminated(self, state: EnvState, params: EnvParams) -> jax.Array:
-        """Whether M has ended the dream, bool []."""
-        del params
         return state.dead
 
     @property
     def name(self) -> str:
-        """`Dream-` and the game's name."""
         return f"Dream-{self.task.name}"
 
     @property
     def num_actions(self) -> int:
-        """Numbers in an action."""
         return self.task.action_size
 
     def action_space(self, params: EnvParams | None = None) -> spaces.Box:
         """Box [A] of the task's bounds."""
-        del params
         return spaces.Box(*self._bounds, (self.task.action_size,), jnp.float32)
 
     def observation_space(self, params: EnvParams | None = None) -> spaces.Box:
         """Box [F], finite bounds."""
-        del params
         return self.box_of(self.reads or self.task.controller_reads)
 
     def box_of(self, parts: tuple[str, ...]) -> spaces.Box:
@@ -405,11 +360,6 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         carry = jax.eval_shape(params.memory.initial_carry)
         boxes = [spaces.Box(-LARGEST, LARGEST, x.shape, x.dtype) for x in jax.tree.leaves(carry)]
         longest = max(self.task.max_steps, params.max_steps_in_episode)
-        return spaces.Dict(
-            {
-                "time": spaces.Discrete(longest + 1),
-                "z": spaces.Box(-LARGEST, LARGEST, (self.task.latent_size,), jnp.float32),
-                "carry": spaces.Tuple(boxes),
-                "dead": spaces.Discrete(2),
-            }
-        )
+        time, dead = spaces.Discrete(longest + 1), spaces.Discrete(2)
+        z = spaces.Box(-LARGEST, LARGEST, (self.task.latent_size,), jnp.float32)
+        return spaces.Dict({"time": time, "z": z, "carry": spaces.Tuple(boxes), "dead": dead})

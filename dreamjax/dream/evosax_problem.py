@@ -4,7 +4,6 @@ Legend: D weights of a controller, P members of a population, R dreams a member.
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +39,8 @@ class DreamProblem(Problem):
     def _eval(self, key: jax.Array, solutions: jax.Array, state: State, params: EnvParams):
         policy = self.world.controller_of(solutions)
         played = rollout(key, self.env, params, policy, solutions, self.num_rollouts)
-        metrics: dict[str, Any] = {"steps": played.steps}
-        return -jnp.mean(played.score, axis=1), state.replace(counter=state.counter + 1), metrics
+        state = state.replace(counter=state.counter + 1)
+        return -jnp.mean(played.score, axis=1), state, {"steps": played.steps}
 
     @partial(jax.jit, static_argnames=("self",))
     def sample(self, key: jax.Array) -> jax.Array:

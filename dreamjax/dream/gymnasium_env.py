@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from gymnasium.vector import AutoresetMode
+from gymnax.environments.spaces import gymnax_space_to_gym_space as gym_space
 
 from dreamjax.dream.env import EnvParams, EnvState
 from dreamjax.dream.gymnax_env import NamedDream, make
 from dreamjax.dream.registration import check_process
+from dreamjax.tasks import FRAME_SHAPE
 from dreamjax.vision.model import drawn as pictures
 
 
@@ -46,23 +48,14 @@ class Dream(gymnasium.Env):
         self.action_space = self._dreams.single_action_space
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
-        """Start a dream; see `gymnasium.Env.reset`. A seed dreams as it does in a vector of them.
-
-        Raises:
-          ValueError: a seed that is negative or no whole number.
-        """
-        _check_seed(seed)
+        """Start a dream; a seed dreams, and a bad one is refused, as in a vector of them."""
+        _checked_seeds([seed], 1)
         super().reset(seed=seed)
         obs, info = self._dreams.reset(seed=[seed])
         return obs[0], info
 
     def step(self, action):
-        """Dream one step; see `gymnasium.Env.step`.
-
-        Raises:
-          RuntimeError: no dream has begun, or it is over.
-          ValueError: an action that is none of the action space's.
-        """
+        """Dream one step; errors as of `VectorDream.step`."""
         obs, reward, terminated, truncated, info = self._dreams.step(np.asarray(action)[None])
         return obs[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
 
@@ -102,17 +95,23 @@ class VectorDream(gymnasium.vector.VectorEnv):
         self._env, self._params = make(env_id, **variant)
         if max_episode_steps is not None:
             self._params = self._params.replace(max_steps_in_episode=int(max_episode_steps))
-        self.num_envs, self.render_mode = num_envs, _checked_mode(render_mode)
-        self.autoreset_mode = _checked_autoreset(autoreset_mode)
-        self.metadata = {
-            **Dream.metadata,
-            "render_fps": self._env.task.steps_per_second,
-            "autoreset_mode": self.autoreset_mode,
-        }
+        if render_mode not in (None, *Dream.metadata["render_modes"]):
+            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
+        choices = [mode.value for mode in AutoresetMode]
+        if autoreset_mode not in (*AutoresetMode, *choices):
+            raise ValueError(
+                f"autoreset_mode must be one of {', '.join(choices)}, got {autoreset_mode!r}"
+            )
+        self.num_envs, self.render_mode = num_envs, render_mode
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        told = {"render_fps": self._env.task.steps_per_second}
+        self.metadata = Dream.metadata | told | {"autoreset_mode": self.autoreset_mode}
         drawing = dataclasses.replace(self._env, observation="pixels")
         self._vision = drawing.default_params.vision if render_mode else None
-        self.single_observation_space = _observation_space(self._env)
-        self.single_action_space = _space(self._env.action_space())
+        self.single_observation_space = gym_space(self._env.observation_space())
+        if self._env.observation == "pixels":
+            self.single_observation_space = gymnasium.spaces.Box(0, 255, FRAME_SHAPE, np.uint8)
+        self.single_action_space = gym_space(self._env.action_space())
         batch = gymnasium.vector.utils.batch_space
         self.observation_space = batch(self.single_observation_space, num_envs)
         self.action_space = batch(self.single_action_space, num_envs)
@@ -127,34 +126,19 @@ class VectorDream(gymnasium.vector.VectorEnv):
         return jax.device_put(jax.tree.leaves(self._params))
 
     @functools.cached_property
-    def _programs(self) -> "Programs":
+    def _programs(self) -> tuple[Callable, Callable]:
         return _compiled(self._env, jax.tree.structure(self._params), self.autoreset_mode)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what is compiled; a dream goes on where it was."""
-        kept = {k: x for k, x in vars(self).items() if k not in ("_leaves", "_programs")}
-        keys = None if self._lanes is None else jax.random.key_data(self._lanes.key)
-        return kept | {"_lanes": self._lanes and self._lanes.replace(key=keys)}
+        return {k: x for k, x in vars(self).items() if k not in ("_leaves", "_programs")}
 
-    def __setstate__(self, kept: dict[str, Any]) -> None:
-        vars(self).update(kept)
-        if self._lanes is not None:
-            key = jax.random.wrap_key_data(self._lanes.key)
-            self._lanes = self._lanes.replace(key=key)
-
-    def reset(
-        self,
-        *,
-        seed: int | Sequence[int | None] | None = None,
-        options: dict[str, Any] | None = None,
-    ):
+    def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict | None = None):
         """Start every dream, or those of `options["reset_mask"]`, bool [E].
 
         Args:
           seed: of the first dream, the second gets the next number and so on; or one for each, as
-            a dream depends on its own seed alone; where it is None, the dreams of the seed before
-            go on.
-          options: see above.
+            a dream depends on its own seed alone; where it is None, those of the seed before go on.
 
         Raises:
           ValueError: another number of seeds than dreams, a bad seed, or a bad mask.
@@ -165,7 +149,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
             if seeds[i] is not None:
                 self._generators[i] = np.random.default_rng(seeds[i])
             drawn[i] = self._generators[i].integers(2**31)
-        lanes, obs = self._programs.begin(self._leaves, drawn)
+        lanes, obs = self._programs[0](self._leaves, drawn)
         if mask is not None:
             lanes, obs = _chosen(mask, (lanes, obs), (self._lanes, jnp.asarray(self._obs)))
         self._lanes, self._obs = lanes, np.array(obs)
@@ -177,15 +161,16 @@ class VectorDream(gymnasium.vector.VectorEnv):
 
         Raises:
           RuntimeError: no dream has begun, or one is over and nobody has begun it anew.
-          ValueError: actions that are none of the action space's.
+          ValueError: actions that are none of the action space's; a Box's are clipped instead.
         """
         mode = self.autoreset_mode
         if self._lanes is None:
             raise RuntimeError("no dream is running; call reset() before step()")
         if mode is AutoresetMode.DISABLED and self._over.any():
             raise RuntimeError("the dream is over; call reset() before the next step()")
-        actions = self._checked_actions(actions)
-        self._lanes, step = self._programs.step(self._leaves, self._lanes, actions)
+        self._env.check_action(actions := np.asarray(actions), (self.num_envs,))
+        actions = actions.reshape(self.action_space.shape).astype(self.action_space.dtype)
+        self._lanes, step = self._programs[1](self._leaves, self._lanes, actions)
         obs, reward, terminated, truncated = map(np.array, step[:4])
         self._obs, self._over = obs, terminated | truncated
         info = {}
@@ -212,35 +197,14 @@ class VectorDream(gymnasium.vector.VectorEnv):
             raise ValueError("reset_mask needs dreams that have begun; call reset() without it")
         return np.asarray(mask)
 
-    def _checked_actions(self, actions) -> np.ndarray:
-        """`actions`, if they are possible; a Box's are clipped later, as the game does."""
-        actions, space = np.asarray(actions), self.action_space
-        if actions.shape == space.shape[:1] and space.shape[1:] == (1,):
-            actions = actions[:, None]  # a single number may come without its axis
-        if actions.shape != space.shape:
-            raise ValueError(f"actions must be of shape {space.shape}, got {actions.shape}")
-        if isinstance(self.single_action_space, gymnasium.spaces.Discrete):
-            known = actions.dtype.kind in "biu" and actions.astype(space.dtype) in space
-        else:
-            known = np.isfinite(actions).all()
-        if not known:
-            raise ValueError(f"an action is none of {self.single_action_space}: {actions}")
-        return actions.astype(space.dtype)
-
 
 @struct.dataclass
 class Lane:
-    """A dream on its way.
+    """A dream on its way."""
 
-    Attributes:
-      key: PRNG key of all that is to come.
-      state: the dream's.
-      over: bool [], whether it has ended.
-    """
-
-    key: jax.Array
+    key: jax.Array  # data of the PRNG key of all that is to come: a key itself cannot be pickled
     state: EnvState
-    over: jax.Array
+    over: jax.Array  # bool [], whether it has ended
 
 
 class Step(NamedTuple):
@@ -253,17 +217,12 @@ class Step(NamedTuple):
     final_obs: jax.Array
 
 
-class Programs(NamedTuple):
-    """Compiled: `begin(leaves, seeds)` -> (lanes, obs), `step(leaves, lanes, actions)` -> (lanes,
-    `Step`)."""
-
-    begin: Callable
-    step: Callable
-
-
 @functools.lru_cache(maxsize=16)
-def _compiled(env: NamedDream, structure: Any, mode: AutoresetMode) -> Programs:
-    """The programs of one kind of dream; to flatten M at each call would last as long as a step."""
+def _compiled(env: NamedDream, structure: Any, mode: AutoresetMode) -> tuple[Callable, Callable]:
+    """`begin(leaves, seeds)` -> (lanes, obs), `step(leaves, lanes, actions)` -> (lanes, `Step`).
+
+    Of one kind of dream; to flatten M at each call would last as long as a step.
+    """
     one_step = {
         AutoresetMode.DISABLED: _plain_step,
         AutoresetMode.SAME_STEP: _same_step,
@@ -280,34 +239,34 @@ def _compiled(env: NamedDream, structure: Any, mode: AutoresetMode) -> Programs:
         params = jax.tree.unflatten(structure, leaves)
         return jax.vmap(functools.partial(one_step, env, params))(lanes, actions)
 
-    return Programs(begin, step)
+    return begin, step
 
 
 def _begun(env: NamedDream, params: EnvParams, key: jax.Array) -> tuple[Lane, jax.Array]:
     """A new dream and what is seen of it."""
     key, key_reset = jax.random.split(key)
     obs, state = env.reset_env(key_reset, params)
-    return Lane(key, state, jnp.bool_(False)), _shown(env, obs)
+    return Lane(jax.random.key_data(key), state, jnp.bool_(False)), _shown(env, obs)
 
 
 def _plain_step(env: NamedDream, params: EnvParams, lane: Lane, action) -> tuple[Lane, Step]:
-    key, key_step = jax.random.split(lane.key)
+    key, key_step = jax.random.split(jax.random.wrap_key_data(lane.key))
     obs, state, reward, terminated, _ = env.step_env(key_step, lane.state, action, params)
     truncated = env.is_truncated(state, params) & ~terminated
     obs = _shown(env, obs)
-    lane = Lane(key, state, terminated | truncated)
+    lane = Lane(jax.random.key_data(key), state, terminated | truncated)
     return lane, Step(obs, reward, terminated, truncated, obs)
 
 
 def _same_step(env: NamedDream, params: EnvParams, lane: Lane, action) -> tuple[Lane, Step]:
     lane, step = _plain_step(env, params, lane, action)
-    begun = _begun(env, params, lane.key)
+    begun = _begun(env, params, jax.random.wrap_key_data(lane.key))
     lane, obs = _chosen(lane.over, begun, (lane, step.obs))
     return lane, step._replace(obs=obs)
 
 
 def _next_step(env: NamedDream, params: EnvParams, lane: Lane, action) -> tuple[Lane, Step]:
-    begun, goes_on = _begun(env, params, lane.key), ~lane.over
+    begun, goes_on = _begun(env, params, jax.random.wrap_key_data(lane.key)), ~lane.over
     after, step = _plain_step(env, params, lane, action)
     lane, obs = _chosen(goes_on, (after, step.obs), begun)
     return lane, step._replace(
@@ -341,48 +300,14 @@ def _last_words(obs: np.ndarray, over: np.ndarray) -> dict[str, Any]:
     return {"final_obs": final, "_final_obs": over, "final_info": {}, "_final_info": over}
 
 
-def _space(space) -> gymnasium.Space:
-    """gymnasium's form of a gymnax space."""
-    if hasattr(space, "n"):
-        return gymnasium.spaces.Discrete(space.n)
-    return gymnasium.spaces.Box(space.low, space.high, space.shape, np.dtype(space.dtype))
-
-
-def _observation_space(env: NamedDream) -> gymnasium.spaces.Box:
-    space = env.observation_space()
-    if env.observation == "pixels":
-        return gymnasium.spaces.Box(0, 255, space.shape, np.uint8)
-    return _space(space)
-
-
 def _checked_seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int | None]:
     """A seed for each of `count` dreams, as gymnasium counts on from a single one."""
-    if seed is None or isinstance(seed, int | np.integer):
-        _check_seed(seed)
-        each = [None if seed is None else seed + i for i in range(count)]
-    else:
-        each = list(seed)
+    if seed is None:
+        return [None] * count
+    each = list(range(seed, seed + count)) if isinstance(seed, int | np.integer) else list(seed)
     if len(each) != count:
         raise ValueError(f"{count} dreams need {count} seeds, got {len(each)}")
     for one in each:
-        _check_seed(one)
+        if one is not None and (not isinstance(one, int | np.integer) or one < 0):
+            raise ValueError(f"a seed must be a whole number of at least 0, got {one!r}")
     return each
-
-
-def _check_seed(seed: int | None) -> None:
-    if seed is not None and (not isinstance(seed, int | np.integer) or seed < 0):
-        raise ValueError(f"a seed must be a whole number of at least 0, got {seed!r}")
-
-
-def _checked_mode(mode: str | None) -> str | None:
-    if mode is not None and mode not in Dream.metadata["render_modes"]:
-        raise ValueError(f"render_mode must be None or 'rgb_array', got {mode!r}")
-    return mode
-
-
-def _checked_autoreset(mode: AutoresetMode | str) -> AutoresetMode:
-    try:
-        return AutoresetMode(mode)
-    except ValueError:
-        choices = ", ".join(one.value for one in AutoresetMode)
-        raise ValueError(f"autoreset_mode must be one of {choices}, got {mode!r}") from None

@@ -31,13 +31,9 @@ OBSERVATIONS = (*PARTS, "pixels")
 @keeping_numbers
 @functools.partial(struct.dataclass, kw_only=True)
 class PixelParams(EnvParams):
-    """A world with the eye that draws it.
+    """A world with the eye that draws it."""
 
-    Attributes:
-      vision: V; its decoder makes the observation.
-    """
-
-    vision: VAE
+    vision: VAE  # its decoder makes the observation
 
 
 @dataclasses.dataclass(eq=False)
@@ -87,8 +83,6 @@ class NamedDream(DreamEnv):
         return super().transition(noise, state, action, params)
 
     def observe(self, key, state: EnvState, action, params: EnvParams) -> jax.Array:
-        """What the agent sees of a state."""
-        del key, action
         if self.observation == "pixels":
             return params.vision.decode(state.z[None])[0]
         parts = params.memory.parts(state.carry)
@@ -102,7 +96,6 @@ class NamedDream(DreamEnv):
 
     @property
     def name(self) -> str:
-        """The id."""
         return self.task.env_id
 
     @property
@@ -111,9 +104,9 @@ class NamedDream(DreamEnv):
         return len(_vectors(self.task)) if self.actions == "discrete" else self.task.action_size
 
     def action_space(self, params: EnvParams | None = None):
-        """Discrete(3) or Box [A] in [-1, 1]."""
+        """`Discrete`, or the Box [A] of the task's bounds."""
         if self.actions == "discrete":
-            return spaces.Discrete(len(_vectors(self.task)))
+            return spaces.Discrete(self.num_actions)
         return super().action_space(params)
 
     def observation_space(self, params: EnvParams | None = None) -> spaces.Box:
@@ -134,24 +127,26 @@ class NamedDream(DreamEnv):
         """Shape of an observation, as gymnax's own environments tell it."""
         return self.observation_space().shape
 
-    def check_action(self, action: Any) -> None:
+    def check_action(self, action: Any, lanes: tuple[int, ...] = ()) -> None:
         """Raise ValueError unless `action` has this variant's shape and, if known, is possible.
 
-        A single number of a continuous action may come without its axis.
+        `lanes` are axes before that shape. A single number may come without its axis.
         """
-        shape = () if self.actions == "discrete" else (self.task.action_size,)
-        if np.shape(action) != shape and (np.shape(action), shape) != ((), (1,)):
+        discrete = self.actions == "discrete"
+        shape = lanes if discrete else (*lanes, self.task.action_size)
+        short = lanes if shape[-1:] == (1,) else shape
+        if np.shape(action) not in (shape, short):
             raise ValueError(
-                f"an action of {self.name} must have shape {shape}, got {np.shape(action)}; "
-                "vmap step over a batch"
+                f"an action of {self.name} must have shape {shape}, got {np.shape(action)}"
+                + ("" if lanes else "; vmap step over a batch")
             )
-        if self.actions == "discrete" and jnp.result_type(action).kind not in "biu":
+        if discrete and jnp.result_type(action).kind not in "biu":
             raise ValueError(f"the action is {action}; it must be a whole number, such as 1")
         if isinstance(action, jax.core.Tracer):
             return
         if not np.isfinite(known := np.asarray(action)).all():
             raise ValueError(f"the action is {action}; it must be finite")
-        if self.actions == "discrete" and int(known) not in range(self.num_actions):
+        if discrete and not ((known >= 0) & (known < self.num_actions)).all():
             raise ValueError(f"the action is {action}; it must be from 0 to {self.num_actions - 1}")
 
 
@@ -197,10 +192,9 @@ def _load_params(env: NamedDream) -> EnvParams:
             f"{env.task.name}; pass one of that game"
         )
     params = world.params(env.temperature)
-    if env.observation != "pixels":
-        return params
-    fields = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
-    return PixelParams(**fields, vision=world.vision)
+    return (
+        PixelParams(**vars(params), vision=world.vision) if env.observation == "pixels" else params
+    )
 
 
 def make(env_id: str, **variant: Any) -> tuple[NamedDream, EnvParams]:
@@ -218,9 +212,8 @@ def make(env_id: str, **variant: Any) -> tuple[NamedDream, EnvParams]:
 
 def _of_m(env: NamedDream, params: EnvParams) -> NamedDream:
     """`env` for an M of another form than the task's."""
-    size, bounds = params.memory.hidden_size, params.memory.bounds
-    size = None if size == env.task.hidden_size else size
-    return dataclasses.replace(env, hidden_size=size, bounds=bounds)
+    size = None if params.memory.hidden_size == env.task.hidden_size else params.memory.hidden_size
+    return dataclasses.replace(env, hidden_size=size, bounds=params.memory.bounds)
 
 
 def named(
@@ -250,13 +243,9 @@ def named(
     task, kinds = known[env_id]
     actions = kinds[0] if actions is None else actions
     observation = "".join(("z", *task.controller_reads)) if observation is None else observation
-    for name, value, choices in (
-        ("actions", actions, kinds),
-        ("observation", observation, OBSERVATIONS),
-    ):
+    variant, all_of = {"actions": actions, "observation": observation}, (kinds, OBSERVATIONS)
+    for (name, value), choices in zip(variant.items(), all_of, strict=True):
         if value not in choices:
             raise SettingError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     source = str(task.name if world is None else world)
-    return NamedDream(
-        task, actions=actions, observation=observation, world=source, temperature=temperature
-    )
+    return NamedDream(task, **variant, world=source, temperature=temperature)

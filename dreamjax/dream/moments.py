@@ -21,17 +21,11 @@ OLDEST = 0.998  # share of the episodes that are over by the greatest age of a m
 
 @struct.dataclass
 class Moments:
-    """What M remembers in the middle of real episodes, and what V sees.
+    """What M remembers in the middle of real episodes, and what V sees."""
 
-    Attributes:
-      age: float32 [N], steps since the episode began.
-      z: float32 [N, Z], the latent of that step.
-      carry: what M remembers of the steps before it, [N, H] of each part.
-    """
-
-    age: jax.Array
-    z: jax.Array
-    carry: Carry
+    age: jax.Array  # float32 [N], steps since the episode began
+    z: jax.Array  # float32 [N, Z], the latent of that step
+    carry: Carry  # what M remembers of the steps before it, [N, H] of each part
 
 
 def blank_moments(memory: Memory, count: int) -> Moments:
@@ -45,16 +39,10 @@ def blank_moments(memory: Memory, count: int) -> Moments:
 
 
 def moments_of(memory: Memory, latents: LatentSequences, count: int, seed: int = 0) -> Moments:
-    """Moments of encoded episodes, drawn at random.
+    """`count` moments of encoded episodes; `seed` is of their choice, and of V's noise.
 
     All ages are as likely, however few the episodes are that grew so old: whoever lives to the end
     is in each age as long.
-
-    Args:
-      memory: M.
-      latents: the episodes, of the V that M knows.
-      count: N.
-      seed: of the choice, and of V's noise.
     """
     rng = np.random.default_rng(seed)
     by_length = np.argsort(latents.lengths, kind="stable")
@@ -73,10 +61,7 @@ def moments_of(memory: Memory, latents: LatentSequences, count: int, seed: int =
 def moments_at(
     memory: Memory, latents: LatentSequences, episodes: np.ndarray, ages: np.ndarray, seed: int = 0
 ) -> Moments:
-    """The moments at `ages` [n, E] of `episodes` [E], n * E in that order.
-
-    Other arguments: as for `moments_of`.
-    """
+    """The moments at `ages` [n, E] of `episodes` [E], n * E in that order."""
     step = np.arange(-(-(ages.max() + 1) // ROUND) * ROUND)[:, None]
     frames = latents.first[episodes] + np.minimum(step, latents.lengths[episodes] - 1)
     z = latents.draw(frames, seed)

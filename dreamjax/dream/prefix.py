@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax.dream.env import EnvState
+from dreamjax.dream.env import EnvState, state_at
+from dreamjax.dream.moments import Moments
 from dreamjax.dream.worlds import World
 from dreamjax.memory.latents import posteriors
 from dreamjax.tasks import FRAME_SHAPE
@@ -26,7 +27,6 @@ def dream_from(
     remembers the game with nothing dropped.
 
     Args:
-      world: whose dream it is.
       frames: uint8 [T, 64, 64, 3], an episode from its first frame on, as `make_env` shows it.
       actions: [T - 1, A], what was done between them, in the task's form.
       key: PRNG key of V's sampling and of the dream's dropout; consumed. None takes the mean of
@@ -42,14 +42,12 @@ def dream_from(
     z, logvar = map(jnp.asarray, posteriors(world.vision, frames))
     if key is not None:
         z = z + jnp.exp(logvar / 2) * jax.random.normal(key, z.shape, z.dtype)
-    carry = world.memory.initial_carry()
+    carry, ages = world.memory.initial_carry(), jnp.arange(len(actions), dtype=jnp.int32)
     if len(actions):
-        ages = jnp.arange(len(actions), dtype=jnp.int32)
         inputs = world.memory.inputs(z[:-1], world.env().clipped(actions), ages)
         carry = world.memory.run(carry, inputs, (ages == 0).astype(jnp.float32))[0]
-    mask = world.params(dropout=dropout).draw_mask(key)
-    time = jnp.int32(len(actions))
-    return EnvState(time=time, z=z[-1], carry=carry, dead=jnp.bool_(False), mask=mask)
+    state = state_at(Moments(jnp.int32(len(actions)), z[-1], carry))
+    return state.replace(mask=world.params(dropout=dropout).draw_mask(key))
 
 
 def _check(world: World, frames: np.ndarray, actions: np.ndarray) -> None:

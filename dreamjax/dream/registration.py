@@ -17,18 +17,14 @@ _lost = []  # whether this process is a fork of one that had used jax
 
 def env_ids() -> dict[str, tuple[Task, tuple[str, ...]]]:
     """The game and the variants of its actions, its own first, by the ids of the dreams."""
-    keys = {
-        task.env_id.replace("-v", "Discrete-v"): (task, ("discrete", "continuous"))
-        for task in TASKS.values()
-        if isinstance(task.actions, Keys)
-    }
-    return keys | {task.env_id: (task, _kinds_of_actions(task)) for task in TASKS.values()}
-
-
-def _kinds_of_actions(task: Task) -> tuple[str, ...]:
-    if isinstance(task.actions, Keys):
-        return "continuous", "discrete"
-    return ("discrete",) if isinstance(task.actions, Choice) else ("continuous",)
+    keys, own = {}, {}
+    for task in TASKS.values():
+        kinds = ("discrete",) if isinstance(task.actions, Choice) else ("continuous",)
+        if isinstance(task.actions, Keys):
+            kinds = ("continuous", "discrete")
+            keys[task.env_id.replace("-v", "Discrete-v")] = task, kinds[::-1]
+        own[task.env_id] = task, kinds
+    return keys | own
 
 
 def register_dreams() -> None:

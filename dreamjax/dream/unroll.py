@@ -21,11 +21,9 @@ def unroll(
     """Dream T steps of one dream; it goes on after its end, but is not alive then.
 
     Args:
-      env, params: the dream.
-      state: where it begins.
+      env, params, state: the dream, and where it begins.
       keys: [T] PRNG keys of the steps.
-      choose: `(observation, input) -> action [A]`.
-      inputs: what it is given, [T, ...] of each.
+      choose, inputs: `(observation, input) -> action [A]`, and what it is given, [T, ...] of each.
       tell: `(state before a step, action) -> ` what is returned of the step.
 
     Returns:
@@ -45,5 +43,4 @@ def unroll(
 
 def follow(obs: jax.Array, action: jax.Array) -> jax.Array:
     """A `choose` that does as it is given."""
-    del obs
     return action

@@ -23,16 +23,10 @@ import safetensors.numpy
 from flax import nnx
 
 from dreamjax.controller.model import Controller, controller_for, controller_of_size
-from dreamjax.dream.env import (
-    PAPER_NOISE,
-    PAPER_THRESHOLD,
-    DreamEnv,
-    EnvParams,
-    env_params,
-)
+from dreamjax.dream.env import PAPER_NOISE, PAPER_THRESHOLD, DreamEnv, EnvParams, env_params
 from dreamjax.dream.moments import Moments, blank_moments
 from dreamjax.memory.kinds import KINDS, kind_of, serializable
-from dreamjax.memory.model import VARIANT, Memory
+from dreamjax.memory.model import FORM, VARIANT, Memory
 from dreamjax.tasks import TASKS, Task
 from dreamjax.training import files
 from dreamjax.training.checkpoint import CheckpointError, Store, digest, flatten, unflatten
@@ -58,10 +52,9 @@ _FACTS = {  # what a world's facts may say: value where there is none, type, ran
     "temperature": (None, (int, float, type(None)), 1e-6, 1e6, "a number from 10^-6 to 10^6"),
     "dropout": (None, (int, float, type(None)), 0, 0.999, "a number from 0 to 0.999"),
     "num_events": (0, (int,), 0, 10**5, "a whole number from 0 to 10^5"),
-    "clock": (False, (bool,), False, True, "true or false"),
-    "keys": (False, (bool,), False, True, "true or false"),
-    "residual": (False, (bool,), False, True, "true or false"),
-    "scaled": (False, (bool,), False, True, "true or false"),
+    **dict.fromkeys(
+        ("clock", "keys", "residual", "scaled"), (False, (bool,), False, True, "true or false")
+    ),
     "hidden_size": (None, (int, type(None)), 1, 10**5, "a whole number from 1 to 10^5"),
     "controller_hidden": (0, (int,), 0, 10**5, "a whole number from 0 to 10^5"),
     "dream": (0.0, (int, float), -_LARGEST, _LARGEST, "a finite float32"),  # what C earned in it
@@ -73,12 +66,10 @@ class World:
     """Everything a dream needs, and the eye to draw it.
 
     Attributes:
-      task: the game it was learned from.
-      vision: V.
-      memory: M, trained on V's latents.
+      task, vision, memory: the game it was learned from, V, and M, trained on V's latents.
       initial_mu, initial_logvar: [N, Z] posteriors of real first frames.
       death_threshold, death_noise: see `EnvParams`; as calibrated for this M, or the paper's.
-      moments: of real episodes, from which dreams can go on; older worlds have None.
+      moments: of real episodes, from which dreams can go on; None where it holds none.
       temperature: tau at which its dreams last as long as games, see
         `dreamjax.fidelity.true_temperature`; None, where that was not found, is the task's.
       dropout: of its dreams, see `EnvParams`: that with which its M was trained; None is none.
@@ -110,11 +101,7 @@ class World:
         return controller_for(self.task, self.memory.feature_size, hidden)
 
     def controller_of(self, weights: jax.Array) -> Controller:
-        """The form of a C of this game that has these weights [D].
-
-        Raises:
-          ValueError: no form has as many.
-        """
+        """The form of a C of this game that has these weights [D]; ValueError if none has."""
         return controller_of_size(self.task, self.memory.feature_size, jnp.shape(weights)[-1])
 
     def params(
@@ -128,31 +115,19 @@ class World:
         """This world as environment parameters.
 
         Args:
-          temperature: tau; None is the world's own, or else the task's.
-          death_threshold: M's death logit above which a dream ends; None is the world's.
+          temperature, death_threshold, death_noise, dropout: see `EnvParams`; None is the world's
+            own, a temperature or else the task's. A dropout of 0 drops nothing.
           dtype: of the operands of M's matrix products, all else is float32; None is what the
             device multiplies fastest, see `product_dtype`.
-          death_noise: scale of the logistic noise on that logit; None is the world's.
-          dropout: see `EnvParams`; None is the world's, and 0 drops nothing.
         """
-        dropout = self.dropout if dropout is None else dropout
-        return env_params(
-            self.task,
-            cast(self.memory, product_dtype() if dtype is None else dtype),
-            self.initial_mu,
-            self.initial_logvar,
-            temperature=self.temperature if temperature is None else temperature,
-            death_threshold=self.death_threshold if death_threshold is None else death_threshold,
-            death_noise=self.death_noise if death_noise is None else death_noise,
-            dropout=dropout or None,
-        )
+        asked = zip(TUNED, (death_threshold, death_noise, temperature, dropout), strict=True)
+        tuned = {name: getattr(self, name) if value is None else value for name, value in asked}
+        tuned["dropout"] = tuned["dropout"] or None
+        memory = cast(self.memory, product_dtype() if dtype is None else dtype)
+        return env_params(self.task, memory, self.initial_mu, self.initial_logvar, **tuned)
 
     def anywhere(self, params: EnvParams) -> EnvParams:
-        """`params` whose dreams begin at moments of real episodes in place of first frames.
-
-        Raises:
-          ValueError: a world that holds none.
-        """
+        """`params` whose dreams begin at moments of real episodes; ValueError if there are none."""
         if self.moments is None:
             raise ValueError(
                 f"this world of {self.task.name} holds no moments of real episodes to begin at; "
@@ -162,9 +137,9 @@ class World:
 
     def arrays(self) -> dict[str, Any]:
         """What is stored of it."""
-        names = ("vision", "memory", "initial_mu", "initial_logvar")
+        names = "vision", "memory", "initial_mu", "initial_logvar", "moments"
         found = {name: getattr(self, name) for name in names}
-        return found if self.moments is None else {**found, "moments": self.moments}
+        return {name: value for name, value in found.items() if value is not None}
 
     def facts(self) -> dict[str, Any]:
         """What must be known of it before its arrays can be read."""
@@ -173,19 +148,13 @@ class World:
             "profile": self.task.profile,
             "starts": len(self.initial_mu),
             "moments": 0 if self.moments is None else len(self.moments.age),
-            "death_threshold": self.death_threshold,
-            "death_noise": self.death_noise,
-            "temperature": self.temperature,
-            "dropout": self.dropout,
+            **{name: getattr(self, name) for name in TUNED},
             **{name: getattr(self.memory, name) for name in VARIANT},
             **_form(self.memory, self.task),
         }
 
     def digest(self) -> str:
-        """SHA-256 identity; controllers record it.
-
-        It covers the arrays and, where M is not the paper's, how it reads and predicts.
-        """
+        """SHA-256 of the arrays and, where M is not the paper's, of how it reads and predicts."""
         variant = {name: int(getattr(self.memory, name)) for name in VARIANT}
         variant |= _form(self.memory, self.task)
         return digest(self.arrays() | {name: value for name, value in variant.items() if value})
@@ -193,10 +162,9 @@ class World:
 
 def _form(memory: Memory, task: Task) -> dict[str, Any]:
     """In what M's form is not that of the task's own M."""
-    own = {"kind": "lstm", "hidden_size": task.hidden_size, "heads": first_heads(task)}
-    form = {"kind": kind_of(memory), "hidden_size": memory.hidden_size}
-    form["heads"] = list(memory.heads)
-    return {name: value for name, value in form.items() if value != own[name]}
+    own = "lstm", task.hidden_size, first_heads(task)
+    form = kind_of(memory), memory.hidden_size, list(memory.heads)
+    return {name: x for name, x, usual in zip(FORM, form, own, strict=True) if x != usual}
 
 
 def first_heads(task: Task) -> list[str]:
@@ -220,14 +188,14 @@ def _blank_vision(latent_size: int) -> VAE:
 
 def save_world(directory: Path | str, world: World, meta: dict[str, Any]) -> None:
     """Store a world under `directory`/world."""
-    meta = {
-        **meta,
-        **world.facts(),
-        "vision": digest(world.vision),
-        "memory": digest(world.memory),
-    }
-    store = Store(Path(directory) / "world", keep=1)
-    store.save(max(store.steps(), default=-1) + 1, world.arrays(), meta)
+    _store(Path(directory) / "world", world, world.arrays(), {**meta, **world.facts()})
+
+
+def _store(folder: Path, world: World, arrays: dict[str, Any], meta: dict[str, Any]) -> None:
+    """Store what belongs to a world, in place of what was there."""
+    store, models = Store(folder, keep=1), ("vision", "memory")
+    meta |= {name: digest(getattr(world, name)) for name in models}
+    store.save(max(store.steps(), default=-1) + 1, arrays, meta)
 
 
 def load_world(source: Path | str) -> World:
@@ -237,11 +205,15 @@ def load_world(source: Path | str) -> World:
       CheckpointError: no world there, a damaged one, or one of an unknown game.
     """
     folder = folder_of(source)
-    if (folder / "world.json").exists():
+    if _is_exported(folder):
         return _load_exported(folder)[0]
     store = Store(folder / "world")
     if not store.directory.is_dir():
-        raise CheckpointError(f"no world in {folder}; {_remedy(source)}")
+        names = shipped_worlds()
+        near = ", ".join(difflib.get_close_matches(str(source), names, 1) or names)
+        raise CheckpointError(
+            f"no world in {folder}; train one there, or name a shipped one: {near}"
+        )
     meta = store.meta()
     with _refusing(store.directory, "make it anew by train-memory, or use another run directory"):
         blank = _blank_world(meta, store.directory)
@@ -254,8 +226,8 @@ def identity(source: Path | str) -> str:
     """What is another text once the world at `source` is another; "" where there is none."""
     folder = folder_of(source)
     store = Store(folder / "world")
-    if (folder / "world.json").exists():
-        with _refusing(folder, "fetch or export it again"):
+    if _is_exported(folder):
+        with _refusing(folder):
             return _content(folder / "world.json").decode()
     return f"{store.steps()} {store.meta()}" if store.directory.is_dir() else ""
 
@@ -263,10 +235,7 @@ def identity(source: Path | str) -> str:
 def world_meta(source: Path | str) -> dict[str, Any]:
     """What is told of how a world was made; `source` and errors as for `load_world`."""
     folder = folder_of(source)
-    if (folder / "world.json").exists():
-        with _refusing(folder, "fetch or export it again"):
-            return _documented(folder)[0]
-    return Store(folder / "world").meta()
+    return _documented(folder)[0] if _is_exported(folder) else Store(folder / "world").meta()
 
 
 def shipped_worlds() -> list[str]:
@@ -283,14 +252,12 @@ def folder_of(source: Path | str) -> Path:
     return SHIPPED / source
 
 
-def _remedy(source: Path | str) -> str:
-    names = shipped_worlds()
-    near = difflib.get_close_matches(str(source), names, 1) or names
-    return f"train one there, or name a shipped one: {', '.join(near)}"
+def _is_exported(folder: Path) -> bool:
+    return (folder / "world.json").exists()
 
 
 @contextlib.contextmanager
-def _refusing(origin: Path | str, remedy: str) -> Iterator[None]:
+def _refusing(origin: Path | str, remedy: str = "fetch or export it again") -> Iterator[None]:
     """Say whatever is wrong with `origin` in one line, as a CheckpointError."""
     try:
         yield
@@ -315,11 +282,7 @@ def _check_names(arrays: Mapping[str, np.ndarray], blank: World) -> None:
 
 
 def _blank_world(meta: dict[str, Any], origin: Path) -> World:
-    """A world of the right shapes, to load into.
-
-    Raises:
-      ValueError: a fact in `meta` that cannot be; CheckpointError: an unknown game.
-    """
+    """A world of the right shapes, to load into; ValueError where `meta` cannot be."""
     if meta.get("task") not in list(TASKS):
         raise CheckpointError(
             f"{origin} is of the game {reprlib.repr(meta.get('task'))}; this dreamjax knows "
@@ -332,10 +295,13 @@ def _blank_world(meta: dict[str, Any], origin: Path) -> World:
         raise ValueError(
             f"profile is {reprlib.repr(meta.get('profile'))}, but {task.name} is {task.profile!r}"
         )
+    heads = meta.get("heads", first_heads(task))
+    if not (isinstance(heads, list) and all(head in task.heads for head in heads)):
+        raise ValueError(f"heads are {reprlib.repr(heads)}, but must be of {list(task.heads)}")
     starts = jax.ShapeDtypeStruct((facts["starts"], task.latent_size), jnp.float32)
     tuned = {name: facts[name] for name in TUNED}
     variant = {name: facts[name] for name in (*VARIANT, "hidden_size")}
-    models = blank_models(task, known_kind(meta, origin), heads=_heads(meta, task), **variant)
+    models = blank_models(task, known_kind(meta, origin), heads=tuple(heads), **variant)
     moments = blank_moments(models[1], facts["moments"]) if facts["moments"] else None
     return World(task, *models, starts, starts, **tuned, moments=moments)
 
@@ -352,22 +318,12 @@ def known_kind(meta: dict[str, Any], origin: Path) -> str:
     return kind
 
 
-def _heads(meta: dict[str, Any], task: Task) -> tuple[str, ...]:
-    """What a world's M predicts beside the latent."""
-    heads = meta.get("heads", first_heads(task))
-    known = isinstance(heads, list) and all(head in task.heads for head in heads)
-    if not known:
-        raise ValueError(f"heads are {reprlib.repr(heads)}, but must be of {list(task.heads)}")
-    return tuple(heads)
-
-
 def _fact(meta: dict[str, Any], name: str) -> Any:
     """A fact of a world, if it can be; `type` keeps true from passing for 1."""
     default, types, least, most, words = _FACTS[name]
     value = meta.get(name, default)
-    if value is None and default is None and type(None) in types:
-        return None
-    if type(value) not in types or not least <= value <= most:  # NaN is in no range
+    held = type(value) in types and (value is None or least <= value <= most)  # NaN is in no range
+    if not held:
         raise ValueError(f"{name} is {reprlib.repr(value)}, but must be {words}")
     return value
 
@@ -385,18 +341,17 @@ def export_world(
     exported world rather than in the original; exporting what was loaded changes nothing more.
 
     Args:
-      target: the folder.
-      world: the world.
-      weights: of the controller that goes with it.
+      target, world: the folder, and what goes there.
+      weights, controller: of the C that goes with it; a form of None is the world's linear one.
       meta: data, settings and scores for `world.json`.
-      controller: its form; None is the world's linear one.
 
     Raises:
       ValueError: the folder cannot be written, weights of another form of C, or a number beyond
         half precision.
     """
+    controller = controller or world.controller()
     if weights is not None:
-        weights = _checked_weights(weights, controller or world.controller())
+        weights = _checked_weights(weights, controller)
     target = files.writable(Path(target))
     if world.moments is not None:
         moments = jax.tree.map(lambda x: x[:MOMENTS], world.moments)
@@ -413,7 +368,7 @@ def export_world(
     facts = {
         "format": FORMAT,
         **world.facts(),
-        "controller_hidden": controller.hidden if controller else 0,
+        "controller_hidden": controller.hidden,
         "sha256": hashlib.sha256(blob).hexdigest(),
     }
     files.write_json(target / "world.json", {**meta, **facts})
@@ -424,7 +379,7 @@ def _load_exported(folder: Path) -> tuple[World, jax.Array | None, dict[str, Any
 
     Whoever made the folder made its SHA-256 too, so nothing in it is believed unseen.
     """
-    with _refusing(folder, "fetch or export it again"):
+    with _refusing(folder):
         meta, blob = _documented(folder)
         blank = _blank_world(meta, folder)
         arrays = {k: x.astype(np.float32) for k, x in safetensors.numpy.load(blob).items()}
@@ -439,16 +394,17 @@ def _load_exported(folder: Path) -> tuple[World, jax.Array | None, dict[str, Any
 
 def _documented(folder: Path) -> tuple[dict[str, Any], bytes]:
     """`world.json` of an exported folder, and the bytes of its arrays, which are those it names."""
-    meta = json.loads(_content(folder / "world.json"))
-    if not isinstance(meta, dict):
-        raise ValueError(f"world.json is not an object, but {reprlib.repr(meta)}")
-    if meta.get("format") != FORMAT:
-        found = reprlib.repr(meta.get("format"))
-        raise ValueError(f"format is {found}, this dreamjax reads {FORMAT}")
-    blob = _content(folder / "arrays.safetensors")
-    if meta.get("sha256") != hashlib.sha256(blob).hexdigest():
-        raise ValueError("arrays.safetensors is not the file that world.json describes")
-    return meta, blob
+    with _refusing(folder):
+        meta = json.loads(_content(folder / "world.json"))
+        if not isinstance(meta, dict):
+            raise ValueError(f"world.json is not an object, but {reprlib.repr(meta)}")
+        if meta.get("format") != FORMAT:
+            found = reprlib.repr(meta.get("format"))
+            raise ValueError(f"format is {found}, this dreamjax reads {FORMAT}")
+        blob = _content(folder / "arrays.safetensors")
+        if meta.get("sha256") != hashlib.sha256(blob).hexdigest():
+            raise ValueError("arrays.safetensors is not the file that world.json describes")
+        return meta, blob
 
 
 def _content(path: Path) -> bytes:
@@ -459,11 +415,10 @@ def _content(path: Path) -> bytes:
 
 def _checked_weights(weights: np.ndarray | jax.Array, controller: Controller) -> jax.Array:
     """C's weights [D], if this form of C has as many."""
-    size = controller.num_params
-    if weights.shape != (size,):
+    if weights.shape != (controller.num_params,):
         raise ValueError(
-            f"C has weights {list(weights.shape)}, but its form has [{size}]; name the form that "
-            "they are of"
+            f"C has weights {list(weights.shape)}, but its form has [{controller.num_params}]; "
+            "name the form that they are of"
         )
     _check_finite({CONTROLLER: np.asarray(weights)})
     return jnp.asarray(weights)
@@ -493,14 +448,14 @@ def _adopt_controller(directory: Path, folder: Path, world: World) -> Any:
 
     C comes before its world, because a run that has a world adopts nothing more.
     """
-    made, exported = world_meta(folder), (folder / "world.json").exists()
+    made, exported = world_meta(folder), _is_exported(folder)
     if has_controller(folder):
         told = made if exported else Store(folder / "controller").meta()
         if "dream" not in told:
             raise CheckpointError(
                 f'{folder / "world.json"} lacks "dream", what its C earned; export it again'
             )
-        if exported or told["world"] in _identities(told, world):
+        if exported or told["world"] == world.digest():
             controller, weights = load_controller(folder, world)
             save_controller(directory, world, weights, {"dream": told["dream"]}, controller)
     return made.get("world") if exported else made
@@ -515,80 +470,59 @@ def save_controller(
 ) -> None:
     """Store C's weights [D] under `directory`/controller, bound to the world it was evolved in.
 
-    Its form is stored too; None is the world's linear one.
-
-    Raises:
-      ValueError: weights of another form of C.
+    Its form is stored too; None is the world's linear one. ValueError: weights of another.
     """
-    weights = _checked_weights(weights, controller or world.controller())
-    store = Store(Path(directory) / "controller", keep=1)
+    controller = controller or world.controller()
+    weights = _checked_weights(weights, controller)
     meta = {**meta, "task": world.task.name, "world": world.digest(), "size": len(weights)}
     meta |= {name: getattr(world.memory, name) for name in VARIANT}
-    meta["controller_hidden"] = controller.hidden if controller else 0
-    meta |= {"vision": digest(world.vision), "memory": digest(world.memory)}
-    store.save(max(store.steps(), default=-1) + 1, {"weights": weights}, meta)
+    meta["controller_hidden"] = controller.hidden
+    _store(Path(directory) / "controller", world, {"weights": weights}, meta)
 
 
 def has_controller(source: Path | str) -> bool:
     """Whether a C goes with a world; `source` as for `load_world`."""
     folder = folder_of(source)
-    if (folder / "world.json").exists():
-        with _refusing(folder, "fetch or export it again"):
+    if _is_exported(folder):
+        with _refusing(folder):
             return CONTROLLER in safetensors.numpy.load(_documented(folder)[1])
     return bool(Store(folder / "controller").steps())
 
 
 def load_controller(source: Path | str, world: World) -> tuple[Controller, jax.Array]:
-    """C's form and its weights [D], if they were evolved in `world`.
+    """C's form and its weights [D], if they were evolved in `world`; `source` as for `load_world`.
 
-    Args:
-      source: as for `load_world`.
-      world: the world.
+    Tells of a search for C that was stopped before it saved its own.
 
     Raises:
       CheckpointError: none there, damaged, or evolved in another world.
-
-    Tells of a search for C that was stopped before it saved its own.
     """
     folder = folder_of(source)
-    if (folder / "world.json").exists():
+    if _is_exported(folder):
         origin, weights, meta = _load_exported(folder)
-        _check_bound(folder, origin.task.name, origin.digest(), {world.digest()}, world)
+        _check_bound(folder, origin.task.name, origin.digest(), world)
         if weights is None:
             raise CheckpointError(f"{folder} has a world but no C; evolve one in it")
         return world.controller(_fact(meta, "controller_hidden")), weights
     store = Store(folder / "controller")
     meta = store.meta()
     with _refusing(store.directory, "evolve again"):
-        _check_bound(store.directory, meta["task"], meta["world"], _identities(meta, world), world)
-        _tell_of_unfinished(folder)
+        _check_bound(store.directory, meta["task"], meta["world"], world)
+        for search, length in SEARCHES.items():
+            reached = Store(folder / search).unfinished()
+            if reached is not None:
+                print(
+                    f"{folder / search} was stopped at {reached}, before it saved its C, so this "
+                    f"is another one; run {search} again to go on, or lower --{length}",
+                    flush=True,
+                )
         template = {"weights": jax.ShapeDtypeStruct((meta["size"],), jnp.float32)}
         controller = world.controller(_fact(meta, "controller_hidden"))
         return controller, _checked_weights(store.load(template)[0]["weights"], controller)
 
 
-def _tell_of_unfinished(folder: Path) -> None:
-    for search, length in SEARCHES.items():
-        reached = Store(folder / search).unfinished()
-        if reached is not None:
-            print(
-                f"{folder / search} was stopped at {reached}, before it saved its C, so this is "
-                f"another one; run {search} again to go on, or lower --{length}",
-                flush=True,
-            )
-
-
-def _identities(meta: dict[str, Any], world: World) -> set[str]:
-    """What a controller with `meta` may call `world`."""
-    if set(VARIANT) <= set(meta):
-        return {world.digest()}
-    return {world.digest(), digest(world.arrays())}  # of runs when it covered the arrays alone
-
-
-def _check_bound(
-    origin: Path, task: str, evolved_in: str, identities: set[str], world: World
-) -> None:
-    if task != world.task.name or evolved_in not in identities:
+def _check_bound(origin: Path, task: str, evolved_in: str, world: World) -> None:
+    if (task, evolved_in) != (world.task.name, world.digest()):
         raise CheckpointError(
             f"{origin} was evolved in world {evolved_in[:12]} of {task}, but this is world "
             f"{world.digest()[:12]} of {world.task.name}; V, M and C must come from one run: "

@@ -15,12 +15,11 @@ def true_temperature(
 ) -> tuple[float, dict[str, float]]:
     """The tau at which players who never look live as long in the dream as in the game.
 
-    M may judge danger rightly while it watches, and yet dream too kindly at tau = 1, because what
-    is dangerous seldom comes to be in its dreams. A higher tau makes up for that, as in the paper,
-    where it was chosen by C's scores in the game; here no C is needed.
+    M may judge danger rightly while it watches, and yet dream too kindly at tau = 1, where dangers
+    seldom come to be. A higher tau makes up for that, as in the paper, where it was chosen by C's
+    scores in the game; here no C is needed.
 
     Args:
-      world: the world.
       lived: of policies in `policies.NAMES` that never look, mean steps survived in the game.
       episodes: dreams of each policy at each tau that is tried.
       seed: of plans and dreams, the same at each tau.
@@ -36,17 +35,13 @@ def true_temperature(
 
     def excess(log_tau: float) -> float:
         tau = math.exp(log_tau)
-        dreamt = {
-            name: float(dreamt_play(world, name, episodes, seed, tau).steps.mean())
-            for name in lived
-        }
-        tried[tau] = dreamt
-        return sum(math.log(dreamt[name] / lived[name]) for name in lived)
+        played = {name: dreamt_play(world, name, episodes, seed, tau) for name in lived}
+        tried[tau] = {name: float(found.steps.mean()) for name, found in played.items()}
+        return sum(math.log(tried[tau][name] / lived[name]) for name in lived)
 
     low, high = map(math.log, RANGE)
-    short, long = excess(high), excess(low)
-    if short > 0 or long < 0:
-        told = "longer" if short > 0 else "shorter"
+    if (longer := excess(high) > 0) or excess(low) < 0:
+        told = "longer" if longer else "shorter"
         raise ValueError(
             f"dreams of this world are {told} than games at every temperature from {RANGE[0]} to "
             f"{RANGE[1]}; train its M on more games"

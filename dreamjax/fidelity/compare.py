@@ -5,7 +5,9 @@ Legend: C controllers, D weights, E episodes, K steps ahead, L lanes, T steps of
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +49,6 @@ def dreamt_play(
     """What a policy which never looks earns in the dream, and how long it lives.
 
     Args:
-      world: the world.
       policy: a name in `policies.NAMES`.
       episodes: about how many dreams; a random policy's plans are dreamt `SHARED_STARTS` times.
       seed: of plans and dreams.
@@ -56,37 +57,32 @@ def dreamt_play(
     plans = _plans(world, policy, episodes, seed)
     rollouts = -(-episodes // len(plans))
     params = world.params(temperature, dtype=jnp.float32)
-    return _play_plans(Blindfold(world.task), rollouts, jax.random.key(seed), params, plans)
+    return _play(Blindfold(world.task), _planned, rollouts, jax.random.key(seed), params, plans)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _play(env, policy, rollouts: int, key, params, weights) -> Dreamt:
+    return rollout(key, env, params, policy, weights, rollouts)
 
 
 def _plans(world: World, policy: str, episodes: int, seed: int) -> np.ndarray:
     """Actions by step, [P, T, A]; one plan is enough where every episode's is the same."""
-    steps = range(world.task.max_steps)
-    acts = (
-        policies.begin(world.task, policy, np.random.default_rng([seed, number]))
-        for number in range(-(-episodes // SHARED_STARTS))
-    )
-    plans = np.stack([np.stack([act(step) for step in steps]) for act in acts])
+    plans = []
+    for number in range(-(-episodes // SHARED_STARTS)):
+        act = policies.begin(world.task, policy, np.random.default_rng([seed, number]))
+        plans.append([act(step) for step in range(world.task.max_steps)])
+    plans = np.array(plans)
     return plans[:1] if (plans == plans[0]).all() else plans
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _play_plans(env: Blindfold, rollouts: int, key, params, plans) -> Dreamt:
-    return rollout(key, env, params, _planned, plans, rollouts)
 
 
 def hazard(lengths: np.ndarray, task: Task) -> tuple[list[float], list[float]]:
     """Deaths in 1,000 steps between the task's ages, and their standard errors.
 
     An error is that of the count of deaths, of one where there was none; both are 0 where nobody
-    got so old.
-
-    Args:
-      lengths: steps survived, [E]; those of `task.max_steps` did not die.
-      task: the game.
+    got so old. Of `lengths` [E], the steps survived, those of `task.max_steps` did not die.
     """
     lengths, rates, errors = np.asarray(lengths), [], []
-    for young, old in zip(task.ages, task.ages[1:], strict=False):
+    for young, old in itertools.pairwise(task.ages):
         steps = np.clip(lengths - young, 0, old - young).sum()
         died = ((lengths > young) & (lengths <= old) & (lengths < task.max_steps)).sum()
         rates.append(float(1000 * died / max(steps, 1)))
@@ -102,23 +98,14 @@ def controllers_between(best: jax.Array, count: int, seed: int) -> np.ndarray:
     rng, best = np.random.default_rng(seed), np.asarray(best)
     chance = rng.normal(0, 1, (count, len(best)))
     size = np.where(np.arange(count) < count // 3, 0.1 / best.std(), 1.0)[:, None]
-    share = np.concatenate([np.zeros(count // 3), np.linspace(0.05, 1, count - count // 3)])
-    share = share[:, None]
+    share = np.append(np.zeros(count // 3), np.linspace(0.05, 1, count - count // 3))[:, None]
     mixed = share * best + np.sqrt(1 - share**2) * best.std() * size * chance
     return mixed.astype(np.float32)
 
 
-def dreamt_scores(
-    world: World,
-    controller: Controller,
-    weights: np.ndarray,
-    rollouts: int,
-    seed: int,
-    temperature: float | None = None,
-) -> np.ndarray:
-    """Mean return in the dream of each of controllers [C, D], [C]."""
-    played = dreamt_returns(world, controller, weights, rollouts, seed, temperature)
-    return np.asarray(played.score).mean(axis=1)
+def dreamt_scores(*args: Any, **kwargs: Any) -> np.ndarray:
+    """Mean return in the dream of each of controllers [C, D], [C]; as `dreamt_returns`."""
+    return np.asarray(dreamt_returns(*args, **kwargs).score).mean(axis=1)
 
 
 def dreamt_returns(
@@ -130,56 +117,35 @@ def dreamt_returns(
     temperature: float | None = None,
 ) -> Dreamt:
     """Each dream of controllers [C, D]: returns and lengths, [C, rollouts]; tau: `World.params`."""
-    return _play_controllers(
-        world.env(),
-        controller,
-        rollouts,
-        jax.random.key(seed),
-        world.params(temperature, dtype=jnp.float32),
-        jnp.asarray(weights),
-    )
+    params = world.params(temperature, dtype=jnp.float32)
+    return _play(world.env(), controller, rollouts, jax.random.key(seed), params, weights)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _play_controllers(env, controller, rollouts, key, params, weights) -> Dreamt:
-    return rollout(key, env, params, controller, weights, rollouts)
-
-
+@dataclasses.dataclass(eq=False)
 class ExploitAlarm:
     """Real games while C evolves: warns when it gets better at the dream and worse at the game.
 
-    It only watches; no real score ever chooses a controller.
-
-    Args:
-      world: the world that C is evolved in.
-      controller: C's form.
-      episodes: real games a check.
-      seed: of those games.
-      log: receives the warnings.
-      workers: processes that play.
+    It only watches; no real score ever chooses a controller. `log` receives the warnings; other
+    arguments are those of `agent.evaluate`, for each check.
     """
 
-    def __init__(
-        self,
-        world: World,
-        controller: Controller,
-        episodes: int,
-        seed: int,
-        log: Logbook,
-        workers: int | None = None,
-    ):
-        how = {"policy": controller, "episodes": episodes, "seed": seed, "workers": workers}
-        self._play = functools.partial(agent.evaluate, world, **how)
-        self._log, self._best = log, None
+    world: World
+    controller: Controller
+    episodes: int
+    seed: int
+    log: Logbook
+    workers: int | None = None
+    _best: tuple | None = dataclasses.field(default=None, init=False)
 
     def __call__(self, weights: jax.Array, dreamt: float) -> dict[str, float]:
         """Play with the weights [D] whose return in the dream is `dreamt`; metric `real`."""
-        returns = self._play(weights).returns
+        how = {"policy": self.controller, "workers": self.workers}
+        returns = agent.evaluate(self.world, weights, self.episodes, self.seed, **how).returns
         real, error = returns.mean(), returns.std() / np.sqrt(len(returns))
         if self._best is None or real > self._best[1]:
             self._best = dreamt, real, error
         elif dreamt > self._best[0] and real < self._best[1] - 2 * np.hypot(error, self._best[2]):
-            self._log.say(
+            self.log.say(
                 f"the dream is being exploited: return {self._best[0]:.0f} to {dreamt:.0f} in the "
                 f"dream but {self._best[1]:.0f} to {real:.0f} in the game; raise "
                 "--dream.temperature or train M on more episodes"
@@ -198,12 +164,9 @@ def rank_correlation(dreamt: Sequence[float], real: Sequence[float]) -> dict[str
 
 
 def reconstruction(world: World, frames: np.ndarray, batch: int = 128) -> dict[str, float]:
-    """How well V gives frames back, and those few pixels of them that matter most.
+    """How well V gives back frames uint8 [N, 64, 64, 3], and those few pixels that matter most.
 
-    Args:
-      world: V, and the colour of salient pixels.
-      frames: uint8 [N, 64, 64, 3], frames that V was not trained on.
-      batch: frames at once.
+    V should not have been trained on them; it sees `batch` at once.
 
     Returns:
       `error`, squared error a frame as in V's loss, of the posterior's mean; `salient`, the
@@ -211,12 +174,8 @@ def reconstruction(world: World, frames: np.ndarray, batch: int = 128) -> dict[s
       the mean frame.
     """
     images = frames.astype(np.float32) / 255
-    shown = np.concatenate(
-        [
-            pictures(world.vision, world.vision.encode(frames[i : i + batch])[0])
-            for i in range(0, len(frames), batch)
-        ]
-    )
+    seen = (world.vision.encode(frames[i : i + batch])[0] for i in range(0, len(frames), batch))
+    shown = np.concatenate([pictures(world.vision, mu) for mu in seen])
     salient = is_of(world.task.salient, images)[..., None]
     error, spread = (shown - images) ** 2, (images.mean(axis=0) - images) ** 2
     parts = {"error": error, "salient": error * salient, "salient_variance": spread * salient}
@@ -236,30 +195,17 @@ def flash(colour: Colour, pictures: np.ndarray) -> np.ndarray:
 
 
 def flashes(episodes: Sequence[np.ndarray]) -> dict[str, float]:
-    """How often pictures flash, and for how long.
-
-    Args:
-      episodes: `flash` [T] of each episode.
-
-    Returns:
-      `rate`, flashes in 1,000 steps, and `length`, their median steps (0 where there are none).
-    """
+    """`rate`, flashes in 1,000 steps, and `length`, their median steps or 0, of `flash` [T]."""
     lengths = []
     for found in episodes:
         edges = np.diff(np.concatenate(([0], found > 0, [0])))
         lengths += list(np.flatnonzero(edges == -1) - np.flatnonzero(edges == 1))
-    steps = sum(len(found) for found in episodes)
-    return {
-        "rate": 1000 * len(lengths) / steps,
-        "length": float(np.median(lengths)) if lengths else 0.0,
-    }
+    rate = 1000 * len(lengths) / sum(map(len, episodes))
+    return {"rate": rate, "length": float(np.median(lengths)) if lengths else 0.0}
 
 
 def by_age(counts: Sequence[np.ndarray], task: Task) -> list[float]:
-    """Mean of what was counted in each frame [T] of episodes, between the task's ages; 0 of none.
-
-    What a dream shows by age tells whether things come to be in it as they do in the game.
-    """
+    """Mean of what was counted in each frame [T] of episodes, between the task's ages, or 0."""
     ages = np.concatenate([np.arange(len(count)) for count in counts])
     band, found = np.digitize(ages, task.ages) - 1, np.concatenate(counts)
     return [
@@ -270,15 +216,9 @@ def by_age(counts: Sequence[np.ndarray], task: Task) -> list[float]:
 def dreamt_pictures(
     world: World, policy: str, dreams: int, steps: int, seed: int, temperature: float = 1.0
 ) -> Iterator[np.ndarray]:
-    """Pictures of each dream of a policy that never looks, to its end or for `steps`.
+    """Pictures of one dream after another of a policy that never looks, to its end or for `steps`.
 
-    Args:
-      world, policy, seed, temperature: as for `dreamt_play`.
-      dreams: how many.
-      steps: of each at most.
-
-    Returns:
-      of one dream after another, float32 [T, 64, 64, 3] in [0, 1].
+    Each is float32 [T, 64, 64, 3] in [0, 1]. Other arguments: as for `dreamt_play`.
     """
     plans = _plans(world, policy, dreams, seed)
     plans = plans[np.arange(dreams) % len(plans), :steps]
@@ -317,15 +257,9 @@ def open_loop(
 ) -> dict[str, list[float]]:
     """How a dream that starts in the middle of real episodes leaves them, step by step.
 
-    M reads `warm_up` real steps, then dreams on with the recorded actions at tau = 1.
-
-    Args:
-      world: the world.
-      latents: episodes that M was not trained on; those shorter than both lengths are left out.
-      warm_up: real steps read first.
-      horizon: K, steps dreamt.
-      episodes: how many at most.
-      seed: of all noise.
+    M reads `warm_up` real steps of at most so many `episodes`, on which it should not have been
+    trained, then dreams on for K = `horizon` steps with the recorded actions at tau = 1. Episodes
+    shorter than both are left out.
 
     Returns:
       for each of K steps `nll`, nats per dimension of the real z under the dream's next mixture,
@@ -335,45 +269,33 @@ def open_loop(
     Raises:
       ValueError: no episode is long enough.
     """
-    z, actions = _windows(latents, warm_up + horizon + 1, episodes, seed)
-    nll, dreamt = _dream_on(world.memory, jax.random.key(seed), z, actions, warm_up)
-    real = z[warm_up + 1 :]
-    gap = (np.asarray(dreamt).mean(axis=1) - real.mean(axis=1)) / real.std(axis=(0, 1))
-    return {
-        "nll": [float(x) for x in nll],
-        "drift": [float(x) for x in np.sqrt((gap**2).mean(axis=1))],
-    }
-
-
-def _windows(latents: LatentSequences, length: int, episodes: int, seed: int):
-    """The first `length` steps of episodes: z [T, L, Z] sampled, actions [T, L, A]."""
-    starts = latents.first[latents.lengths >= length][:episodes]
-    if not len(starts):
+    length = warm_up + horizon + 1
+    long = np.flatnonzero(latents.lengths >= length)[:episodes]
+    if not len(long):
         raise ValueError(
             f"no episode has {length} steps, the longest has {latents.lengths.max()}; "
             "shorten the horizon"
         )
-    index = starts + np.arange(length)[:, None]
-    return latents.draw(index, seed), latents.actions[index]
+    z, actions = latents.lanes(long, length, seed)
+    nll, dreamt = _dream_on(world.memory, jax.random.key(seed), z, actions, warm_up)
+    real = z[warm_up + 1 :]
+    gap = (np.asarray(dreamt).mean(axis=1) - real.mean(axis=1)) / real.std(axis=(0, 1))
+    drift = np.sqrt((gap**2).mean(axis=1))
+    return {"nll": [float(x) for x in nll], "drift": [float(x) for x in drift]}
 
 
 @functools.partial(jax.jit, static_argnums=4)
 def _dream_on(memory, key, z, actions, warm_up):
-    lanes = z.shape[1]
-
-    def read(carry, now):
-        carry, _ = memory(carry, now[0], now[1], jnp.full(lanes, now[2]))
-        return carry, None
-
     def dream(loop, now):
         carry, imagined = loop
         action, real, key, age = now
-        carry, found = memory(carry, imagined, action, jnp.full(lanes, age))
+        carry, found = memory(carry, imagined, action, age)
         imagined = found.latent.sample(key, 1.0)
         return (carry, imagined), (found.latent.nats(real).mean(), imagined)
 
-    carry, age = memory.initial_carry((lanes,)), jnp.arange(len(z) - 1)
-    carry, _ = jax.lax.scan(read, carry, (z[:warm_up], actions[:warm_up], age[:warm_up]))
+    age = jnp.broadcast_to(jnp.arange(len(z) - 1)[:, None], (len(z) - 1, z.shape[1]))
+    seen = z[:warm_up], actions[:warm_up], age[:warm_up]
+    carry, _ = memory.sequence(memory.initial_carry(z.shape[1:2]), *seen)
     keys = jax.random.split(key, len(z) - warm_up - 1)
     future = actions[warm_up:-1], z[warm_up + 1 :], keys, age[warm_up:]
     return jax.lax.scan(dream, (carry, z[warm_up]), future)[1]

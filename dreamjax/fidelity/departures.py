@@ -35,12 +35,10 @@ def departures(
     """Deaths in 1,000 steps of real games, and of dreams at tau = 1 that go on from them.
 
     Args:
-      world: the world.
       controller, weights: form and [D] of the C that dreams; it compares best with games
         that it played itself.
       latents: games that M was not trained on.
-      young, old: ages, in steps, of what is compared: from `young`, a multiple of `WINDOW`, to
-        below `old`.
+      young, old: the first age, in steps, that is compared, a multiple of `WINDOW`, and the end.
       windows: W, how long a dream goes on, in windows of `WINDOW` steps.
       dreams: F at most; they leave at every `WINDOW`-th step of a game.
       seed: of the noise and of which games are left.
@@ -55,24 +53,22 @@ def departures(
     z, actions, alive = _padded(latents, young, seed)
     params = world.params(1.0, dtype=jnp.float32)
     carries, chance = _watch(params, z, actions)
-    times = np.broadcast_to(np.arange(len(z))[:, None], alive.shape)
+    times = np.arange(len(z))[:, None]
     aged = alive & (times >= young) & (times < old)
-    lengths = alive.sum(axis=0)
-    deaths = (latents.terminated[latents.lengths > young] & (lengths <= old)).sum()
+    deaths = latents.terminated & (latents.lengths > young) & (latents.lengths <= old)
     step, episode = np.nonzero(aged & (times % WINDOW == 0))
     chosen = np.random.default_rng(seed).permutation(len(step))[:dreams]
     step, episode = step[chosen], episode[chosen]
-    carry = jax.tree.map(lambda x: x[step // WINDOW, episode], carries)
     state = EnvState(
         time=jnp.asarray(step, jnp.int32),
         z=jnp.asarray(z[step, episode]),
-        carry=carry,
+        carry=jax.tree.map(lambda x: x[step // WINDOW, episode], carries),
         dead=jnp.zeros(len(step), bool),
     )
     dreamt = _leave(world.env(), controller, windows, params, weights, state, jax.random.key(seed))
     return {
         "n": len(step),
-        "game": float(1000 * deaths / aged.sum()),
+        "game": float(1000 * deaths.sum() / aged.sum()),
         "watching": float(1000 * np.asarray(chance)[aged].mean()),
         "dreaming": [float(1000 * x) for x in dreamt],
     }
@@ -80,18 +76,14 @@ def departures(
 
 def _padded(latents: LatentSequences, young: int, seed: int):
     """Games older than `young`: z [T, E, Z] sampled, actions [T, E, A], alive [T, E]."""
-    long = latents.lengths > young
-    if not long.any():
+    long = np.flatnonzero(latents.lengths > young)
+    if not len(long):
         raise ValueError(
             f"no game grew older than {young} steps, the oldest {latents.lengths.max()}; "
             "choose younger ages or encode longer games"
         )
     steps = -(-latents.lengths.max() // WINDOW) * WINDOW
-    starts = latents.first[long]
-    time = np.arange(steps)[:, None]
-    alive = time < latents.lengths[long]
-    index = starts + np.minimum(time, latents.lengths[long] - 1)
-    return latents.draw(index, seed), latents.actions[index], alive
+    return *latents.lanes(long, steps, seed), np.arange(steps)[:, None] < latents.lengths[long]
 
 
 @jax.jit
@@ -118,14 +110,11 @@ def _watch(params: EnvParams, z: jax.Array, actions: jax.Array):
 def _leave(env, controller, windows: int, params: EnvParams, weights, state: EnvState, key):
     """Chances of death in each window [W] of dreams that go on from `state` [F]."""
 
-    def choose(obs, given):
-        del given
-        return controller(weights, obs)
-
     def chance(state, action):
         return params.death_chance(params.memory(state.carry, state.z, action, state.time)[1].end)
 
     def dream(state, keys):
+        choose = lambda obs, _: controller(weights, obs)  # noqa: E731
         return unroll(env, params, state, keys, choose, tell=chance)
 
     keys = jax.random.split(key, (len(state.time), windows * WINDOW))

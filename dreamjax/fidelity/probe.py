@@ -30,8 +30,7 @@ def known(world: World, games: Sequence[Game], seed: int = 0) -> dict[str, dict[
     """How well the places of salient things are read from z alone, and from all that C reads.
 
     Args:
-      world: V, M and the salient colour.
-      games: at least two, which V was not trained on.
+      world, games: V, M and the salient colour; at least two games, which V was not trained on.
       seed: of V's noise.
 
     Returns:
@@ -44,12 +43,9 @@ def known(world: World, games: Sequence[Game], seed: int = 0) -> dict[str, dict[
     rows = [_seen(world, frames, actions, noise) for frames, actions in games]
     half = sum(len(shown) for _, shown, _ in rows[: len(rows) // 2])
     features, shown, flash = (np.concatenate(parts) for parts in zip(*rows, strict=True))
-    pixels = np.log1p(shown)
-    size = world.memory.latent_size
-    read = {
-        name: _foretold(features[:, :width], pixels, half)
-        for name, width in (("z", size), ("C", features.shape[1]))
-    }
+    pixels, size = np.log1p(shown), world.memory.latent_size
+    parts = {"z": features[:, :size], "C": features}
+    read = {name: _foretold(part, pixels, half) for name, part in parts.items()}
     told, judged = pixels[half:], shown[half:]
     spread = ((told - told.mean(axis=0)) ** 2).sum()
     found = {"all": {"share": 0.0}}

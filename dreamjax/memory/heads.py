@@ -5,6 +5,7 @@ Shapes: Z latent size, K mixtures, J events, E ways to end; `...` is any number 
 """
 
 import functools
+import itertools
 import math
 
 import jax
@@ -19,26 +20,17 @@ RARE = 5.0  # first log odds against an event, so that events explain only what 
 class Mixture:
     """K Gaussians for each latent dimension on its own (factored, as the original).
 
-    K stands before Z so that all arithmetic runs along contiguous latents.
-
-    Attributes:
-      logits: float32 [..., K, Z], unnormalised log weights.
-      mean: float32 [..., K, Z].
-      logstd: float32 [..., K, Z].
+    Each array is float32 [..., K, Z], K first so that arithmetic runs along contiguous latents.
     """
 
-    logits: jax.Array
+    logits: jax.Array  # unnormalised log weights
     mean: jax.Array
     logstd: jax.Array
 
     def log_prob(self, z: jax.Array) -> jax.Array:
-        """log sum_k w_k N(z; mean_k, std_k) of each dimension.
+        """log sum_k w_k N(z; mean_k, std_k) of each dimension of z, nats, float32 [..., Z].
 
-        Args:
-          z: float32 [..., Z].
-
-        Returns:
-          float32 [..., Z], nats per dimension; a density, so it may be positive.
+        Of a density, so it may be positive.
         """
         deviation = (z[..., None, :] - self.mean) * jnp.exp(-self.logstd)
         joint = self.logits - self.logstd - 0.5 * deviation**2
@@ -50,15 +42,7 @@ class Mixture:
         return -self.log_prob(z).mean(axis=-1)
 
     def sample(self, key: jax.Array, temperature: jax.Array | float) -> jax.Array:
-        """Draw z at temperature tau.
-
-        Args:
-          key: PRNG key; consumed.
-          temperature: tau > 0, scalar.
-
-        Returns:
-          float32 [..., Z].
-        """
+        """Draw z, float32 [..., Z], at a temperature tau > 0; `key` is consumed."""
         key_component, key_value, key_event = jax.random.split(key, 3)
         shape = (*self.mean.shape[:-2], self.mean.shape[-1])
         uniform = jax.random.uniform(key_component, shape, jnp.float32)
@@ -76,16 +60,13 @@ class Mixture:
         """`sample` as a pure function of its noise, for common random numbers.
 
         Each dimension draws its own component by inverse CDF from softmax(logits / tau), then
-        mean + std * sqrt(tau) * normal: tau acts twice, as in doomrnn.py.
+        mean + std * sqrt(tau) * normal: tau acts twice, as in doomrnn.py. NaN where the logits are.
 
         Args:
           uniform: float32 [..., Z] in [0, 1).
           normal: float32 [..., Z], standard normal.
           temperature: tau > 0, scalar.
           event: float32 [...] in [0, 1); unused here, `EventMixture` chooses with it.
-
-        Returns:
-          float32 [..., Z]; NaN where the logits are.
         """
         del event
         logits = [self.logits[..., k, :] for k in range(self.logits.shape[-2])]
@@ -107,18 +88,13 @@ class EventMixture(Mixture):
     """A `Mixture`, or instead of it an event: one of J Gaussians over all latents at once.
 
     A factored mixture draws each latent for itself. What changes them together, such as the red
-    flash of a hit, it dreams in some latents and not in others, and M, which never saw half a
-    flash, holds it for nothing: its dreams hardly hurt. Not in the paper; J = 0 is the paper's.
-
-    Attributes:
-      weights: float32 [..., 1 + J], unnormalised log weights: no event, then each event.
-      event_mean: float32 [..., J, Z].
-      event_logstd: float32 [..., J, Z].
+    flash of a hit, it dreams in some latents alone, and M, which never saw half a flash, holds
+    that for nothing: its dreams hardly hurt. Not in the paper; J = 0 is the paper's.
     """
 
-    weights: jax.Array
-    event_mean: jax.Array
-    event_logstd: jax.Array
+    weights: jax.Array  # float32 [..., 1 + J], unnormalised log weights: no event, then each event
+    event_mean: jax.Array  # float32 [..., J, Z]
+    event_logstd: jax.Array  # float32 [..., J, Z]
 
     def nats(self, z: jax.Array) -> jax.Array:
         """Negative log density of z [..., Z] per dimension, float32 [...]."""
@@ -144,17 +120,11 @@ class EventMixture(Mixture):
 
 @struct.dataclass
 class Prediction:
-    """What follows a step.
+    """What follows a step; of an M without a head its part is None."""
 
-    Attributes:
-      latent: the next z.
-      end: float32 [..., E], a logit for each way to end; None of an M without that head.
-      reward: float32 [...], the reward to expect; None of an M without that head.
-    """
-
-    latent: Mixture
-    end: jax.Array | None = None
-    reward: jax.Array | None = None
+    latent: Mixture  # the next z
+    end: jax.Array | None = None  # float32 [..., E], a logit for each way to end
+    reward: jax.Array | None = None  # float32 [...], the reward to expect
 
 
 def total_logit(end: jax.Array) -> jax.Array:
@@ -167,48 +137,16 @@ def total_logit(end: jax.Array) -> jax.Array:
 Layout = dict[str, tuple[int, ...]]  # the shape of every head, in the order of M's outputs
 
 
-def layout(
-    latent_size: int, num_mixtures: int, num_events: int, heads: tuple[str, ...], num_ends: int
-) -> Layout:
-    """The heads of an M: the paper's come first and last.
-
-    Args:
-      latent_size, num_mixtures, num_events: Z, K and J.
-      heads: which of "reward" and "end" it has.
-      num_ends: E.
-    """
-    K, Z, J = num_mixtures, latent_size, num_events
-    found: Layout = {name: (K, Z) for name in ("logits", "mean", "logstd")}
-    if J:
-        found |= {"event_mean": (J, Z), "event_logstd": (J, Z), "event_weights": (1 + J,)}
-    if "reward" in heads:
-        found["reward"] = ()
-    if "end" in heads:
-        found["end"] = (num_ends,)
-    return found
-
-
-def width(heads: Layout) -> int:
-    """How many numbers M puts out."""
-    return sum(math.prod(shape) for shape in heads.values())
-
-
 def places(heads: Layout) -> dict[str, slice]:
     """Where each head's numbers are among M's outputs."""
-    found, start = {}, 0
-    for name, shape in heads.items():
-        found[name] = slice(start, start + math.prod(shape))
-        start = found[name].stop
-    return found
+    edges = itertools.accumulate(map(math.prod, heads.values()), initial=0)
+    return {name: slice(*edge) for name, edge in zip(heads, itertools.pairwise(edges), strict=True)}
 
 
 def named(out: jax.Array, heads: Layout) -> dict[str, jax.Array]:
     """M's outputs [..., width] by their heads."""
-    where = places(heads)
-    return {
-        name: out[..., where[name]].reshape(*out.shape[:-1], *shape)
-        for name, shape in heads.items()
-    }
+    where, batch = places(heads), out.shape[:-1]
+    return {name: out[..., where[name]].reshape(*batch, *heads[name]) for name in heads}
 
 
 def prediction(parts: dict[str, jax.Array], reward_scale: float) -> Prediction:

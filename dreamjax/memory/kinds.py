@@ -20,10 +20,9 @@ def find_kind(name: str) -> type[Memory]:
     """
     if name not in KINDS:
         if ":" not in name:
-            known = ", ".join(KINDS)
             raise SettingError(
-                f"no M is of the kind {name!r}; choose one of {known}, or name your own as "
-                "module:Class"
+                f"no M is of the kind {name!r}; choose one of {', '.join(KINDS)}, or name your own "
+                "as module:Class"
             )
         try:
             found = find(name)
@@ -45,14 +44,11 @@ def kind_of(memory: Memory) -> str:
 
 def serializable(model: type[nnx.Module]) -> None:
     """Let flax.serialization handle a class of models, and so the `EnvParams` that hold one."""
-    serialization.register_serialization_state(model, _state_dict, _with_state_dict, override=True)
+    arrays = lambda model: nnx.to_pure_dict(nnx.state(model))  # noqa: E731
+    serialization.register_serialization_state(model, arrays, _with_arrays, override=True)
 
 
-def _state_dict(model: nnx.Module) -> dict[str, Any]:
-    return nnx.to_pure_dict(nnx.state(model))
-
-
-def _with_state_dict(model: nnx.Module, arrays: dict[str, Any]) -> nnx.Module:
+def _with_arrays(model: nnx.Module, arrays: dict[str, Any]) -> nnx.Module:
     state = nnx.state(model)
     nnx.replace_by_pure_dict(state, arrays)
     return nnx.merge(nnx.graphdef(model), state)

@@ -27,32 +27,22 @@ _AHEAD = 1e9  # bytes of frames to read ahead
 _CALL = 512  # frames in one compiled call
 _PER_FRAME = ("mu", "logvar", "actions", "rewards")
 _PER_EPISODE = ("lengths", "terminated", "seeds", "ends")
+_STRINGS = ("vision", "profile")
+_KEPT = ("actions", "rewards", *_PER_EPISODE, "profile")  # of a shard
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentSequences:
-    """Whole encoded episodes, one after another.
+    """Whole encoded episodes, one after another; what is not said here is as of `Rollouts`."""
 
-    Attributes:
-      mu, logvar: float16 [N, Z]; V's posterior of each frame.
-      actions: float32 [N, A]; action t was done on frame t.
-      rewards: float32 [N]; reward t is what action t earned.
-      lengths: int32 [E]; they sum to N.
-      terminated: bool [E]; True is death, False is an episode cut by the step cap.
-      seeds: int64 [E]; the game's, by which episodes are held out.
-      vision: digest of the V that encoded them.
-      profile: the variant of the game that was played.
-      ends: int8 [E]; by which of the task's ends, -1 where it was cut. None is the first of them.
-    """
-
-    mu: np.ndarray
-    logvar: np.ndarray
+    mu: np.ndarray  # float16 [N, Z]; V's posterior of each frame
+    logvar: np.ndarray  # as mu
     actions: np.ndarray
     rewards: np.ndarray
     lengths: np.ndarray
     terminated: np.ndarray
-    seeds: np.ndarray
-    vision: str
+    seeds: np.ndarray  # by which episodes are held out
+    vision: str  # digest of the V that encoded them
     profile: str
     ends: np.ndarray | None = None
 
@@ -81,16 +71,17 @@ class LatentSequences:
         noise = np.random.default_rng(seed).standard_normal(mu.shape, np.float32)
         return mu + np.exp(logvar / 2) * noise
 
-    def boundary(self, held_out: float = 0.1) -> float:
-        """The place of a seed below which `split` holds an episode out: about `held_out`.
+    def lanes(self, episodes: np.ndarray, steps: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """z [T, E, Z], drawn, and actions [T, E, A]; an ended episode repeats its last frame."""
+        step = np.arange(steps)[:, None]
+        index = self.first[episodes] + np.minimum(step, self.lengths[episodes] - 1)
+        return self.draw(index, seed), self.actions[index]
 
-        Raises:
-          ValueError: fewer than two episodes.
-        """
-        episodes = len(self.lengths)
-        if episodes < 2:
-            raise ValueError(f"cannot hold out one of {episodes} episodes; collect more")
+    def boundary(self, held_out: float = 0.1) -> float:
+        """Below what place `split` holds seeds out, about `held_out`; ValueError of one."""
         place = places(self.seeds)
+        if len(place) < 2:
+            raise ValueError(f"cannot hold out one of {len(place)} episodes; collect more")
         return float(np.clip(held_out, np.nextafter(place.min(), 1), place.max()))
 
     def split(self, held_out: float = 0.1) -> tuple["LatentSequences", "LatentSequences"]:
@@ -98,19 +89,13 @@ class LatentSequences:
 
         An episode is held out by its own seed alone. So whatever is recorded later, what was held
         out from one M can judge all of its descendants: those below the least `boundary` of all.
-
-        Raises:
-          ValueError: fewer than two episodes.
+        Raises as `boundary`.
         """
         held = places(self.seeds) < self.boundary(held_out)
         return self._select(~held), self._select(held)
 
     def below(self, boundary: float) -> "LatentSequences":
-        """The episodes that every M of this `boundary` was kept from.
-
-        Raises:
-          ValueError: there are none.
-        """
+        """The episodes every M of this `boundary` was kept from; ValueError if none."""
         held = places(self.seeds) < boundary
         if not held.any():
             raise ValueError(
@@ -120,9 +105,9 @@ class LatentSequences:
         return self._select(held)
 
     def _select(self, episodes: np.ndarray) -> "LatentSequences":
-        frames = np.repeat(episodes, self.lengths)
-        parts = {name: getattr(self, name)[frames] for name in _PER_FRAME}
-        parts |= {name: getattr(self, name)[episodes] for name in _PER_EPISODE}
+        which = dict.fromkeys(_PER_FRAME, np.repeat(episodes, self.lengths))
+        which |= dict.fromkeys(_PER_EPISODE, episodes)
+        parts = {name: getattr(self, name)[those] for name, those in which.items()}
         return dataclasses.replace(self, **parts)
 
 
@@ -154,14 +139,12 @@ def encode_rollouts(
     log: Logbook,
     team: Team | None = None,
 ) -> None:
-    """Encode every shard of rollouts that this V has not encoded yet.
+    """Encode every shard of rollouts that this V has not encoded yet; again goes on after a stop.
 
     Args:
-      vae: V.
+      vae, log, team: V; as for `rollouts.collect`.
       rollouts_directory: shards written by `rollouts.collect`.
-      latents_directory: receives one file for each shard; run again to go on after a stop.
-      log: shows the progress.
-      team: the processes that share the files among them; None is this one alone.
+      latents_directory: receives one file for each shard.
 
     Raises:
       ValueError: no rollouts there.
@@ -171,23 +154,18 @@ def encode_rollouts(
     if not counts:
         raise ValueError(f"no rollouts in {rollouts_directory}; collect some first")
     latents_directory, vision = files.writable(latents_directory), digest(vae)
-    targets = {path: latents_directory / path.name for path in counts}
     own = team.own(list(counts))
-    todo = [path for path in own if not _is_encoded(path, targets[path], vision)]
-    total = sum(counts[path] for path in own)
-    done = total - sum(counts[path] for path in todo)
-    with log.progress("encode", total, "frames", done) as bar:
+    todo = [path for path in own if not _is_encoded(path, latents_directory / path.name, vision)]
+    total, left = (sum(counts[path] for path in paths) for paths in (own, todo))
+    with log.progress("encode", total, "frames", total - left) as bar:
         ahead = _AHEAD / (max(counts.values()) * prod(FRAME_SHAPE))
         for path, shard in rollouts.read_all(todo, say=log.say, ahead=ahead):
-            _write(targets[path], _encoded(vae, shard, vision))
+            mu, logvar = (part.astype(np.float16) for part in posteriors(vae, shard.frames))
+            kept = {name: getattr(shard, name) for name in _KEPT}
+            found = LatentSequences(mu=mu, logvar=logvar, vision=vision, **kept)
+            _write(latents_directory / path.name, found)
             bar.advance(counts[path])
     team.wait("all frames are encoded")
-
-
-def _encoded(vae: VAE, shard: rollouts.Rollouts, vision: str) -> LatentSequences:
-    mu, logvar = (part.astype(np.float16) for part in posteriors(vae, shard.frames))
-    kept = {name: getattr(shard, name) for name in ("actions", "rewards", *_PER_EPISODE)}
-    return LatentSequences(mu=mu, logvar=logvar, **kept, vision=vision, profile=shard.profile)
 
 
 def posteriors(vae: VAE, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -196,11 +174,8 @@ def posteriors(vae: VAE, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     batch = _CPU_BATCH if jax.default_backend() == "cpu" else _CALL
     calls = np.concatenate([frames, padding]).reshape(-1, _CALL // batch, batch, *FRAME_SHAPE)
     pairs = [jax.device_get(_encode(vae, batches)) for batches in calls]
-    mu, logvar = (
-        np.concatenate(part).reshape(-1, part[0].shape[-1])[: len(frames)]
-        for part in zip(*pairs, strict=True)
-    )
-    return mu, logvar
+    joined = map(np.concatenate, zip(*pairs, strict=True))
+    return tuple(part.reshape(-1, part.shape[-1])[: len(frames)] for part in joined)
 
 
 @jax.jit
@@ -209,9 +184,8 @@ def _encode(vae: VAE, batches: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _write(path: Path, latents: LatentSequences) -> None:
-    arrays = {field.name: getattr(latents, field.name) for field in dataclasses.fields(latents)}
     with files.replacing(path) as file:
-        np.savez(file, format=FORMAT, **arrays)
+        np.savez(file, format=FORMAT, **vars(latents))
 
 
 def _is_encoded(shard: Path, path: Path, vision: str) -> bool:
@@ -242,12 +216,12 @@ def _read(path: Path) -> LatentSequences:
         raise ValueError(f"{path} is missing or damaged ({reason}); encode again") from None
     if arrays.pop("format", None) != FORMAT:
         raise ValueError(f"{path} is not a file of latents of format {FORMAT}; encode again")
-    wanted = {field.name for field in dataclasses.fields(LatentSequences)}
-    missing = sorted(wanted - {"ends"} - set(arrays))
+    wanted = _PER_FRAME + _PER_EPISODE + _STRINGS
+    missing = sorted(set(wanted) - set(arrays))
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; encode again")
-    strings = {name: str(arrays[name]) for name in ("vision", "profile")}
-    return LatentSequences(**{name: arrays[name] for name in wanted & set(arrays)} | strings)
+    found = {name: arrays[name] for name in wanted}
+    return LatentSequences(**found | {name: str(found[name]) for name in _STRINGS})
 
 
 def read_latents(directory: Path | str) -> LatentSequences:
@@ -259,7 +233,7 @@ def read_latents(directory: Path | str) -> LatentSequences:
     parts = {path: _read(path) for path in rollouts.shard_paths(directory)}
     if not parts:
         raise ValueError(f"no latents in {directory}; encode some rollouts first")
-    for name in ("vision", "profile"):
+    for name in _STRINGS:
         found = {getattr(part, name): path.name for path, part in parts.items()}
         if len(found) > 1:
             listed = ", ".join(f"{file} of {value[:20]}" for value, file in found.items())

@@ -17,10 +17,10 @@ LSTMCarry = tuple[jax.Array, jax.Array]
 
 
 class MDNRNN(Memory):
-    """One LSTM layer and its heads; a pytree of four arrays.
+    """One LSTM layer and its heads; a pytree of four arrays. Args: as `Memory`.
 
     lstm_kernel [I + H, 4H] multiplies [input, h]; its columns are TF1's gates i, j (candidate),
-    f, o. The carry is (c, h). Args: as `Memory`.
+    f, o. The carry is (c, h).
     """
 
     bounds = (("h", 1.0),)
@@ -33,7 +33,8 @@ class MDNRNN(Memory):
 
     def step(self, carry: LSTMCarry, inputs: jax.Array, restart: jax.Array):
         """As `Memory.step`."""
-        carry = lstm_step(self.lstm_kernel[...], self.lstm_bias[...], carry, inputs, restart)
+        c, h = reset(carry, restart)
+        carry = cell(gates_of(self.lstm_kernel[...], self.lstm_bias[...], h, inputs), c)
         return carry, carry[1]
 
     def thinned(self, carry: LSTMCarry, factors: jax.Array) -> LSTMCarry:
@@ -41,24 +42,11 @@ class MDNRNN(Memory):
         c, h = carry
         return c, h * factors
 
-    def run(
-        self,
-        carry: LSTMCarry,
-        inputs: jax.Array,
-        restart: jax.Array,
-        dropout: jax.Array | None = None,
-    ):
+    def run(self, carry: LSTMCarry, inputs: jax.Array, restart: jax.Array, dropout=None):
         """As `Memory.run`."""
         lstm = self.lstm_kernel[...], self.lstm_bias[...]
-        return lstm_sequence(*lstm, carry, inputs, restart, dropout)
-
-
-def lstm_step(
-    kernel: jax.Array, bias: jax.Array, carry: LSTMCarry, inputs: jax.Array, restart: jax.Array
-) -> LSTMCarry:
-    """One LSTM step; a restart zeroes the carry first."""
-    c, h = reset(carry, restart)
-    return cell(gates_of(kernel, bias, h, inputs), c)
+        factors = jnp.float32(1) if dropout is None else dropout
+        return lstm_sequence(*lstm, carry, inputs, restart, factors)
 
 
 def gates_of(kernel: jax.Array, bias: jax.Array, h: jax.Array, inputs: jax.Array) -> jax.Array:
@@ -74,46 +62,26 @@ def cell(gates: jax.Array, c: jax.Array) -> LSTMCarry:
 
 
 @jax.custom_vjp
-def lstm_sequence(
-    kernel: jax.Array,
-    bias: jax.Array,
-    carry: LSTMCarry,
-    inputs: jax.Array,
-    restart: jax.Array,
-    dropout: jax.Array | None = None,
-) -> tuple[LSTMCarry, jax.Array]:
-    """`lstm_step` over time, with a backward pass that is fast in bfloat16.
+def lstm_sequence(kernel, bias, carry, inputs, restart, dropout) -> tuple[LSTMCarry, jax.Array]:
+    """`MDNRNN.run`, with a backward pass that is fast in bfloat16; none for `dropout`.
 
     Plain differentiation of the scan adds up the kernel's gradient step by step and leaves
     bfloat16; here the backward scan only finds the gates' gradients, and the kernel's is one
     product over all frames.
-
-    Args:
-      kernel, bias, carry: as for `lstm_step`, lanes [B].
-      inputs: float32 [T, B, I].
-      restart: float32 [T, B].
-      dropout: factors of h as the gates read it, float32 [B, H]; they get no gradient.
-
-    Returns:
-      the last carry, and h of every step, float32 [T, B, H].
     """
     return _sequence_forward(kernel, bias, carry, inputs, restart, dropout)[0]
 
 
-def _sequence_forward(kernel, bias, carry, inputs, restart, dropout=None):
+def _sequence_forward(kernel, bias, carry, inputs, restart, dropout):
     def step(carry, now):
         c, h = reset(carry, now[1])
-        h = _thinned(h, dropout)
+        h = h * dropout
         gates = gates_of(kernel, bias, h, now[0])
         carry = cell(gates, c)
         return carry, (carry[1], (h, c, gates))
 
     carry, (h, before) = jax.lax.scan(step, carry, (inputs, restart))
     return (carry, h), (kernel, inputs, restart, dropout, before)
-
-
-def _thinned(h, dropout):
-    return h if dropout is None else h * dropout
 
 
 def _sequence_backward(saved, gradient):
@@ -125,7 +93,7 @@ def _sequence_backward(saved, gradient):
         d_h, restart, gates, c = now
         _, pull = jax.vjp(cell, gates, c)
         d_gates, d_c = pull((d_carry[0], d_carry[1] + d_h))
-        return reset((d_c, _thinned(product(d_gates, d_hidden), dropout)), restart), d_gates
+        return reset((d_c, product(d_gates, d_hidden) * dropout), restart), d_gates
 
     d_carry, d_gates = jax.lax.scan(step, d_carry, (d_h, restart, gates, c), reverse=True)
     d_kernel = outer(jnp.concatenate((inputs, h), axis=-1), d_gates, kernel.dtype)

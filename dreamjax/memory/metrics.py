@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from dreamjax.memory.heads import total_logit
-from dreamjax.memory.latents import LatentSequences, first_frames
+from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.model import Memory
 from dreamjax.memory.training import (
     Frames,
@@ -35,24 +35,19 @@ def memory_metrics(
     """How well M predicts whole episodes, teacher-forced; for episodes it was not trained on.
 
     Args:
-      memory: M.
-      latents: the episodes.
       threshold: a death is predicted where the logit is above it.
       death_weight: as in the loss.
       seed: of z's noise.
 
     Returns:
       nll: nats per dimension of the next z (a density: it may be negative).
-      nll_marginal, nll_copy: the same for two baselines fitted to these very episodes: a
-        Gaussian that knows nothing, and a Gaussian around the last z.
-      reward_r2: of an M that predicts rewards, the share of their variance that it foresees; 0
-        where they do not vary.
-      death_loss: the part of the loss that is about ends, of an M that predicts them; likewise
-        all that follows.
-      deaths: how many episodes ended in death; what follows is 0 where there are none.
+      nll_marginal, nll_copy: the same of Gaussians fitted to these very episodes, one that knows
+        nothing, and one around the last z.
+      reward_r2: the share of rewards' variance that M foresees; 0 where they do not vary.
+      death_loss: the part of the loss that is about ends; this and what follows of an M with ends.
+      deaths: how many episodes ended in death; what follows is 0 where none did.
       death_precision, death_recall: of predicted deaths, at exactly the fatal step.
-      lead: steps from the first alarm in the last 35 steps to the death, mean over the deaths
-        that had an alarm.
+      lead: mean steps from the first alarm in the last 35 steps to the death, if there was one.
       false_alarms: alarms more than that before a death or where none came, per 1000 steps.
     """
     nll, logit, reward = _teacher_forced(memory, latents, seed)
@@ -73,12 +68,8 @@ def calibrated_threshold(memory: Memory, latents: LatentSequences, *, seed: int 
     """The threshold at which `death_noise` 1 kills as often as the game did.
 
     M's death logit overstates the risk, because deaths weigh more in its loss. This is the number
-    to subtract from it so that, over whole episodes, the expected deaths are those that happened.
-
-    Args:
-      memory: M.
-      latents: episodes it was not trained on; with none that ended in death, 0 is returned.
-      seed: of z's noise.
+    to subtract from it so that, over whole episodes that M was not trained on, the expected deaths
+    are those that happened; 0 where none did. `seed` is of z's noise.
     """
     _, logit, _ = _teacher_forced(memory, latents, seed)
     if logit is None or not latents.terminated.any():
@@ -93,25 +84,17 @@ def calibrated_threshold(memory: Memory, latents: LatentSequences, *, seed: int 
 
 
 def _teacher_forced(memory, latents, seed, lanes=100, length=200):
-    """Of every frame nats per dimension [N], logits of ends [N, K] and the reward expected [N].
-
-    float32; None for what M does not predict.
-    """
-    index, valid = _pack(latents.lengths, min(lanes, len(latents.lengths)))
-    layout = Layout(index.shape[1], -(-len(valid) // length), length)
-    missing = layout.batches * length - len(valid)
-    index, valid = (np.pad(array, ((0, missing), (0, 0))) for array in (index, valid))
+    """Of every frame nats [N], logits of ends [N, K], expected reward [N]; None: not predicted."""
+    index, valid = _pack(latents.lengths, min(lanes, len(latents.lengths)), length)
+    layout = Layout(index.shape[1], len(valid) // length, length)
     frames = on_device(latents, memory.num_ends)
-    carry, found = memory.initial_carry((layout.lanes,)), None
+    carry, told = memory.initial_carry((layout.lanes,)), []
     for batch, (places, real) in enumerate(zip(*layout.cut(index, valid), strict=True)):
         key = jax.random.fold_in(jax.random.key(seed), batch)
-        carry, *told = _predict(memory, carry, frames, key, places, real)
-        if found is None:
-            found = jax.tree.map(lambda x: np.zeros((len(latents.mu), *x.shape[2:]), x.dtype), told)
-        now = places[:-1][real]
-        for whole, part in zip(jax.tree.leaves(found), jax.tree.leaves(told), strict=True):
-            whole[now] = np.asarray(part)[real]
-    return found
+        carry, *found = _predict(memory, carry, frames, key, places, real)
+        told.append(jax.device_get(found))
+    order = np.argsort(index[:-1][valid])
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[valid][order], *told)
 
 
 @jax.jit
@@ -120,17 +103,16 @@ def _predict(memory, carry, frames, key, index, valid):
     return carry, nll, found.end, found.reward
 
 
-def _pack(lengths: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Whole episodes in lanes of about the same length: index [L + 1, lanes], valid [L, lanes]."""
-    starts = first_frames(lengths)
+def _pack(lengths: np.ndarray, lanes: int, unit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Whole episodes in lanes, L a multiple of `unit`: index [L + 1, lanes], valid [L, lanes]."""
     heap = [(0, lane, []) for lane in range(lanes)]
     for episode in np.argsort(-lengths, kind="stable"):
         total, lane, episodes = heap[0]
         heapq.heapreplace(heap, (total + int(lengths[episode]), lane, [*episodes, episode]))
-    index = np.zeros((max(total for total, _, _ in heap) + 1, lanes), np.int32)
-    valid = np.zeros((len(index) - 1, lanes), bool)
+    steps = -(-max(heap)[0] // unit) * unit
+    index, valid = np.zeros((steps + 1, lanes), np.int32), np.zeros((steps, lanes), bool)
     for total, lane, episodes in heap:
-        index[:total, lane] = frames_of(starts[episodes], lengths[episodes])
+        index[:total, lane] = frames_of(np.array(episodes), lengths)
         valid[:total, lane] = True
     return index, valid
 

@@ -4,6 +4,7 @@ Paper: "MDN-RNN (M) Model" and its appendix.
 Shapes: Z latent size, A action size, H units, T steps, B lanes; `...` is any number of batch axes.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -21,14 +22,9 @@ Z_BOUND = 100.0  # of what C reads of z; shipped dreams stay below 30 while they
 PART_BOUND = 10_000.0  # and of what M remembers: to c an LSTM adds at most 1 a step
 CLOCK = 1000  # steps that M's clock counts as one, so that it stays near 1
 
-VARIANT = (
-    "num_events",
-    "clock",
-    "keys",
-    "residual",
-    "scaled",
-)  # what sets an M apart from the paper's, in one form
-FORM = ("kind", "hidden_size", "heads")  # and in its form
+# what sets an M apart from the paper's: in one form, and in its form
+VARIANT = ("num_events", "clock", "keys", "residual", "scaled")
+FORM = ("kind", "hidden_size", "heads")
 
 Carry = Any  # a pytree of what M remembers, [..., H] of each
 Bounds = tuple[tuple[str, float], ...]  # names of parts, and how large these can be
@@ -41,14 +37,10 @@ class Mask:
     A dream whose M has lost some of what it reads is another dream of the same game, and a C that
     learns in many of them finds no fault that all share (Wellmer & Kwok, "Dropout's Dream Land",
     arXiv:2109.08342). Not in the paper.
-
-    Attributes:
-      z: float32 [..., Z], of the latent.
-      h: float32 [..., H], of h, as the recurrence reads it.
     """
 
-    z: jax.Array
-    h: jax.Array
+    z: jax.Array  # float32 [..., Z], of the latent
+    h: jax.Array  # float32 [..., H], of h, as the recurrence reads it
 
 
 class Memory(nnx.Module):
@@ -58,26 +50,19 @@ class Memory(nnx.Module):
     (c, h), `initial_carry`; `run` only where it can be faster than a scan of steps. Its matrices
     are parameters of two axes, so that `cast` finds them.
 
-    What it reads is [z, action] and, where the task says so, a restart flag; with a clock that
-    flag tells an episode's age instead, negative and in `CLOCK` steps. head_kernel [H, outputs]
-    gives the heads that `memory.heads.layout` lists, one after another. `bounds` names how large
-    parts that C reads can be, where that is not `PART_BOUND`.
+    What it reads is [z, action] and, where the task says so, a restart flag; with a clock, which
+    games that grow harder need, that flag tells an episode's age instead, negative and in `CLOCK`
+    steps. head_kernel [H, outputs] gives the heads that `layout` lists, one after another.
+    `bounds` names how large parts that C reads can be, where that is not `PART_BOUND`.
 
     Args:
       task: the game; sizes come from it.
       rngs: its `params` stream initialises the kernels (Glorot uniform); biases are zero, but
         for events, which begin as rare.
-      num_events: J, see `EventMixture`; 0 is the paper's.
-      clock: whether M is told the age of an episode, as games that grow harder need; the paper's
-        is not.
-      keys: whether M reads of an action the key that it presses, rather than the number; the
-        paper's reads the number.
-      residual: whether its mixture is of how much z changes, which from one step to the next is
-        little; the paper's is of the next z itself.
-      scaled: whether it reads actions in [-1, 1], whatever the game's units, see `Box.scale`; of a
-        game whose actions are so anyway, `scaled` is false.
-      hidden_size: H; None is the task's.
-      heads: which of "reward" and "end" it predicts; None is the task's.
+      num_events: J, see `EventMixture`.
+      clock, keys, residual, hidden_size, heads: as in `MemoryConfig`; the defaults are the paper's.
+      scaled: whether it reads actions in [-1, 1], see `Box.scale`; the attribute is false of a
+        game whose actions are so anyway.
     """
 
     bounds: Bounds = ()
@@ -113,16 +98,15 @@ class Memory(nnx.Module):
         self.num_inputs = task.latent_size + task.action_size + task.reads_restart
         self.recurrence(rngs)
         if self.controller_reads and not self.reads:
-            has = ", ".join(jax.eval_shape(lambda: self.parts(self.initial_carry())))
             raise ValueError(
-                f"controller_reads of {task.name} is {self.controller_reads}, but M has {has}; "
-                "name some of these in its Task"
+                f"controller_reads of {task.name} is {self.controller_reads}, but M has "
+                f"{', '.join(self._part_names())}; name some of these in its Task"
             )
-        width, where = outputs.width(self.layout), outputs.places(self.layout)
+        width = sum(map(math.prod, self.layout.values()))
         self.head_kernel = nnx.Param(glorot(rngs, self.hidden_size, width))
         bias = jnp.zeros(width, jnp.float32)
         if num_events:
-            bias = bias.at[where["event_weights"].start].set(outputs.RARE)
+            bias = bias.at[outputs.places(self.layout)["event_weights"].start].set(outputs.RARE)
         self.head_bias = nnx.Param(bias)
 
     def recurrence(self, rngs: nnx.Rngs) -> None:
@@ -130,15 +114,10 @@ class Memory(nnx.Module):
         raise NotImplementedError
 
     def step(self, carry: Carry, inputs: jax.Array, restart: jax.Array) -> tuple[Carry, jax.Array]:
-        """One step.
+        """One step: the carry after it, and h [..., H], of which the heads are read.
 
-        Args:
-          carry: before it.
-          inputs: float32 [..., num_inputs].
-          restart: bool or float32 [...]; where it is on, the carry counts as empty.
-
-        Returns:
-          the carry after it, and h [..., H], of which the heads are read.
+        `inputs` are float32 [..., num_inputs]; where `restart`, bool or float32 [...], is on, the
+        carry before it counts as empty.
         """
         raise NotImplementedError
 
@@ -151,8 +130,7 @@ class Memory(nnx.Module):
     ) -> tuple[Carry, jax.Array]:
         """Steps in a row: inputs [T, B, num_inputs], restart [T, B]; last carry, h [T, B, H].
 
-        `dropout` [B, H] are a `Mask`'s factors of h; of an M that is trained without, it is not
-        passed.
+        `dropout` [B, H] is a `Mask`'s h, passed only where M is trained with it.
         """
 
         def step(carry, now):
@@ -161,10 +139,7 @@ class Memory(nnx.Module):
         return jax.lax.scan(step, carry, (inputs, restart))
 
     def thinned(self, carry: Carry, factors: jax.Array) -> Carry:
-        """`carry` as the recurrence reads it under a `Mask`'s factors of h [..., H].
-
-        Here of all its parts; a form whose carry is more than h says otherwise.
-        """
+        """`carry` as the recurrence reads it under a `Mask`'s h, which thins all parts here."""
         return jax.tree.map(lambda part: part * factors, carry)
 
     def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> Carry:
@@ -184,18 +159,13 @@ class Memory(nnx.Module):
         age: jax.Array,
         mask: Mask | None = None,
     ) -> tuple[Carry, Prediction]:
-        """One step: what follows `z` when `action` is done.
+        """One step: what follows `z` when `action` is done, and the carry after it.
 
         Args:
           carry: as `initial_carry` makes it, [..., H].
-          z: float32 [..., Z].
-          action: float32 [..., A], in the task's form.
-          age: float32 or int32 [...], steps since the episode began: 0, its first frame, empties
-            the carry.
+          z, action: float32 [..., Z] and, in the task's form, [..., A].
+          age: float32 or int32 [...], steps since the episode began; 0 empties the carry.
           mask: of the episode; None drops nothing.
-
-        Returns:
-          the carry after the step, and the prediction.
         """
         read = z
         if mask is not None:
@@ -245,28 +215,23 @@ class Memory(nnx.Module):
     def features(
         self, z: jax.Array, carry: Carry, reads: tuple[str, ...] | None = None
     ) -> jax.Array:
-        """What C reads, in the dream and in the real game alike, within its bounds.
+        """What C reads [..., F], in the dream and in the real game alike, within its bounds.
 
-        Args:
-          z: [..., Z] current latent.
-          carry: before it has consumed `z`.
-          reads: the parts that are read; None are `self.reads`.
-
-        Returns:
-          [..., F]: (z, c, h) for the paper's first game, (z, h) for its second.
+        (z, c, h) for the paper's first game, (z, h) for its second; of a carry that has not
+        consumed z yet. `reads` names other parts than `self.reads`.
         """
-        parts = self.parts(carry)
-        names = self.reads if reads is None else reads
-        read = z, *(parts[name] for name in names)
-        most = bounds_of(names, self.bounds)
-        return jnp.concatenate([jnp.clip(x, -b, b) for x, b in zip(read, most, strict=True)], -1)
+        names, parts = self.reads if reads is None else reads, self.parts(carry)
+        read = zip((z, *(parts[k] for k in names)), bounds_of(names, self.bounds), strict=True)
+        return jnp.concatenate([jnp.clip(x, -most, most) for x, most in read], axis=-1)
 
     @property
     def reads(self) -> tuple[str, ...]:
         """The names of the parts that C reads: the task's, those that this M has."""
-        carry = jax.eval_shape(self.initial_carry)
-        has = jax.eval_shape(self.parts, carry)
+        has = self._part_names()
         return tuple(name for name in self.controller_reads if name in has)
+
+    def _part_names(self) -> list[str]:
+        return list(jax.eval_shape(lambda: self.parts(self.initial_carry())))
 
     @property
     def feature_size(self) -> int:
@@ -275,9 +240,16 @@ class Memory(nnx.Module):
 
     @property
     def layout(self) -> outputs.Layout:
-        """The heads and their shapes."""
-        sizes = self.latent_size, self.num_mixtures, self.num_events
-        return outputs.layout(*sizes, self.heads, self.num_ends)
+        """The heads and their shapes, the paper's first and last."""
+        K, Z, J = self.num_mixtures, self.latent_size, self.num_events
+        found: outputs.Layout = {name: (K, Z) for name in ("logits", "mean", "logstd")}
+        if J:
+            found |= {"event_mean": (J, Z), "event_logstd": (J, Z), "event_weights": (1 + J,)}
+        if "reward" in self.heads:
+            found["reward"] = ()
+        if "end" in self.heads:
+            found["end"] = (self.num_ends,)
+        return found
 
 
 def bounds_of(reads: tuple[str, ...], bounds: Bounds) -> tuple[float, ...]:
@@ -300,18 +272,16 @@ def with_events(memory: Memory, task: Task, num_events: int, rngs: nnx.Rngs) -> 
     """`memory` with untrained events, so that training can go on from an M that has none."""
     if memory.num_events == num_events:
         return memory
-    form = {"hidden_size": memory.hidden_size, "heads": memory.heads}
-    form |= {name: getattr(memory, name) for name in VARIANT if name != "num_events"}
-    grown = type(memory)(task, rngs=rngs, num_events=num_events, **form)
-    state = nnx.to_pure_dict(nnx.state(memory))
-    for name, array in state.items():
-        if name not in ("head_kernel", "head_bias"):
-            getattr(grown, name)[...] = array
+    form = {name: getattr(memory, name) for name in (*VARIANT, "hidden_size", "heads")}
+    grown = type(memory)(task, rngs=rngs, **form | {"num_events": num_events})
     old, new = outputs.places(memory.layout), outputs.places(grown.layout)
-    for name in ("head_kernel", "head_bias"):
+    for name, array in nnx.to_pure_dict(nnx.state(memory)).items():
         there = getattr(grown, name)
+        if name not in ("head_kernel", "head_bias"):
+            there[...] = array
+            continue
         for head, place in old.items():
-            there[...] = there[...].at[..., new[head]].set(state[name][..., place])
+            there[...] = there[...].at[..., new[head]].set(array[..., place])
     return grown
 
 

@@ -8,7 +8,6 @@ its episodes; K ways to end. Everything is time-major. Several devices share the
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -44,47 +43,44 @@ from dreamjax.training.settings import require_positive, require_within
 DIVERGED = 1e3  # loss of an M past hope; one that knows nothing starts below 10
 COPIES = 4  # of M's weights in training: they, the gradient, and Adam's two means
 LEAST_SPREAD = 0.1  # of rewards, in a task's scale of them: what varies less is not magnified
+PER_FRAME = ("action", "age", "follows", "judged", "end", "reward")  # fields of `Steps`
 
 
-@struct.dataclass
-class Sequences:
-    """What M trains on: lanes of frames.
+@struct.dataclass(kw_only=True)
+class Steps:
+    """What happened after each frame; float32."""
 
-    Attributes:
-      z: float32 [T + 1, B, Z]; z[t + 1] is what z[t] is to predict.
-      action: float32 [T, B, A].
-      age: float32 [T, B], frames since the episode's first.
-      follows: float32 [T, B], 1 where z[t + 1] belongs to the same episode.
-      judged: float32 [T, B], 1 where it is known whether the action led to an end.
-      end: float32 [T, B, K], 1 where it did, for each way to end.
-      reward: float32 [T, B], what the action earned.
-      valid: float32 [T, B], 0 past a lane's end.
-      variance: float32 [], of the rewards of the whole data set.
-      read: float32 [T, B, Z], what M reads at each step; None is z itself.
-      mask: dropout of each lane, [B, ...]; None is none.
-    """
+    action: jax.Array  # [..., A]
+    age: jax.Array  # [...], frames since the episode's first
+    follows: jax.Array  # [...], 1 where the next frame belongs to the same episode
+    judged: jax.Array  # [...], 1 where it is known whether the action led to an end
+    end: jax.Array  # [..., K], 1 where it did, for each way to end
+    reward: jax.Array  # [...], what the action earned
+    variance: jax.Array | float = 1.0  # [], of the rewards of the whole data set
 
-    z: jax.Array
-    action: jax.Array
-    age: jax.Array
-    follows: jax.Array
-    judged: jax.Array
-    end: jax.Array
-    reward: jax.Array
-    valid: jax.Array
-    variance: jax.Array | float = 1.0
-    read: jax.Array | None = None
-    mask: Mask | None = None
+
+@struct.dataclass(kw_only=True)
+class Frames(Steps):
+    """A data set on the device, [N]: what happened, and V's posteriors [N, Z] as encoded."""
+
+    mu: jax.Array
+    logvar: jax.Array
+
+
+@struct.dataclass(kw_only=True)
+class Sequences(Steps):
+    """What M trains on: lanes of frames, [T, B]."""
+
+    z: jax.Array  # float32 [T + 1, B, Z]; z[t + 1] is what z[t] is to predict
+    valid: jax.Array  # float32 [T, B], 0 past a lane's end
+    read: jax.Array | None = None  # float32 [T, B, Z], what M reads at each step; None is z itself
+    mask: Mask | None = None  # dropout of each lane, [B, ...]; None is none
 
 
 def predict_sequences(
     memory: Memory, carry: Carry, batch: Sequences
 ) -> tuple[Carry, jax.Array, Prediction]:
-    """Teacher-forced predictions.
-
-    Returns:
-      the last carry; nats per dimension of the next z, float32 [T, B]; the predictions [T, B].
-    """
+    """Teacher-forced: the last carry, nats per dimension of the next z, and predictions, [T, B]."""
     z = batch.z[:-1] if batch.read is None else batch.read
     carry, found = memory.sequence(carry, z, batch.action, batch.age, batch.mask)
     return carry, found.latent.nats(batch.z[1:]), found
@@ -93,17 +89,13 @@ def predict_sequences(
 def with_guesses(
     memory: Memory, carry: Carry, batch: Sequences, share: float, normal: jax.Array
 ) -> Sequences:
-    """`batch` in which M reads, at some steps, its own guess of z in place of what came.
+    """`batch` in which M reads its own guess of z at a `share` of the steps that follow another.
 
     Dreaming, M reads nothing but its guesses, which are never quite what a game shows; trained on
-    real latents alone it takes them at their word, and what a guess has lost is gone. Scheduled
-    sampling (Bengio et al., arXiv:1506.03099) in two passes, as Mihaylova & Martins
-    (arXiv:1906.07651): the first reads what came and guesses. Not in the paper.
-
-    Args:
-      memory, carry, batch: as for `predict_sequences`.
-      share: of the steps, whose z follows another of the same episode.
-      normal: float32 [T, B, 2 Z + 2] of standard normals; of them come the guesses and the choice.
+    real latents alone it trusts them too much. Scheduled sampling (Bengio et al.,
+    arXiv:1506.03099) in two passes, as Mihaylova & Martins (arXiv:1906.07651): the first reads
+    what came and guesses. Not in the paper. Of `normal` [T, B, 2 Z + 2], standard, come
+    the guesses and the choice.
     """
     Z = batch.z.shape[-1]
     found = predict_sequences(jax.lax.stop_gradient(memory), carry, batch)[2].latent
@@ -126,14 +118,13 @@ def memory_loss(
     Of rewards that is the share of their variance that is not foreseen, or, of rewards that hardly
     vary, the share of what would count as variance.
 
-    The original's stream runs on from an episode's last frame to the next episode's first, so
-    its M also learns to predict a restart's z; here that term is left out. An episode cut by the
-    step limit says nothing of death at its last frame, so that is left out too.
+    The original's M also learns to predict the first z of the next episode in its stream; here that
+    term is left out. An episode cut by the step limit says nothing of death at its last frame, so
+    that is left out too.
 
     Args:
       memory: M; the dtype of its kernels is that of the products.
       carry: before the first frame, [B, H] of each part.
-      batch: the frames.
       death_weight: how many times more a step that led to an end counts.
       axis: of the devices that share the lanes, under `shard_map`; the losses of all add up.
 
@@ -159,10 +150,7 @@ def _mean(values: jax.Array, mask: jax.Array, axis: str | None) -> jax.Array:
 
 
 def cross_entropy(logit: jax.Array, end: jax.Array, weight: float) -> jax.Array:
-    """Binary cross-entropy [...] of the logits of ends [..., K] in nats, summed over the ways.
-
-    It counts `weight` times as much where the end came.
-    """
+    """Nats [...] of logits of ends [..., K], summed; `weight` times as much where an end came."""
     entropy = (jax.nn.softplus(logit) - end * logit) * (1 + (weight - 1) * end)
     return entropy[..., 0] if entropy.shape[-1] == 1 else entropy.sum(axis=-1)
 
@@ -197,15 +185,9 @@ class MemoryConfig:
     moments: int = 1000  # of real episodes, kept in the world for dreams to begin at
 
     def __post_init__(self):
-        require_positive(
-            self,
-            "steps",
-            "batch_size",
-            "sequence_length",
-            "learning_rate",
-            "steps_per_call",
-            "moments",
-        )
+        counts = "steps", "batch_size", "sequence_length", "steps_per_call", "moments"
+        sized = () if self.hidden_size is None else ("hidden_size",)
+        require_positive(self, *counts, "learning_rate", *sized)
         require_within(
             self,
             min_learning_rate="[0, inf)",
@@ -217,8 +199,6 @@ class MemoryConfig:
             own_guesses="[0, 1]",
             dropout="[0, 1)",
         )
-        if self.hidden_size is not None:
-            require_positive(self, "hidden_size")
         find_kind(self.kind)
 
     grows = ("steps",)  # settings that a later call may raise
@@ -230,21 +210,6 @@ class MemoryConfig:
     def variant(self) -> dict[str, Any]:
         """What M is beyond the paper's: `Memory`'s keywords."""
         return {name: getattr(self, name) for name in (*VARIANT, *FORM) if name != "kind"}
-
-
-@struct.dataclass
-class Frames:
-    """A data set on the device: posteriors and, per frame, the fields of `Sequences`."""
-
-    mu: jax.Array
-    logvar: jax.Array
-    action: jax.Array
-    age: jax.Array
-    follows: jax.Array
-    judged: jax.Array
-    end: jax.Array
-    reward: jax.Array
-    variance: jax.Array
 
 
 @struct.dataclass
@@ -285,12 +250,8 @@ def train_memory(
 
     Args:
       seed: of the weights, the order and the noise.
-      task: the game.
-      latents: the recorded episodes, encoded.
-      config: sizes and rates.
       log: receives `loss` and its parts, `nll`, `death_loss` and `reward_loss`.
-      store: where checkpoints go; an unfinished run there is resumed.
-      meta: written into every checkpoint.
+      store, meta: as for `training.fit.fit`; an unfinished run in `store` is resumed.
       memory: M to train on, its optimiser new; None starts from chance.
 
     Returns:
@@ -316,10 +277,7 @@ def train_memory(
 
 
 class Trainer:
-    """Compiled updates of one training; the `advance` of `training.fit`.
-
-    Args and errors: as for `train_memory`.
-    """
+    """Compiled updates, the `advance` of `training.fit`; args and errors as for `train_memory`."""
 
     def __init__(
         self,
@@ -329,7 +287,8 @@ class Trainer:
         config: MemoryConfig,
         log: Logbook | None = None,
     ):
-        _check(task, latents, config)
+        check_form(task, config)
+        _check_fits(task, latents)
         train, _ = latents.split(config.held_out)
         self.task, self.config = task, config
         self.layout = Layout.of(int(train.lengths.sum()), config)
@@ -337,12 +296,9 @@ class Trainer:
         self.mesh = devices_for(self.layout.lanes, "memory.batch_size", said)
         self.frames = on_all(on_device(train, len(task.ends)), self.mesh)
         self._key_init, self._key_noise = jax.random.split(jax.random.key(seed))
-
-        @functools.lru_cache(maxsize=2)
-        def epoch_plan(epoch):
-            return self.layout.cut(*self.layout.lanes_of(epoch_order(train.lengths, seed, epoch)))
-
-        self._epoch_plan = epoch_plan
+        order = functools.partial(epoch_order, train.lengths, seed)
+        cut = lambda epoch: self.layout.cut(*self.layout.lanes_of(order(epoch)))  # noqa: E731
+        self._epoch_plan = functools.lru_cache(maxsize=2)(cut)
 
     def initial(self, memory: Memory | None = None) -> State:
         """The state before the first update, of an untrained M unless one is given."""
@@ -350,17 +306,24 @@ class Trainer:
         if memory is None:
             memory = find_kind(config.kind)(self.task, rngs=rngs, **config.variant())
         memory = with_events(memory, self.task, config.num_events, rngs)
-        state = initial_state(memory, self.layout.lanes, self.config)
-        carry = split(state.carry, self.mesh)
-        return on_all(state.replace(carry=None), self.mesh).replace(carry=carry)
+        optimiser = jax.jit(_optimiser(config).init)(memory)
+        carry = split(memory.initial_carry((self.layout.lanes,)), self.mesh)
+        return on_all(State(memory, optimiser, None), self.mesh).replace(carry=carry)
 
     def __call__(self, state: State, step: int) -> tuple[State, int, dict[str, float]]:
         """Up to `steps_per_call` updates from `step` on; `state` is donated."""
         count = min(self.config.steps_per_call, self.config.steps - step)
-        plan = _plan(range(step, step + count), self.layout.batches, self._epoch_plan)
-        fixed = {"config": self.config, "mesh": self.mesh}
-        state, metrics = _updates(state, self.frames, plan, self._key_noise, **fixed)
+        now = state, self.frames, self._plan(range(step, step + count)), self._key_noise
+        state, metrics = _updates(*now, config=self.config, mesh=self.mesh)
         return state, count, jax.tree.map(float, metrics)
+
+    def _plan(self, steps: range) -> _Plan:
+        entries = []
+        for step in steps:
+            epoch, batch = divmod(step, self.layout.batches)
+            index, valid = self._epoch_plan(epoch)
+            entries.append(_Plan(np.int32(step), np.bool_(batch == 0), index[batch], valid[batch]))
+        return jax.tree.map(lambda *parts: np.stack(parts), *entries)
 
 
 def check_form(task: Task, config: MemoryConfig) -> None:
@@ -382,13 +345,11 @@ def check_form(task: Task, config: MemoryConfig) -> None:
 
 @functools.cache
 def _numbers(task: Task, kind: str, variant: tuple[tuple[str, Any], ...]) -> int:
-    """Numbers in an M."""
     form = nnx.eval_shape(lambda: find_kind(kind)(task, rngs=nnx.Rngs(0), **dict(variant)))
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(form))
+    return sum(leaf.size for leaf in jax.tree.leaves(form))
 
 
-def _check(task: Task, latents: LatentSequences, config: MemoryConfig) -> None:
-    check_form(task, config)
+def _check_fits(task: Task, latents: LatentSequences) -> None:
     sizes = latents.mu.shape[-1], latents.actions.shape[-1]
     if sizes != (task.latent_size, task.action_size):
         raise ValueError(
@@ -404,22 +365,22 @@ def _check(task: Task, latents: LatentSequences, config: MemoryConfig) -> None:
 
 def on_device(latents: LatentSequences, num_ends: int) -> Frames:
     """A data set's arrays where they are used, and what each frame may teach of ends."""
-    last, end = np.zeros(len(latents.mu), np.float32), latents.first + latents.lengths - 1
-    age = np.arange(len(last)) - np.repeat(latents.first, latents.lengths)
-    came = np.zeros((len(last), num_ends), np.float32)
-    last[end] = 1
-    came[end] = latents.ends[:, None] == np.arange(num_ends)
-    judged = 1 - last + came.sum(axis=1)
-    age = age.astype(np.float32)
-    arrays = (latents.mu, latents.logvar, latents.actions, age, 1 - last, judged, came)
-    variance = np.float32(latents.rewards.var())
-    return Frames(*map(jnp.asarray, (*arrays, latents.rewards, variance)))
-
-
-def initial_state(memory: Memory, lanes: int, config: MemoryConfig) -> State:
-    """M, an optimiser that has seen nothing, and an empty carry."""
-    optimiser = jax.jit(_optimiser(config).init)(memory)
-    return State(memory, optimiser, memory.initial_carry((lanes,)))
+    follows, last = np.ones(len(latents.mu), np.float32), latents.first + latents.lengths - 1
+    came = np.zeros((len(follows), num_ends), np.float32)
+    follows[last] = 0
+    came[last] = latents.ends[:, None] == np.arange(num_ends)
+    found = Frames(
+        mu=latents.mu,
+        logvar=latents.logvar,
+        action=latents.actions,
+        age=np.float32(np.arange(len(follows)) - np.repeat(latents.first, latents.lengths)),
+        follows=follows,
+        judged=follows + came.sum(axis=1),
+        end=came,
+        reward=latents.rewards,
+        variance=np.float32(latents.rewards.var()),
+    )
+    return jax.tree.map(jnp.asarray, found)
 
 
 def _optimiser(config: MemoryConfig) -> optax.GradientTransformation:
@@ -430,7 +391,7 @@ def _optimiser(config: MemoryConfig) -> optax.GradientTransformation:
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"), donate_argnames="state")
 def _updates(state: State, frames: Frames, plan: _Plan, key, config: MemoryConfig, mesh: Mesh):
-    """One update for each entry of `plan`; returns the state and the metrics' means."""
+    """One update for each entry of `plan`; the state and the metrics' means."""
     states, by_lane = State(WHOLE, WHOLE, SPLIT), PartitionSpec(None, None, AXIS)
     plans = _Plan(WHOLE, WHOLE, by_lane, by_lane)
 
@@ -442,26 +403,25 @@ def _updates(state: State, frames: Frames, plan: _Plan, key, config: MemoryConfi
         check_vma=False,
     )
     def updates(state, frames, plan, key):
-        def body(state, plan):
-            return _update(state, frames, plan, key, config)
-
-        return jax.lax.scan(body, state, plan)
+        return jax.lax.scan(lambda *now: _update(*now, frames, key, config), state, plan)
 
     state, metrics = updates(state, frames, plan, key)
     return state, jax.tree.map(jnp.mean, metrics)
 
 
-def _update(state, frames, plan, key, config):
+def _update(state, plan, frames, key, config):
     key, normal = jax.random.fold_in(key, plan.step), functools.partial(own_normal, axis=1)
     batch = gather(frames, key, plan.index, plan.valid, normal)
     carry = reset(state.carry, plan.first[None])
-    dtype, memory = product_dtype(config.bfloat16), state.memory
+    dtype, memory, (steps, lanes) = product_dtype(config.bfloat16), state.memory, batch.valid.shape
     if config.dropout:
-        drawn = _normals(key, 1, batch.valid[:1], memory.latent_size + memory.hidden_size)
+        numbers = memory.latent_size + memory.hidden_size
+        drawn = normal(jax.random.fold_in(key, 1), (1, lanes, numbers), jnp.float32)
         mask = memory.mask(jax.scipy.special.ndtr(drawn[0]), config.dropout)
         batch = batch.replace(mask=mask)
     if config.own_guesses:
-        drawn = _normals(key, 2, batch.valid, 2 * memory.latent_size + 2)
+        numbers = 2 * memory.latent_size + 2
+        drawn = normal(jax.random.fold_in(key, 2), (steps, lanes, numbers), jnp.float32)
         batch = with_guesses(cast(memory, dtype), carry, batch, config.own_guesses, drawn)
 
     def loss(memory):
@@ -471,11 +431,6 @@ def _update(state, frames, plan, key, config):
     gradient, metrics = jax.lax.psum((gradient, metrics), AXIS)
     updates, optimiser = theirs(_optimiser(config).update)(gradient, state.optimiser)
     return State(optax.apply_updates(state.memory, updates), optimiser, carry), metrics
-
-
-def _normals(key: jax.Array, use: int, like: jax.Array, numbers: int) -> jax.Array:
-    """Standard normals for each of this device's lanes, [T, B, numbers] of `like` [T, B]."""
-    return own_normal(jax.random.fold_in(key, use), (*like.shape, numbers), jnp.float32, axis=1)
 
 
 def gather(
@@ -489,25 +444,17 @@ def gather(
     mu, logvar = (posterior[index].astype(jnp.float32) for posterior in (frames.mu, frames.logvar))
     z = mu + jnp.exp(logvar / 2) * normal(key, mu.shape, mu.dtype)
     now, valid = index[:-1], valid.astype(jnp.float32)
-    return Sequences(
-        z=z,
-        action=frames.action[now],
-        age=frames.age[now],
-        follows=frames.follows[now] * valid,
-        judged=frames.judged[now] * valid,
-        end=frames.end[now],
-        reward=frames.reward[now],
-        valid=valid,
-        variance=frames.variance,
-    )
+    told = {name: getattr(frames, name)[now] for name in PER_FRAME}
+    told |= {name: told[name] * valid for name in ("follows", "judged")}
+    return Sequences(z=z, valid=valid, variance=frames.variance, **told)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """How a stream of frames is cut: `lanes` side by side, `batches` x `length` frames each.
 
-    A lane gets at least `sequence_length` frames, so little data means fewer lanes and, below
-    one lane, a shorter sequence. Lanes differ by at most one frame; what lacks is padding.
+    A lane gets at least `sequence_length` frames, or all of fewer. Lanes differ by at most one
+    frame; what lacks is padding.
     """
 
     lanes: int
@@ -533,28 +480,17 @@ class Layout:
 
     def cut(self, index: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Index [batches, length + 1, lanes] and validity [batches, length, lanes]."""
-        begins = np.arange(self.batches)[:, None] * self.length
-        windows = begins + np.arange(self.length + 1)
+        windows = np.arange(self.batches)[:, None] * self.length + np.arange(self.length + 1)
         return index[windows], valid[windows[:, :-1]]
 
 
 def epoch_order(lengths: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """The frames of all episodes, episodes shuffled: int32 [N], a function of seed and epoch."""
-    starts = first_frames(lengths)
-    episodes = np.random.default_rng((seed, epoch)).permutation(len(lengths))
-    return frames_of(starts[episodes], lengths[episodes])
+    return frames_of(np.random.default_rng((seed, epoch)).permutation(len(lengths)), lengths)
 
 
-def frames_of(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The frames of episodes, one episode after another."""
-    spans = [np.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)]
-    return np.concatenate([np.arange(0), *spans]).astype(np.int32)
-
-
-def _plan(steps, batches, epoch_plan) -> _Plan:
-    entries = []
-    for step in steps:
-        epoch, batch = divmod(step, batches)
-        index, valid = epoch_plan(epoch)
-        entries.append(_Plan(np.int32(step), np.bool_(batch == 0), index[batch], valid[batch]))
-    return jax.tree.map(lambda *parts: np.stack(parts), *entries)
+def frames_of(episodes: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The frames of `episodes`, one after another; `lengths` are those of all episodes."""
+    those = lengths[episodes]
+    shift = np.repeat(first_frames(lengths)[episodes] - first_frames(those), those)
+    return np.arange(len(shift), dtype=np.int32) + shift.astype(np.int32)

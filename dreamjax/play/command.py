@@ -15,13 +15,11 @@ UNTOLD = "No game was recorded: dreamjax play WORLD --out DIR tells why."
 
 
 def write(source: str, out: Path | str, seed: int, *, recorded: bool) -> Path:
-    """Write the page of a world to a folder, and return that.
+    """Write the page of a world to the folder `out`, and return that.
 
     Args:
       source: a shipped world's name, a run directory or an exported folder.
-      out: the folder.
-      seed: of the real game that C plays for the page.
-      recorded: whether that game is to be played now.
+      seed, recorded: of the real game that C plays for the page, and whether it is played now.
     """
     world = load_world(source)
     player = load_controller(source, world) if has_controller(source) else (None, None)
@@ -37,10 +35,8 @@ def write(source: str, out: Path | str, seed: int, *, recorded: bool) -> Path:
 def show(source: str, port: int, seed: int, words: list[str]) -> None:
     """Show the page of a world until the process is interrupted.
 
-    Args:
-      source, seed: as for `write`.
-      port: of the loopback address; 0 is any that is free.
-      words: further words of the command, for the process that records.
+    `source` and `seed` are as for `write`, the port as for `server.serving`; `words` are further
+    ones of the command, for the process that records.
     """
     with tempfile.TemporaryDirectory(prefix="dreamjax-page-") as page:
         again = ["play", source, "--out", page, "--seed", str(seed), *words]
@@ -56,13 +52,9 @@ def show(source: str, port: int, seed: int, words: list[str]) -> None:
 @contextlib.contextmanager
 def _recording(page: str, words: list[str]) -> Iterator[None]:
     """A process that records a game for the page, while the dream is played already."""
-    process = subprocess.Popen(
-        [*python("from dreamjax.run.cli import main; sys.exit(main())"), *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # no Ctrl-C of the terminal's
-    )
+    command = [*python("from dreamjax.run.cli import main; sys.exit(main())"), *words]
+    silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    process = subprocess.Popen(command, **silent, start_new_session=True)  # no terminal's Ctrl-C
 
     def told():
         if process.wait():

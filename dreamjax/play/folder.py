@@ -39,22 +39,19 @@ MEMORY = ("lstm_kernel", "lstm_bias", "head_kernel", "head_bias")  # and of M
 def write(
     target: Path | str, world: World, controller: Controller | None, weights: jax.Array | None
 ) -> Path:
-    """Write a page that dreams `world`, as a folder for any static host.
+    """Write a page that dreams `world`, as a folder for any static host, and return the folder.
 
-    Args:
-      target: the folder; a page that is there is replaced.
-      world: what is dreamt.
-      controller, weights: C's form and its weights [D]; None where there is no C.
-
-    Returns:
-      the folder.
+    A page that is there is replaced. `controller` and `weights` [D] are None where there is no C.
 
     Raises:
       ValueError: a folder of something else, an M of another kind than the page knows, or a
         number beyond half precision.
     """
     facts, arrays = facts_of(world, controller), arrays_of(world, weights)
-    target = _ours(Path(target))
+    target = Path(target)
+    if target.is_dir() and any(target.iterdir()) and not (target / FACTS).is_file():
+        raise ValueError(f"{target} holds something else than a page; choose another folder")
+    target = files.writable(target)
     blob = safetensors.numpy.save(arrays)
     with files.replacing(target / WEIGHTS) as file:
         file.write(blob)
@@ -67,23 +64,8 @@ def write(
     return target
 
 
-def _ours(target: Path) -> Path:
-    """`target`, if it is no folder yet, an empty one, or a page.
-
-    Raises:
-      ValueError: it is something else.
-    """
-    if target.is_dir() and any(target.iterdir()) and not (target / FACTS).is_file():
-        raise ValueError(f"{target} holds something else than a page; choose another folder")
-    return files.writable(target)
-
-
 def arrays_of(world: World, weights: jax.Array | None) -> dict[str, np.ndarray]:
-    """What a page needs of a world and its C, by name; all but C in half precision.
-
-    Raises:
-      ValueError: a number beyond half precision, or an M of another kind than the page knows.
-    """
+    """What a page needs of a world and its C, by name, C's in full precision; raises as `write`."""
     if kind_of(world.memory) != "lstm":
         raise ValueError(
             f"the page dreams M of the kind lstm, not {kind_of(world.memory)}; train one of that "
@@ -92,9 +74,8 @@ def arrays_of(world: World, weights: jax.Array | None) -> dict[str, np.ndarray]:
     arrays = {f"memory.{name}": getattr(world.memory, name)[...] for name in MEMORY}
     for name in VISION:
         layer = getattr(world.vision, name)
-        arrays |= {
-            f"vision.{name}.{part}": getattr(layer, part)[...] for part in ("kernel", "bias")
-        }
+        arrays[f"vision.{name}.kernel"] = layer.kernel[...]
+        arrays[f"vision.{name}.bias"] = layer.bias[...]
     arrays |= {name: getattr(world, name)[:STARTS] for name in ("initial_mu", "initial_logvar")}
     with np.errstate(over="ignore"):  # what it makes infinite is refused
         halves = {name: np.asarray(array, np.float16) for name, array in arrays.items()}
@@ -108,27 +89,28 @@ def arrays_of(world: World, weights: jax.Array | None) -> dict[str, np.ndarray]:
 
 def facts_of(world: World, controller: Controller | None) -> dict[str, Any]:
     """What a page must know of a world and of C's form, beside their arrays."""
-    task, memory = world.task, world.memory
+    task, memory, params = world.task, world.memory, world.params()
+    threshold = world.death_threshold
+    if not math.isfinite(threshold):  # JSON knows no infinity
+        threshold = math.copysign(1e30, threshold)
     found = {name: getattr(task, name) for name in ("step_reward", "max_steps", "frame_skip")}
-    found |= {"title": task.name.replace("-", " ").title()}
-    found |= {"steps_per_second": task.steps_per_second}
-    found |= {name: getattr(world, name) for name in ("death_threshold", "death_noise")}
-    if not math.isfinite(world.death_threshold):  # JSON knows no infinity
-        found["death_threshold"] = math.copysign(1e30, world.death_threshold)
-    params = world.params()
-    found |= {"temperature": params.temperature, "dropout": params.dropout}
-    found["actions"] = _actions(task.actions)
+    found |= {
+        "title": task.name.replace("-", " ").title(),
+        "steps_per_second": task.steps_per_second,
+        "death_threshold": threshold,
+        "death_noise": world.death_noise,
+        "temperature": params.temperature,
+        "dropout": params.dropout,
+        "actions": _actions(task.actions),
+    }
     names = (*VARIANT, "latent_size", "hidden_size", "num_mixtures", "reads_restart")
-    form = {name: getattr(memory, name) for name in (*names, "reward_scale", "pressed", "scale")}
+    names += ("reward_scale", "pressed", "scale", "reads")
+    form = {name: getattr(memory, name) for name in names}
     heads = [(name, math.prod(shape)) for name, shape in memory.layout.items()]
-    form |= {"reads": memory.reads, "heads": heads}
-    found["memory"] = form
+    found["memory"] = form | {"heads": heads}
     if controller is not None:
-        found["controller"] = {
-            "hidden": controller.hidden,
-            "bias": getattr(controller, "bias", True),
-            "outputs": head_of(task.actions).outputs,
-        }
+        bias, outputs = getattr(controller, "bias", True), head_of(task.actions).outputs
+        found["controller"] = {"hidden": controller.hidden, "bias": bias, "outputs": outputs}
     return found
 
 
@@ -174,9 +156,6 @@ def tell(target: Path | str, recording: str) -> None:
 
 def sheet(frames: np.ndarray) -> np.ndarray:
     """Frames uint8 [T, 64, 64, 3] side by side, `COLUMNS` in a row."""
-    height, width, channels = FRAME_SHAPE
-    rows = -(-len(frames) // COLUMNS)
-    filled = np.zeros((rows * COLUMNS, *FRAME_SHAPE), np.uint8)
-    filled[: len(frames)] = frames
-    laid = filled.reshape(rows, COLUMNS, height, width, channels).transpose(0, 2, 1, 3, 4)
-    return laid.reshape(rows * height, COLUMNS * width, channels)
+    blank = np.zeros((-len(frames) % COLUMNS, *FRAME_SHAPE), np.uint8)
+    rows = np.concatenate([frames, blank]).reshape(-1, COLUMNS, *FRAME_SHAPE)
+    return np.hstack(rows.swapaxes(0, 1).reshape(COLUMNS, -1, *FRAME_SHAPE[1:]))

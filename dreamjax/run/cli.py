@@ -21,7 +21,6 @@ import tyro
 
 from dreamjax.tasks import TASKS, find_task
 from dreamjax.training import stopping
-from dreamjax.training.postponing import postponed
 from dreamjax.training.settings import SettingError, check_seed
 
 DEFAULT_PRESET = "quick"
@@ -122,8 +121,8 @@ def _choose_devices(words: list[str]) -> None:
 
 def _parse(argv: list[str]) -> Any:
     """The subcommand that `argv` asks for, filled in."""
-    with postponed("seaborn", "matplotlib.pyplot"):  # 2 s, which gymnax needs for plots alone
-        from dreamjax.run.presets import PRESETS
+    from dreamjax.run.presets import PRESETS
+
     preset = _value_of(argv, "--preset", DEFAULT_PRESET)
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")

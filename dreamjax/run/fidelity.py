@@ -1,5 +1,6 @@
 """The dream beside the game: everything that is measured of it, and the table of it."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -9,12 +10,7 @@ import numpy as np
 from dreamjax.agent import evaluate, evaluation_seeds
 from dreamjax.controller.model import Controller
 from dreamjax.controller.population import Dreamt
-from dreamjax.dream.worlds import (
-    World,
-    load_world,
-    save_world,
-    world_meta,
-)
+from dreamjax.dream.worlds import World, load_world, save_world, world_meta
 from dreamjax.fidelity import compare as fidelity
 from dreamjax.fidelity.calibrate import true_temperature
 from dreamjax.fidelity.departures import WINDOW, departures
@@ -37,21 +33,23 @@ SIDES = ("dream", "real")
 
 def fidelity_phase(run: Run) -> None:
     """Compare the dream with the game; write fidelity.json."""
-    world, *player = begin(run, FIDELITY).values
+    world, controller, best = begin(run, FIDELITY).values
     world, config = run.config.dream.of(world), run.config.fidelity
     tau = world.params().temperature
-    found = _held_out(run, world, *player) | {"policies": {}}
+    found = _held_out(run, world, controller, best) | {"policies": {}}
     for name in fidelity.BLINDFOLDED:
         dreamt = fidelity.dreamt_play(world, name, config.episodes, run.seed, tau)
         found["policies"][name] = _compared(run.task, dreamt, _played_blindly(run, name))
-    found["policies"]["C"] = _compared(run.task, *_played_by(run, world, *player))
+    dreamt = fidelity.dreamt_returns(world, controller, best[None], config.episodes, run.seed)
+    real = _played_awake(run, world, controller, best, config.real_episodes, log=run.log)
+    found["policies"]["C"] = _compared(run.task, dreamt, real)
     seen, seed = config.seen, run.seed + WATCH_SEED
     games = [frames for frames, _ in _unseen_games(run, "held", seed, seen)]
     found["vision"] = fidelity.reconstruction(world, np.concatenate(games))
     if run.task.salient is not None:
         found["known"] = known(world, _unseen_games(run, "varied", seed + WATCH_SEED, max(2, seen)))
     found |= _shown(run, world, games, tau)
-    found["controllers"] = _ranked(run, world, *player)
+    found["controllers"] = _ranked(run, world, controller, best)
     write_json(run.directory / "fidelity.json", found)
     print_fidelity(run.task, found, run.log)
 
@@ -66,8 +64,8 @@ def _held_out(run: Run, world: World, *player: Any) -> dict[str, Any]:
     found["open_loop"] = fidelity.open_loop(world, held, horizon=config.horizon, seed=run.seed)
     young = config.grown(run.task)
     if run.task.ends and (held.lengths > young).any():
-        ages = {"young": young, "old": run.task.max_steps}
-        found["departures"] = departures(world, *player, held, **ages, seed=run.seed)
+        how = {"young": young, "old": run.task.max_steps, "seed": run.seed}
+        found["departures"] = departures(world, *player, held, **how)
     return found
 
 
@@ -98,14 +96,11 @@ def _played_blindly(run: Run, policy: str) -> Played:
 
 def _unseen_games(run: Run, policy: str, seed: int, count: int) -> list[Game]:
     """So many games of a policy that are never recorded."""
-    env = make_env(run.task)
-    try:
+    with contextlib.closing(make_env(run.task)) as env:
         return [
             tuple(map(np.stack, list(zip(*play_steps(env, policy, one), strict=True))[:2]))
             for one in evaluation_seeds(seed, count)
         ]
-    finally:
-        env.close()
 
 
 def _shown(run: Run, world: World, games: list[np.ndarray], tau: float) -> dict[str, Any]:
@@ -117,7 +112,7 @@ def _shown(run: Run, world: World, games: list[np.ndarray], tau: float) -> dict[
     dreamt = fidelity.dreamt_pictures(world, "held", dreams, longest, run.seed, tau)
     real = (fidelity.decoded(vision, posteriors(vision, frames)[0]) for frames in games)
     for side, episodes in zip(SIDES, (dreamt, real), strict=True):
-        reds, counts = [], []
+        counts, reds = [], []
         for pictures in episodes:
             counts.append(fidelity.is_of(task.salient, pictures).sum(axis=(1, 2)))
             if task.flash is not None:
@@ -129,20 +124,13 @@ def _shown(run: Run, world: World, games: list[np.ndarray], tau: float) -> dict[
     return found
 
 
-def _played_by(run: Run, world: World, controller: Controller, best: jax.Array):
-    """Play of C in the dream, and in the game."""
-    config = run.config.fidelity
-    dreamt = fidelity.dreamt_returns(world, controller, best[None], config.episodes, run.seed)
-    how = {"policy": controller, "log": run.log, "workers": run.config.workers}
-    real = evaluate(world, best, config.real_episodes, run.seed + WATCH_SEED, **how)
-    return dreamt, real
+def _played_awake(run: Run, world: World, controller, weights, episodes: int, **how) -> Played:
+    how |= {"policy": controller, "workers": run.config.workers}
+    return evaluate(world, weights, episodes, run.seed + WATCH_SEED, **how)
 
 
 def _compared(task: Task, dreamt: Dreamt, real: Any) -> dict[str, Any]:
-    """Returns in the dream and in the game, and deaths by age where there are deaths.
-
-    Where every step earns the same a ratio compares them, else their difference.
-    """
+    """Returns in the dream and in the game, and deaths by age where there are deaths."""
     found = {"dream": score(np.ravel(dreamt.score)), "real": score(real.returns)}
     dream, game = (found[side]["mean"] for side in SIDES)
     found["difference"] = round(dream - game, 3)
@@ -160,13 +148,11 @@ def _ranked(run: Run, world: World, controller: Controller, best: jax.Array) -> 
     config = run.config.fidelity
     weights = fidelity.controllers_between(best, config.controllers, run.seed)
     rollouts = 16 * config.controller_episodes
-    dreamt = fidelity.dreamt_scores(world, controller, weights, rollouts, run.seed)
-    real = []
+    dreamt, real = fidelity.dreamt_scores(world, controller, weights, rollouts, run.seed), []
     with run.log.progress("controllers", len(weights), "controllers") as bar:
         for one in weights:
-            episodes, seed = config.controller_episodes, run.seed + WATCH_SEED
-            how = {"policy": controller, "workers": run.config.workers}
-            real.append(float(evaluate(world, one, episodes, seed, **how).returns.mean()))
+            played = _played_awake(run, world, controller, one, config.controller_episodes)
+            real.append(float(played.returns.mean()))
             bar.advance(1, f"real {real[-1]:.0f}")
     agreed = fidelity.rank_correlation(dreamt, real)
     return {"dream": [float(x) for x in dreamt], "real": real, **agreed}
@@ -175,13 +161,13 @@ def _ranked(run: Run, world: World, controller: Controller, best: jax.Array) -> 
 def print_fidelity(task: Task, found: dict[str, Any], log: Logbook) -> None:
     """The dream beside the game."""
     what, how = ("return", "difference") if task.step_reward is None else ("steps", "ratio")
+    ages = ", ".join(map(str, task.ages))
     log.say(f"{what:<10}{'dream':>12}{'game':>14}{how:>12}")
     for name, row in found["policies"].items():
         dream, real = (f"{row[side]['mean']:.0f} ± {row[side]['std']:.0f}" for side in SIDES)
         apart = f"{row['difference']:.0f}" if task.step_reward is None else f"{row['ratio']:.2f}"
         log.say(f"{name:<10}{dream:>12}{real:>14}{apart:>12}")
     if task.ends:
-        ages = ", ".join(f"{age}" for age in task.ages)
         log.say(f"C's ends in 1,000 steps, ± the standard error, between the ages {ages}:")
         for side in SIDES:
             row = found["policies"]["C"]
@@ -193,14 +179,12 @@ def print_fidelity(task: Task, found: dict[str, Any], log: Logbook) -> None:
         for size, row in found["known"].items():
             log.say(f"{size:<20}{row['share']:>8.3f}{row['z']:>14.2f}{row['C']:>18.2f}")
     if "salient" in found:
-        ages = ", ".join(f"{age}" for age in task.ages)
         log.say(f"salient pixels a frame, between the ages {ages}:")
         for side, row in found["salient"].items():
             log.say(f"  {side:<8}{'  '.join(f'{x:.1f}' for x in row)}")
     for side, row in found.get("flashes", {}).items():
         log.say(f"flashes of pain, {side}: {row['rate']:.2f} in 1,000 steps of {row['length']:.0f}")
-    ranked = found["controllers"]
-    log.say(f"rank correlation over {ranked['n']} controllers: {ranked['rho']:.2f}")
+    log.say("rank correlation over {n} controllers: {rho:.2f}".format(**found["controllers"]))
     if "open_loop" in found:
         nll, drift = found["open_loop"]["nll"], found["open_loop"]["drift"]
         log.say(f"nats a dimension, open loop: {nll[0]:.2f} at once, {nll[-1]:.2f} at the end")

@@ -1,5 +1,6 @@
 """Pictures of a run: training curves, and a film of real | reconstruction | dream."""
 
+import contextlib
 import functools
 import json
 from collections.abc import Iterable
@@ -8,7 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from dreamjax.agent import watch
 from dreamjax.controller.model import Controller
@@ -36,10 +37,8 @@ def read_metrics(path: Path) -> list[dict]:
     """Rows of a `metrics.jsonl`; lines cut short by a crash are dropped."""
     rows = []
     for line in path.read_text().splitlines():
-        try:
+        with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
-        except ValueError:
-            continue
     return rows
 
 
@@ -68,20 +67,17 @@ def draw_curves(metrics: Path, target: Path) -> None:
 
 
 def _panel_curves(rows: list[dict]) -> list[tuple[str, str, dict[str, dict[int, float]]]]:
-    """Label, unit and curves of every panel that has any."""
-    found = []
+    """Label, unit and curves of every panel that has any: metrics by their steps, in order.
+
+    A run that was killed repeats rows: the last one counts.
+    """
+    found, rows = [], sorted(rows, key=lambda row: row["step"])
     for phase, names, label, unit in PANELS:
         mine = [row for row in rows if row["phase"] == phase]
-        curves = {name: points for name in names if (points := _points(mine, name))}
-        if curves:
+        curves = {x: {row["step"]: row[x] for row in mine if row.get(x) is not None} for x in names}
+        if curves := {name: points for name, points in curves.items() if points}:
             found.append((label, unit, curves))
     return found
-
-
-def _points(rows: list[dict], name: str) -> dict[int, float]:
-    """A metric by its step, in order. A run that was killed repeats rows: the last one counts."""
-    last = {row["step"]: row[name] for row in rows if row.get(name) is not None}
-    return dict(sorted(last.items()))
 
 
 def film(
@@ -91,18 +87,10 @@ def film(
     seed: int = 0,
     controller: Controller | None = None,
 ) -> int:
-    """Save a GIF: the real game, V's reconstruction of it, and M's dream from the same start.
+    """Save a GIF at `target`: the real game, V's reconstruction of it, and M's dream of its start.
 
-    The dream starts at the same latent, is given the same actions and never looks again.
-
-    Args:
-      world, weights: the agent that plays.
-      target: path of the GIF.
-      seed: of the game and of the dream.
-      controller: C's form; None is the world's linear one.
-
-    Returns:
-      Steps filmed.
+    The dream begins at the same latent, is given the same actions and never looks again. The seed
+    is of both; without a `controller`, C is the world's linear one. Returns the steps filmed.
 
     Raises:
       WorkerError: the game could not be kept running.
@@ -110,15 +98,14 @@ def film(
     frames, latents, actions = watch(world, weights, seed, FILM_STEPS, controller)
     dreamt, last, end = _dream(world, latents[0], actions, seed)
     stride = max(1, round(world.task.steps_per_second / FILM_RATE))
-    shown = range(0, len(frames), stride)
     seen = drawn(world.vision, latents[::stride])
     imagined = drawn(world.vision, dreamt[::stride])
     pictures = []
-    for i, t in enumerate(shown):
-        alive = t <= last
+    for i, real in enumerate(frames[::stride]):
+        alive = i * stride <= last
         dream = imagined[i] if alive else imagined[i] // 2
         caption = "dream" if alive else f"dream: {end} at {last}"
-        pictures.append(_panels((frames[t], "real"), (seen[i], "reconstruction"), (dream, caption)))
+        pictures.append(_panels((real, "real"), (seen[i], "reconstruction"), (dream, caption)))
     save_gif(pictures, target, world.task.steps_per_second / stride)
     return len(frames)
 
@@ -128,13 +115,9 @@ def _dream(
 ) -> tuple[np.ndarray, int, str]:
     """Latents [T, Z] dreamt from `z` under `actions`, the step at which M ended it, and by what."""
     env, params = world.env(), world.params(dtype=jnp.float32)
-    key = jax.random.key(seed)
-    start = EnvState(
-        time=jnp.int32(0),
-        z=jnp.asarray(z),
-        carry=world.memory.initial_carry(),
-        mask=params.draw_mask(key),
-    )
+    key, carry = jax.random.key(seed), world.memory.initial_carry()
+    mask = params.draw_mask(key)
+    start = EnvState(time=jnp.int32(0), z=jnp.asarray(z), carry=carry, mask=mask)
     keys = jax.random.split(key, len(actions))
     tell = lambda state, action: state  # noqa: E731
     dream = jax.jit(functools.partial(unroll, env, choose=follow, tell=tell))
@@ -149,14 +132,12 @@ def _dream(
 
 def _panels(*panels: tuple[np.ndarray, str]) -> Image.Image:
     """Captioned pictures side by side."""
-    width = panels[0][0].shape[1] * SCALE
-    height = panels[0][0].shape[0] * SCALE + CAPTION
-    canvas = Image.new("RGB", (width * len(panels), height), "black")
-    draw = ImageDraw.Draw(canvas)
-    for i, (frame, caption) in enumerate(panels):
-        picture = Image.fromarray(frame).resize((width, height - CAPTION), Image.NEAREST)
-        canvas.paste(picture, (i * width, CAPTION))
-        draw.text((i * width + 4, 1), caption, fill="white")
+    frames, captions = zip(*panels, strict=True)
+    picture = ImageOps.scale(Image.fromarray(np.hstack(frames)), SCALE, Image.NEAREST)
+    canvas = ImageOps.expand(picture, (0, CAPTION, 0, 0))
+    for i, caption in enumerate(captions):
+        left = i * canvas.width // len(panels)
+        ImageDraw.Draw(canvas).text((left + 4, 1), caption, fill="white")
     return canvas
 
 

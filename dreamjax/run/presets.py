@@ -66,11 +66,9 @@ PRESETS = {
         controller="learn",
         iterate=IterateConfig(rounds=3, episodes=256),
     ),
-    # The paper's scale: for an accelerator and many cores.
+    # The paper's scale, which V and M have by default: for an accelerator and many cores.
     "paper": RunConfig(
         collect=CollectConfig(episodes=10_000, min_steps=101),
-        vision=VisionConfig(steps=308_000),
-        memory=MemoryConfig(steps=24_400),
         dream=DreamConfig(death_threshold=PAPER_THRESHOLD, death_noise=PAPER_NOISE),
         evolve=EvolveConfig(generations=200, components=None),
     ),

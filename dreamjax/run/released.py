@@ -6,7 +6,9 @@ and `rnn.json` list every trainable array as whole numbers, 10,000 times the wei
 Shapes: A action size, F features, H units, I inputs of M, N start states, Z latent size.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from dreamjax.memory.model import Memory
 from dreamjax.tasks import Task
 from dreamjax.training.checkpoint import CheckpointError, Store
 from dreamjax.training.files import writable
+from dreamjax.vision.layers import Layer
 from dreamjax.vision.model import VAE
 
 SCALE = 10_000  # of the stored whole numbers
@@ -31,15 +34,13 @@ PARTS = ("logits", "mean", "logstd")  # of an output, in this order
 
 
 def import_released(source: Path | str, directory: Path | str, task: Task) -> World:
-    """Store a released game's V, M, start states and C as a run's world and controller.
+    """Store a released game's V, M, start states and C in the run `directory`; return the world.
+
+    Of rewards or ends of which their M says nothing it expects none.
 
     Args:
       source: the folder of one game, `doomrnn` or `carracing` of their repository.
-      directory: the run directory.
       task: the game as they played it; sizes come from it.
-
-    Returns:
-      the world. Of rewards or ends of which their M says nothing it expects none.
 
     Raises:
       ValueError: a file is missing, there twice, or no such file of this game.
@@ -51,46 +52,31 @@ def import_released(source: Path | str, directory: Path | str, task: Task) -> Wo
     found = {name: _file(Path(source), name) for name in FILES}
     vision = released_vision(_arrays(found["vae.json"]), task)
     memory = released_memory(_arrays(found["rnn.json"]), task)
-    starts = _sized(_arrays(found["initial_z.json"]), 2, task, "initial_z.json")
-    world = World(
-        task,
-        vision,
-        memory,
-        *map(jnp.asarray, starts),
-        death_threshold=PAPER_THRESHOLD,
-        death_noise=PAPER_NOISE,
-    )
+    starts = _arrays(found["initial_z.json"])
+    count = starts[0].shape[:1] if starts else ()
+    _check("initial_z.json", starts, [(*count, task.latent_size)] * 2, task)
+    how = {"death_threshold": PAPER_THRESHOLD, "death_noise": PAPER_NOISE}
+    world = World(task, vision, memory, *map(jnp.asarray, starts), **how)
     controller = world.controller()
-    weights, score = _best(found["*.best.json"], controller.num_params, task)
+    with _reading(found["*.best.json"]) as (weights, score):
+        weights, score = np.asarray(weights, np.float32), float(score)  # no whole numbers
+    _check("*.best.json", [weights], [(controller.num_params,)], task)
     directory = writable(directory)
     save_world(directory, world, {"released": True})
     meta = {"phase": "released", "dream": score}
-    save_controller(directory, world, weights, meta, controller)
+    save_controller(directory, world, jnp.asarray(weights), meta, controller)
     return world
 
 
 def released_vision(arrays: list[np.ndarray], task: Task) -> VAE:
     """V of its arrays, which lie in the order of its layers, kernel before bias."""
     vision = VAE(task.latent_size, rngs=nnx.Rngs(0))
-    layers = (*_named(vision, "conv"), vision.mu, vision.logvar, vision.dense)
-    wanted = [part for layer in (*layers, *_named(vision, "deconv")) for part in _params(layer)]
-    shapes = [part.shape for part in wanted], [array.shape for array in arrays]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"vae.json holds arrays of {shapes[1]}, but V of {task.name} has {shapes[0]}; name the "
-            "game that it is of"
-        )
-    for part, array in zip(wanted, arrays, strict=True):
+    layers = [layer for layer in vars(vision).values() if isinstance(layer, Layer)]
+    parts = [part for layer in layers for part in (layer.kernel, layer.bias)]
+    _check("vae.json", arrays, [part.shape for part in parts], task)
+    for part, array in zip(parts, arrays, strict=True):
         part[...] = jnp.asarray(array)
     return vision
-
-
-def _named(vision: VAE, name: str) -> list[Any]:
-    return [getattr(vision, f"{name}{number}") for number in range(1, 5)]
-
-
-def _params(layer: Any) -> tuple[nnx.Param, nnx.Param]:
-    return layer.kernel, layer.bias
 
 
 def released_memory(arrays: list[np.ndarray], task: Task) -> Memory:
@@ -104,12 +90,8 @@ def released_memory(arrays: list[np.ndarray], task: Task) -> Memory:
     inputs, width = memory.num_inputs + H, ends + 3 * K * Z
     shapes = {"lstm_kernel": (inputs, 4 * H), "lstm_bias": (4 * H,)}
     shapes |= {"head_kernel": (H, width), "head_bias": (width,)}
+    _check("rnn.json", sorted(arrays, key=np.shape), sorted(shapes.values()), task)
     by_shape = {array.shape: array for array in arrays}
-    if len(arrays) != len(shapes) or set(by_shape) != set(shapes.values()):
-        raise ValueError(
-            f"rnn.json holds arrays of {[array.shape for array in arrays]}, but M of {task.name} "
-            f"has {list(shapes.values())}; name the game that it is of"
-        )
     memory.lstm_kernel[...] = jnp.asarray(by_shape[shapes["lstm_kernel"]])
     memory.lstm_bias[...] = jnp.asarray(by_shape[shapes["lstm_bias"]])
     where = places(memory.layout)
@@ -138,35 +120,23 @@ def _file(source: Path, name: str) -> Path:
     return found[0]
 
 
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    try:
+        yield json.loads(path.read_text())
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); fetch it again") from None
+
+
 def _arrays(path: Path) -> list[np.ndarray]:
-    """The arrays of a file, float32."""
-    try:
-        return [np.asarray(array, np.float32) / SCALE for array in json.loads(path.read_text())]
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); fetch it again") from None
+    with _reading(path) as found:
+        return [np.asarray(array, np.float32) / SCALE for array in found]
 
 
-def _best(path: Path, size: int, task: Task) -> tuple[jnp.ndarray, float]:
-    """C's weights [D], which are no whole numbers, and the score that stands beside them."""
-    try:
-        weights, score = json.loads(path.read_text())
-        weights, score = jnp.asarray(np.asarray(weights, np.float32)), float(score)
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); fetch it again") from None
-    if weights.shape != (size,):
-        raise ValueError(
-            f"{path} has weights of {weights.shape}, but C of {task.name} has {size}; name the "
-            "game that it is of"
-        )
-    return weights, score
-
-
-def _sized(arrays: list[np.ndarray], count: int, task: Task, name: str) -> list[np.ndarray]:
+def _check(name: str, arrays: list[np.ndarray], wanted: list[tuple[int, ...]], task: Task) -> None:
     shapes = [array.shape for array in arrays]
-    fits = len(set(shapes)) == 1 and len(shapes[0]) == 2 and shapes[0][1] == task.latent_size
-    if len(arrays) != count or not fits:
+    if shapes != wanted:
         raise ValueError(
-            f"{name} holds arrays of {shapes}, but {task.name} needs {count} of "
-            f"[N, {task.latent_size}]; name the game that it is of"
+            f"{name} holds arrays of {shapes}, but {FILES[name]} of {task.name} has {wanted}; name "
+            "the game that it is of"
         )
-    return arrays

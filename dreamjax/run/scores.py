@@ -17,13 +17,13 @@ def score(returns: np.ndarray) -> dict[str, Any]:
 
 def published(paper: Score | None) -> dict[str, Any] | None:
     """A published score in the form of `score`; None of none."""
-    return None if paper is None else _scored(paper.mean, paper.std, paper.n)
+    return paper and _scored(paper.mean, paper.std, paper.n)
 
 
 def _scored(mean: float, std: float, n: int) -> dict[str, Any]:
     half = 1.96 * std / np.sqrt(n)
-    ci95 = [round(float(mean - half), 1), round(float(mean + half), 1)]
-    return {"mean": round(float(mean), 1), "std": round(float(std), 1), "n": n, "ci95": ci95}
+    mean, std, low, high = (round(float(x), 1) for x in (mean, std, mean - half, mean + half))
+    return {"mean": mean, "std": std, "n": n, "ci95": [low, high]}
 
 
 def print_results(results: dict[str, Any], log: Logbook) -> None:

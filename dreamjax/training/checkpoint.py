@@ -1,12 +1,11 @@
 """Checkpoints: orbax holds the arrays, a SHA-256 manifest proves them, JSON says what they are.
 
 A checkpoint is a folder `DIRECTORY/<step>/` with `arrays/` (orbax), `meta.json` (config, seed,
-versions, hashes of what it was trained on) and `manifest.json`. Orbax returns flipped bytes
-without a word, so every file is checked against the manifest before orbax reads it.
-A checkpoint appears under its name only once it is whole; nothing older is removed before that.
+versions, hashes of what it was trained on) and `manifest.json`, which every file is checked
+against: orbax returns flipped bytes without a word. It appears under its name once it is whole;
+nothing older is removed before that.
 """
 
-import errno
 import hashlib
 import importlib.metadata
 import json
@@ -21,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dreamjax.training.files import writable, write_json
+from dreamjax.training.files import FULL, writable, write_json
 
 FORMAT = 1
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "evosax", "gymnax", "gymnasium", "vizdoom", "numpy")
@@ -51,11 +50,7 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
 
 
 def unflatten(template: Any, arrays: Mapping[str, np.ndarray], origin: str) -> Any:
-    """`template`'s tree with the values of `arrays`.
-
-    Raises:
-      CheckpointError: an array is missing, or its shape or dtype is not the template's.
-    """
+    """`template`'s tree with the values of `arrays`; CheckpointError where they do not fit it."""
     paths, treedef = jax.tree_util.tree_flatten_with_path(template)
     leaves = []
     for path, leaf in paths:
@@ -82,15 +77,10 @@ def digest(tree: Any) -> str:
 
 
 class Store:
-    """The checkpoints of one phase, newest `keep` of them.
+    """The checkpoints of one phase, newest `keep` of them, saved every `seconds` of a training.
 
     Only what passes its manifest counts: a damaged or stray folder is never resumed from, never a
     reason to delete a sound one, and gives way when its step is saved.
-
-    Args:
-      directory: parent of the step folders.
-      keep: how many to keep.
-      seconds: time between two checkpoints of a training.
     """
 
     def __init__(self, directory: Path | str, keep: int = 2, seconds: float = 120.0):
@@ -99,27 +89,18 @@ class Store:
         self.seconds = seconds
 
     def steps(self) -> list[int]:
-        """Steps of the sound checkpoints, oldest first.
-
-        Raises:
-          CheckpointError: one was written by another version of dreamjax.
-        """
-        return [int(folder.name) for folder in self._folders() if _fault(folder) is None]
+        """Steps of the sound checkpoints, oldest first; CheckpointError: one of another format."""
+        return [int(folder.name) for folder in self._folders() if not _fault(folder)]
 
     def faults(self) -> list[str]:
         """A line for each folder named as a checkpoint that is none or is damaged."""
-        found = (_fault(folder) for folder in self._folders())
-        return [fault for fault in found if fault is not None]
+        return [fault for folder in self._folders() if (fault := _fault(folder))]
 
     def _folders(self) -> list[Path]:
-        if not self.directory.is_dir():
-            return []
-        return sorted(p for p in self.directory.iterdir() if re.fullmatch(r"\d{8,}", p.name))
+        return sorted(p for p in self.directory.glob("*") if re.fullmatch(r"\d{8,}", p.name))
 
     def save(self, step: int, tree: Any, meta: Mapping[str, Any]) -> None:
-        """Write checkpoint `step`, then drop all but the newest `keep`.
-
-        Of several processes the first alone writes.
+        """Write checkpoint `step`, by the first process alone, then drop all but the newest `keep`.
 
         Raises:
           CheckpointError: the disk refused (full, read-only); what was there still is.
@@ -131,7 +112,9 @@ class Store:
         arrays = flatten(tree)
         size = sum(array.nbytes for array in arrays.values())
         try:
-            self._remove_halves(writable(self.directory))
+            for path in writable(self.directory).iterdir():
+                if re.fullmatch(r"\.\d{8,}\.\d+", path.name):  # left by a save that was killed
+                    shutil.rmtree(path, ignore_errors=True)
             temporary.mkdir()
             _require_room(temporary / "room", size)
             _checkpointer().save(temporary / "arrays", arrays)
@@ -151,12 +134,6 @@ class Store:
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.directory / f"{old:08d}", ignore_errors=True)
 
-    def _remove_halves(self, directory: Path) -> None:
-        """Remove what saves that were killed left behind; one process at a time writes here."""
-        for path in directory.iterdir():
-            if re.fullmatch(r"\.\d{8,}\.\d+", path.name):
-                shutil.rmtree(path, ignore_errors=True)
-
     def meta(self) -> dict[str, Any]:
         """`meta.json` of the newest checkpoint that passes its manifest."""
         return self._sound()[1]
@@ -164,16 +141,11 @@ class Store:
     def unfinished(self) -> str | None:
         """How far a training got that was stopped before its end; None of any other."""
         meta = self.meta() if self.steps() else {}
-        if meta.get("step", 0) >= meta.get("total", 0):
-            return None
-        return f"{meta['step']:,} of {meta['total']:,}"
+        step, total = meta.get("step", 0), meta.get("total", 0)
+        return f"{step:,} of {total:,}" if step < total else None
 
     def load(self, template: Any, prefix: str = "") -> tuple[Any, dict[str, Any]]:
-        """The newest sound checkpoint as `(tree, meta)`.
-
-        Args:
-          template: a pytree of arrays or shapes with the structure to fill.
-          prefix: path of `template` inside the tree that was saved.
+        """`(tree, meta)` of the newest sound checkpoint, in whose tree `template` is at `prefix`.
 
         Raises:
           CheckpointError: no sound checkpoint, or one made for something else.
@@ -181,20 +153,15 @@ class Store:
         folder, meta, passed = self._sound()
         for fault in passed:
             print(f"skipped {fault}", flush=True)
-        arrays = _checkpointer().restore(folder / "arrays")
-        inside = {
-            name.removeprefix(prefix): np.asarray(array)
-            for name, array in arrays.items()
-            if name.startswith(prefix)
-        }
+        found = _checkpointer().restore(folder / "arrays").items()
+        inside = {x.removeprefix(prefix): np.asarray(y) for x, y in found if x.startswith(prefix)}
         return unflatten(template, inside, str(folder)), meta
 
     def _sound(self) -> tuple[Path, dict[str, Any], list[str]]:
         """Folder and meta of the newest sound checkpoint, and faults of newer ones."""
         faults = []
         for folder in reversed(self._folders()):
-            fault = _fault(folder)
-            if fault is None:
+            if not (fault := _fault(folder)):
                 return folder, json.loads((folder / "meta.json").read_text()), faults
             faults.append(fault)
         found = "; ".join(faults) or "nothing there"
@@ -212,18 +179,14 @@ _MAKERS = {  # the command whose checkpoints lie in a folder of that name
 
 
 def _require_room(path: Path, size: int) -> None:
-    """Find out beforehand whether `size` bytes can be written: orbax reports that at great length.
-
-    Raises:
-      OSError: they cannot.
-    """
+    """Raise OSError beforehand if `size` bytes do not fit: orbax tells that at great length."""
     with open(path, "wb") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, max(size, 1))
         except AttributeError:  # macOS
             pass
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno in FULL:
                 raise
     path.unlink()
 
@@ -236,9 +199,8 @@ def _checkpointer():
     alone = ocp.options.MultiprocessingOptions(
         primary_host=here, active_processes={here}, barrier_sync_key_prefix=str(here)
     )
-    return ocp.Checkpointer(
-        ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
-    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -247,11 +209,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None.
-
-    Raises:
-      CheckpointError: nothing is, but another version of dreamjax wrote it.
-    """
+    """What is wrong with a checkpoint folder, or None; raises as `Store.steps`."""
     try:
         manifest = dict(json.loads((folder / "manifest.json").read_text()))
     except (OSError, ValueError, TypeError):

@@ -52,11 +52,7 @@ def theirs(function: Callable) -> Callable:
 
 
 def product_dtype(bfloat16: bool | None = None) -> jnp.dtype:
-    """The dtype of matrix products' operands; sums are float32 in any case.
-
-    Args:
-      bfloat16: the caller's wish; None is bfloat16 where the device multiplies it faster.
-    """
+    """Of products' operands (sums are float32); None is bfloat16 where the device is faster so."""
     wanted = multiplies_bfloat16() if bfloat16 is None else bfloat16
     return jnp.dtype(jnp.bfloat16 if wanted else jnp.float32)
 
@@ -70,7 +66,10 @@ def multiplies_bfloat16() -> bool:
     """Whether the default device has instructions for products of bfloat16."""
     device = jax.devices()[0]
     if device.platform == "cpu":
-        return bool(_CPU_FLAGS & _cpu_flags())
+        path = Path("/proc/cpuinfo")
+        lines = path.read_text().splitlines() if path.exists() else []
+        named = (line for line in lines if line.startswith(("flags", "Features")))
+        return not _CPU_FLAGS.isdisjoint(next(named, "").split())
     capability = getattr(device, "compute_capability", None)
     return capability is None or float(capability) >= _FIRST_GPU
 
@@ -93,28 +92,16 @@ def tile() -> int:
     return 1 if jax.default_backend() == "cpu" else TILE
 
 
-def _cpu_flags() -> set[str]:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    named = (line for line in lines if line.startswith(("flags", "Features")))
-    return set(next(named, "").split())
-
-
 def use(device: str) -> None:
-    """Choose the device of everything that follows, before anything has asked jax for one.
-
-    Args:
-      device: cpu, gpu, tpu, or auto for the best there is.
+    """Choose cpu, gpu, tpu, or auto, the best there is, before anything has asked jax for a device.
 
     Raises:
       ValueError: the device is not there. Nothing falls back in silence.
     """
     asked, remedy = device, "use --device auto"
     if device == "auto":
-        asked, remedy = (
-            os.environ.get("JAX_PLATFORMS") or "device",
-            "unset JAX_PLATFORMS and XLA_FLAGS",
-        )
+        asked = os.environ.get("JAX_PLATFORMS") or "device"
+        remedy = "unset JAX_PLATFORMS and XLA_FLAGS"
     else:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
     try:
@@ -128,13 +115,10 @@ def use(device: str) -> None:
 
 
 def join(words: list[str]) -> None:
-    """Join the other processes of a job; call it before `use`.
+    """Join the other processes of a job, before `use`; `words` are told again if one is lost.
 
     jax finds them by the scheduler's environment (SLURM, Open MPI, TPU pods); elsewhere
     `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` tell.
-
-    Args:
-      words: the command line, to be told again if a process is lost.
 
     Raises:
       ValueError: the variables are not numbers, or no coordinator answers.
@@ -143,14 +127,9 @@ def join(words: list[str]) -> None:
     if address and index:
         _find_coordinator(address)
     _leave_word(words)
+    waits = {"initialization_timeout": JOIN_SECONDS, "heartbeat_timeout_seconds": HEARTBEAT_SECONDS}
     try:
-        jax.distributed.initialize(
-            address,
-            _number("JAX_NUM_PROCESSES"),
-            index,
-            initialization_timeout=JOIN_SECONDS,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        )
+        jax.distributed.initialize(address, _number("JAX_NUM_PROCESSES"), index, **waits)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"cannot join a job of several processes ({str(error).splitlines()[0]}); start it by "
@@ -161,9 +140,9 @@ def join(words: list[str]) -> None:
 
 def _number(variable: str) -> int | None:
     value = os.environ.get(variable)
-    if value is not None and not value.isdecimal():
-        raise ValueError(f"{variable} must be a number of at least 0, got {value!r}")
-    return None if value is None else int(value)
+    if value is None or value.isdecimal():
+        return value and int(value)
+    raise ValueError(f"{variable} must be a number of at least 0, got {value!r}")
 
 
 def _find_coordinator(address: str) -> None:
@@ -172,15 +151,13 @@ def _find_coordinator(address: str) -> None:
     end = time.monotonic() + COORDINATOR_SECONDS
     while True:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-            return
+            return socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except (OSError, ValueError, OverflowError) as error:
-            reason = error
-        if time.monotonic() > end:
-            raise ValueError(
-                f"no coordinator answers at {address} ({reason}); start the process with "
-                "JAX_PROCESS_ID=0 there, or correct JAX_COORDINATOR_ADDRESS"
-            )
+            if time.monotonic() > end:
+                raise ValueError(
+                    f"no coordinator answers at {address} ({error}); start the process with "
+                    "JAX_PROCESS_ID=0 there, or correct JAX_COORDINATOR_ADDRESS"
+                ) from None
         time.sleep(0.5)
 
 
@@ -201,17 +178,13 @@ def _leave_word(words: list[str]) -> None:
     handle, log = tempfile.mkstemp(prefix="dreamjax-job-", suffix=".log")
     said = lost(words, f"what jax said is in {log}")
     terminal = os.fdopen(os.dup(2), "w", buffering=1)
-    watch = subprocess.Popen(
-        [sys.executable, "-IS", "-c", _WATCH, said, log],
-        stdin=subprocess.PIPE,
-        stderr=terminal,
-        start_new_session=True,
-    )
+    command = [sys.executable, "-IS", "-c", _WATCH, said, log]
+    told = {"stdin": subprocess.PIPE, "stderr": terminal}
+    _watches.append(subprocess.Popen(command, **told, start_new_session=True))
     sys.stderr.flush()
     os.dup2(handle, 2)
     os.close(handle)
     sys.stderr = terminal
-    _watches.append(watch)
     atexit.register(_go_in_peace)
 
 
@@ -277,15 +250,7 @@ def together(own: np.ndarray, count: int) -> np.ndarray:
 
 
 def check_agreement(directory: Path, facts: str) -> None:
-    """See that all processes of the job run the same, in one directory.
-
-    Args:
-      directory: where the first process leaves a word for the others.
-      facts: what all must have in common.
-
-    Raises:
-      ValueError: names what is not the same, in every process.
-    """
+    """See that all processes have the same `facts` and `directory`; ValueError, in all, if not."""
     if jax.process_count() == 1:
         return
     word = str(multihost_utils.broadcast_one_to_all(np.uint32(time.time_ns() % 2**32)))
@@ -294,16 +259,15 @@ def check_agreement(directory: Path, facts: str) -> None:
         path.write_text(word)
     wait_for_all("a word is left")
     seen = path.exists() and path.read_text() == word
-    told = {
-        f"do not see the same files; put {directory} where all hosts see it": seen,
-        f"were not started alike; start them with the same words, here: {facts}": zlib.crc32(
-            facts.encode()
-        ),
-    }
-    everywhere = multihost_utils.process_allgather(np.array([*told.values()], np.uint32))
+    mine = np.array([seen, zlib.crc32(facts.encode())], np.uint32)
+    everywhere = multihost_utils.process_allgather(mine)
     if is_first():
         path.unlink(missing_ok=True)
-    for fault, column in zip(told, everywhere.T, strict=True):
+    faults = (
+        f"do not see the same files; put {directory} where all hosts see it",
+        f"were not started alike; start them with the same words, here: {facts}",
+    )
+    for fault, column in zip(faults, everywhere.T, strict=True):
         odd = np.flatnonzero(column != column[0])
         if len(odd):
             raise ValueError(f"processes 0 and {odd[0]} of this job {fault}")

@@ -6,11 +6,13 @@ import fcntl
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LOCK = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 
 class WriteError(OSError):
@@ -19,7 +21,7 @@ class WriteError(OSError):
     @property
     def remedy(self) -> str:
         """What to do about it."""
-        if self.errno in _FULL:
+        if self.errno in FULL:
             return "free some space and run the same command again"
         return "make it writable, or choose another directory"
 
@@ -50,7 +52,8 @@ def replacing(path: Path | str) -> Iterator[IO[bytes]]:
     try:
         with writing(path):
             with open(temporary, "wb") as file:
-                _lock(file)
+                with contextlib.suppress(OSError):  # held until this process ends, however
+                    fcntl.flock(file, _LOCK)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -60,23 +63,17 @@ def replacing(path: Path | str) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write JSON in place of what `path` held; raises as `replacing`."""
+    """JSON in place of what `path` held; raises as `replacing`."""
     with replacing(path) as file:
         file.write(json.dumps(value, indent=2).encode() + b"\n")
 
 
 def writable(directory: Path | str) -> Path:
-    """`directory`, made if need be and proven writable, as an absolute path.
-
-    Raises:
-      ValueError: it cannot be made or written to.
-    """
+    """`directory`, made if need be, as an absolute path; ValueError if it cannot be written to."""
     path = Path(directory).expanduser().absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".probe.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         reason = error.strerror or error
         raise ValueError(f"cannot write to {path} ({reason}); choose another directory") from None
@@ -86,17 +83,7 @@ def writable(directory: Path | str) -> Path:
 def remove_stale(directory: Path) -> None:
     """Remove the halves that `replacing` left behind in processes that were killed."""
     for path in directory.iterdir():
-        if not re.fullmatch(r"\..+\.(?:npz|json)\.\d+", path.name):
-            continue
-        with contextlib.suppress(OSError), open(path, "r+b") as half:  # gone, or somebody else's
-            if _lock(half):
+        if re.fullmatch(r"\..+\.(?:npz|json)\.\d+", path.name):
+            with contextlib.suppress(OSError), open(path, "r+b") as half:  # else gone, or another's
+                fcntl.flock(half, _LOCK)
                 path.unlink()
-
-
-def _lock(file: IO[bytes]) -> bool:
-    """Lock an open file until its process ends, however that happens; False if it cannot be."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

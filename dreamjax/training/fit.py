@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dreamjax.training import stopping
 from dreamjax.training.checkpoint import Store
 from dreamjax.training.devices import is_first
 from dreamjax.training.files import writable
@@ -43,7 +44,6 @@ def fit(
       state: pytree at step 0. It may be donated by `advance`.
       advance: `(state, step) -> (state, steps done, metrics)`, a function of the two alone, so
         that a resumed run repeats an unbroken one.
-      total: step to stop at.
       log: receives metrics and progress.
       store: where checkpoints go, and how often; None keeps none.
       meta: written into every checkpoint, beside `total`.
@@ -56,8 +56,6 @@ def fit(
       ValueError: `store`'s folder cannot be written.
     """
     check_guarded()
-    if store is not None and is_first():
-        writable(store.directory)
     state, step = _resumed(state, store, log)
     if store is not None:
         log.rewind(phase, step)  # what was logged after the checkpoint is logged again
@@ -99,25 +97,24 @@ def _anywhere(*here: bool) -> tuple[bool, ...]:
     """Which of some things hold in any process of the job."""
     if jax.process_count() == 1:
         return here
-    everywhere = multihost_utils.process_allgather(np.array(here))
-    return tuple(bool(x) for x in everywhere.any(axis=0))
+    return tuple(multihost_utils.process_allgather(np.array(here)).any(axis=0))
 
 
 def _check(phase: str, step: int, metrics: Mapping[str, float], most: Mapping[str, float]) -> None:
     for name, value in metrics.items():
-        if math.isfinite(value) and value <= most.get(name, math.inf):
-            continue
-        fault = f"has grown to {value:.3g}" if math.isfinite(value) else "is not finite"
-        raise FloatingPointError(
-            f"{phase}: {name} {fault} at step {step}; the checkpoints before it are kept; try a "
-            "lower learning rate or another seed"
-        )
+        if not (math.isfinite(value) and value <= most.get(name, math.inf)):
+            fault = f"has grown to {value:.3g}" if math.isfinite(value) else "is not finite"
+            raise FloatingPointError(
+                f"{phase}: {name} {fault} at step {step}; the checkpoints before it are kept; try "
+                "a lower learning rate or another seed"
+            )
 
 
 def _resumed(state: Any, store: Store | None, log: Logbook) -> tuple[Any, int]:
     """The newest checkpoint and its step; of several processes all get what the first found."""
     found, step = None, 0
     if store is not None and is_first():
+        writable(store.directory)
         if store.steps():
             found, meta = store.load(state)
             step = meta["step"]
@@ -136,20 +133,11 @@ def _resumed(state: Any, store: Store | None, log: Logbook) -> tuple[Any, int]:
 def _stop_requests() -> Iterator[threading.Event]:
     """Turn the first SIGINT or SIGTERM into an event; the second acts as it always did."""
     stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
 
     def request(number, frame):
-        del frame
         stop.set()
         signal.signal(number, before[number])
 
-    for number in before:
-        signal.signal(number, request)
-    try:
+    with stopping.handling(request):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

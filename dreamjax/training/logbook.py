@@ -1,12 +1,13 @@
 """Where a run writes what it does: a progress bar for people, JSONL for programs."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -18,39 +19,40 @@ from dreamjax.training.files import replacing, writing
 PLAIN_LINE_SECONDS = 10.0  # how often a piped run prints a line
 
 
+@dataclasses.dataclass
 class Bar:
     """Progress of one phase; made by `Logbook.progress`."""
 
-    def __init__(self, phase: str, total: int, unit: str, done: int, rich: Progress | None):
-        self.phase, self.total, self.unit, self.done = phase, total, unit, done
-        self._first, self._start, self._printed = done, time.monotonic(), time.monotonic()
-        self._rich = rich
-        self._note = ""
-        if rich is not None:
-            self._task = rich.add_task(phase, total=total, completed=done, rate="", note="")
+    phase: str
+    total: int
+    unit: str
+    done: int
+    say: Callable[[str], None]
+    rich: Progress | None = None
+    note: str = ""
 
-    @property
-    def rate(self) -> float:
-        """Units a second since the phase started or resumed."""
-        return (self.done - self._first) / max(time.monotonic() - self._start, 1e-9)
+    def __post_init__(self):
+        self._first, self._start = self.done, time.monotonic()
+        self._printed = self._start
+        if self.rich is not None:
+            counts = {"total": self.total, "completed": self.done}
+            self._task = self.rich.add_task(self.phase, **counts, rate="", note="")
 
     def advance(self, amount: int, note: str = "") -> None:
         """Count `amount` more units; `note` is shown beside the rate until the next one."""
         self.done += amount
-        self._note = note or self._note
-        if self._rich is not None:
-            rate = f"{_thousands(self.rate)} {self.unit}/s"
-            self._rich.update(self._task, completed=self.done, rate=rate, note=self._note)
-        elif time.monotonic() - self._printed > PLAIN_LINE_SECONDS or self.done >= self.total:
-            self._printed = time.monotonic()
-            print(self.line(), flush=True)
-
-    def line(self) -> str:
-        """The bar as one plain line of text."""
-        eta = (self.total - self.done) / self.rate if self.rate else math.inf
-        left = f", {eta:.0f} s left" if 0 < eta < math.inf else ""
-        counts = f"{_thousands(self.done)}/{_thousands(self.total)} {self.unit}"
-        return f"{self.phase}: {counts}, {_thousands(self.rate)}/s{left}  {self._note}".rstrip()
+        self.note, now = note or self.note, time.monotonic()
+        speed = (self.done - self._first) / max(now - self._start, 1e-9)
+        if self.rich is not None:
+            rate = f"{_thousands(speed)} {self.unit}/s"
+            self.rich.update(self._task, completed=self.done, rate=rate, note=self.note)
+        elif now - self._printed > PLAIN_LINE_SECONDS or self.done >= self.total:
+            self._printed = now
+            eta = (self.total - self.done) / speed if speed else math.inf
+            left = f", {eta:.0f} s left" if 0 < eta < math.inf else ""
+            counts = f"{_thousands(self.done)}/{_thousands(self.total)} {self.unit}"
+            line = f"{self.phase}: {counts}, {_thousands(speed)}/s{left}  {self.note}"
+            self.say(line.rstrip())
 
 
 class Writer(Protocol):
@@ -60,24 +62,17 @@ class Writer(Protocol):
         """Take the metrics of a phase at a step."""
 
 
+@dataclasses.dataclass(eq=False)
 class Logbook:
-    """Metrics and progress of a run.
+    """Metrics and progress of a run."""
 
-    Args:
-      directory: where `metrics.jsonl` grows; None keeps metrics off the disk.
-      quiet: no progress at all (for library use and tests).
-      writers: who else is given the metrics.
-    """
+    directory: Path | str | None = None  # where `metrics.jsonl` grows; None keeps it off the disk
+    quiet: bool = False  # no progress at all, for library use and tests
+    writers: tuple[Writer, ...] = ()  # who else is given the metrics
 
-    def __init__(
-        self,
-        directory: Path | str | None = None,
-        quiet: bool = False,
-        writers: tuple[Writer, ...] = (),
-    ):
-        self.directory = None if directory is None else Path(directory)
-        self.quiet = quiet
-        self.writers = writers
+    def __post_init__(self):
+        self.directory = None if self.directory is None else Path(self.directory)
+        self._path = self.directory and self.directory / "metrics.jsonl"
         self.console = Console()
 
     def say(self, text: str) -> None:
@@ -93,35 +88,30 @@ class Logbook:
         """
         for writer in self.writers:
             writer.write(phase, step, metrics)
-        if self.directory is None:
+        if self._path is None:
             return
-        values = {name: _finite(value) for name, value in metrics.items()}
-        place = {"time": round(time.time(), 3), "phase": phase, "step": int(step)}
-        _append(self.directory / "metrics.jsonl", json.dumps(place | values) + "\n")
+        row = {"time": round(time.time(), 3), "phase": phase, "step": int(step)}
+        for name, value in metrics.items():
+            row[name] = float(value) if math.isfinite(value) else None  # JSON has no NaN
+        with writing(self._path), open(self._path, "a+b") as file:
+            _cut_torn_line(file)
+            file.write(json.dumps(row).encode() + b"\n")
 
     def rewind(self, phase: str, step: int) -> None:
-        """Drop the rows of `phase` after `step`, which a run that goes on from there logs again.
-
-        Raises:
-          WriteError: the disk refused; the rows are what they were.
-        """
-        path = None if self.directory is None else self.directory / "metrics.jsonl"
-        if path is None or not path.exists():
+        """Drop the rows of `phase` after `step`, which are logged again; raises as `replacing`."""
+        if self._path is None or not self._path.exists():
             return
-        lines = path.read_bytes().splitlines(keepends=True)
+        lines = self._path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if not _is_after(line, phase, step)]
         if kept != lines:
-            with replacing(path) as file:
+            with replacing(self._path) as file:
                 file.writelines(kept)
 
     @contextlib.contextmanager
     def progress(self, phase: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
         """A bar with rate and time left; plain lines where output is piped."""
         if self.quiet or not sys.stdout.isatty():
-            bar = Bar(phase, total, unit, done, None)
-            if self.quiet:
-                bar.advance = lambda amount, note="": None
-            yield bar
+            yield Bar(phase, total, unit, done, self.say)
             return
         columns = (
             TextColumn("{task.description:<14}"),
@@ -132,32 +122,20 @@ class Logbook:
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=self.console) as rich:
-            yield Bar(phase, total, unit, done, rich)
+            yield Bar(phase, total, unit, done, self.say, rich)
 
 
 def _thousands(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _finite(value: float) -> float | None:
-    value = float(value)
-    return value if math.isfinite(value) else None  # JSON has no NaN
-
-
-def _append(path: Path, text: str) -> None:
-    with writing(path), open(path, "a+b") as file:
-        _cut_torn_line(file)
-        file.write(text.encode())
-
-
 def _cut_torn_line(file: IO[bytes]) -> None:
-    """Go to the end of a file, less a last line that a crash or a full disk cut short."""
+    """Drop a last line that a crash or a full disk cut short."""
     end = file.seek(0, os.SEEK_END)
     file.seek(max(end - 1, 0))
     if file.read(1) not in (b"", b"\n"):
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
-    file.seek(0, os.SEEK_END)
 
 
 def _is_after(line: bytes, phase: str, step: int) -> bool:

@@ -24,12 +24,9 @@ def all_devices() -> Mesh:
 
 
 def devices_for(parts: int, setting: str, log: Logbook) -> Mesh:
-    """As many devices as can share `parts` evenly, equally many of each process.
+    """As many devices as can share B `parts` evenly, equally many of each process.
 
-    Args:
-      parts: B.
-      setting: the setting to change where some devices are left out.
-      log: is told of those.
+    `log` is told of those left out, and of the `setting` to change.
 
     Raises:
       ValueError: not even one device of each process can have an equal share.
@@ -52,12 +49,13 @@ def devices_for(parts: int, setting: str, log: Logbook) -> Mesh:
 
 def on_all(tree: Any, mesh: Mesh) -> Any:
     """Arrays that every process has, laid on every device."""
-    return _laid(tree, NamedSharding(mesh, WHOLE))
+    return split(tree, mesh, WHOLE)
 
 
 def split(tree: Any, mesh: Mesh, spec: PartitionSpec = SPLIT) -> Any:
     """Arrays that every process has, split among the devices."""
-    return _laid(tree, NamedSharding(mesh, spec))
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda leaf: _laid(leaf, sharding), tree)
 
 
 def like(tree: Any, example: Any) -> Any:
@@ -86,28 +84,20 @@ def gathered(tree: Any) -> Any:
     return jax.tree.map(gather, tree)
 
 
-def _laid(tree: Any, sharding: NamedSharding) -> Any:
-    def lay(leaf):
-        if jax.process_count() == 1:
-            return jax.device_put(leaf, sharding)
-        whole = np.asarray(leaf)
-        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
-
-    return jax.tree.map(lay, tree)
+def _laid(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if jax.process_count() == 1:
+        return jax.device_put(leaf, sharding)
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
 def own_normal(
     key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike, *, axis: int
 ) -> jax.Array:
-    """This device's part, of `shape`, of the standard normals of a whole batch.
+    """This device's part, of `shape`, of the normals of a batch split along `axis`.
 
-    For use under `shard_map`. Every device draws those of all, so that they do not depend on how
-    many devices there are.
-
-    Args:
-      key: PRNG key; consumed.
-      shape, dtype: of the part.
-      axis: along which the batch is split.
+    For use under `shard_map`; consumes `key`. Every device draws those of the whole batch, so that
+    they do not depend on how many devices there are.
     """
     share, devices = shape[axis], jax.lax.axis_size(AXIS)
     whole = jax.random.normal(key, (*shape[:axis], share * devices, *shape[axis + 1 :]), dtype)

@@ -19,11 +19,7 @@ def name_of(settings: Any, field: str) -> str:
 
 
 def require_positive(settings: Any, *names: str) -> None:
-    """Check fields of a settings dataclass.
-
-    Raises:
-      SettingError: one of `names` is not above zero, or not finite.
-    """
+    """Raise SettingError if one of these fields is not above zero, or not finite."""
     for name in names:
         value = getattr(settings, name)
         if not 0 < value < math.inf:
@@ -32,15 +28,7 @@ def require_positive(settings: Any, *names: str) -> None:
 
 
 def require_within(settings: Any, **ranges: str) -> None:
-    """Check fields of a settings dataclass against ranges in the usual notation.
-
-    Args:
-      settings: the dataclass.
-      ranges: for each field, such as "[0, 1)": a bracket includes its end.
-
-    Raises:
-      SettingError: a field lies outside its range, or is not a number.
-    """
+    """Raise SettingError if a field lies outside its range, such as "[0, 1)", or is no number."""
     for name, text in ranges.items():
         value = getattr(settings, name)
         low, high = (float(end) for end in text[1:-1].split(","))
@@ -51,11 +39,7 @@ def require_within(settings: Any, **ranges: str) -> None:
 
 
 def check_guarded() -> None:
-    """Refuse to work in a process that only plays games, which imports a script to make one.
-
-    Raises:
-      RuntimeError: this is such a process.
-    """
+    """Raise RuntimeError in a process that only plays games, which imports a script to make one."""
     if PLAYING in os.environ:
         raise RuntimeError(
             "a script that works when it is imported was imported to make a game; put what it does "
@@ -64,11 +48,7 @@ def check_guarded() -> None:
 
 
 def check_seed(seed: int) -> int:
-    """`seed` itself.
-
-    Raises:
-      SettingError: it is negative or too large.
-    """
+    """`seed` itself; raise SettingError if it is negative or too large."""
     if not 0 <= seed <= MOST_SEED:
         raise SettingError(f"seed must be from 0 to {MOST_SEED:,}, got {seed}")
     return seed

@@ -5,10 +5,24 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Meanwhile `handler` gets both signals; only the main thread can have them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 @contextlib.contextmanager
@@ -16,21 +30,15 @@ def at_once(farewell: str) -> Iterator[None]:
     """While importing there is nothing to tidy up, and an exception may get lost: just end."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        del number, frame
         os.write(2, farewell.encode())
         os._exit(130)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, end) for number in SIGNALS}
     hook = sys.unraisablehook
     try:
-        yield
+        with handling(end):
+            yield
     finally:
         sys.unraisablehook = hook
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def by_interrupt() -> None:

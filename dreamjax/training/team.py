@@ -7,22 +7,13 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def _nobody(what: str) -> None:
-    del what
-
-
 @dataclasses.dataclass(frozen=True)
 class Team:
-    """Which of how many processes this one is; alone unless told otherwise.
-
-    Attributes:
-      index, count: this process, and how many there are.
-      wait: returns when all processes have come to the point that it names.
-    """
+    """Which of how many processes this one is; alone unless told otherwise."""
 
     index: int = 0
     count: int = 1
-    wait: Callable[[str], None] = _nobody
+    wait: Callable[[str], None] = lambda what: None  # until all have come to what it names
 
     def own(self, things: Sequence[T]) -> list[T]:
         """This process's share: every `count`th thing."""

@@ -7,14 +7,7 @@ from types import ModuleType
 
 
 class TensorBoard:
-    """Event files that TensorBoard reads, in `directory`/tensorboard.
-
-    Args:
-      directory: of the run.
-
-    Raises:
-      ImportError: tensorboardX is missing.
-    """
+    """Event files that TensorBoard reads, in a run's `directory`; ImportError: no tensorboardX."""
 
     def __init__(self, directory: Path):
         package = _package("tensorboardX", "tensorboard")
@@ -28,13 +21,9 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of the project "dreamjax"; wandb's own variables, such as WANDB_MODE, set the rest.
+    """A run of the project "dreamjax", named as its `directory`; ImportError: no wandb.
 
-    Args:
-      directory: of the run, which gives it its name.
-
-    Raises:
-      ImportError: wandb is missing.
+    Wandb's own variables, such as WANDB_MODE, set the rest.
     """
 
     def __init__(self, directory: Path):

@@ -20,16 +20,10 @@ Block = tuple[Path, ...]
 
 
 class FrameStream:
-    """Batches of frames; batch `step` is a function of the shards, the seed and `step` alone.
+    """Batches of B frames of the shards in `directory`, functions of these, seed and step alone.
 
-    Every frame comes once in each epoch; a batch may span two epochs.
-
-    Args:
-      directory: where the shards are.
-      batch_size: B.
-      seed: at least 0.
-      memory: bytes of frames to hold at once; a block has at least one shard, and one is read
-        ahead.
+    Every frame comes once in each epoch; a batch may span two epochs. `memory` is in bytes of
+    frames to hold; a block has at least one shard, and one is read ahead.
 
     Raises:
       ValueError: no frames there.
@@ -50,11 +44,7 @@ class FrameStream:
         self._coming, self._step = iter(()), None
 
     def batches(self, step: int, count: int) -> np.ndarray:
-        """Batches `step` to `step + count`, uint8 [count, B, 64, 64, 3].
-
-        Raises:
-          ValueError: a shard turned out to be damaged; it was set aside.
-        """
+        """Batches from `step` on, uint8 [count, B, 64, 64, 3]; ValueError: a shard is damaged."""
         if step != self._step:
             self._coming = self._from(step)
         self._step = step + count
@@ -75,16 +65,13 @@ class FrameStream:
         """`(frames, order)` of each block from the stream's frame `position` on."""
         # Not a `with`: the garbage collector may end this generator where joining deadlocks.
         reader = ThreadPoolExecutor(1, "frames")
-        plan = self._plan(position)
-        block, order = next(plan)
-        reading = reader.submit(self._read, block)
-        while True:
+        reading = None
+        for (block, order), (following, _) in itertools.pairwise(self._plan(position)):
+            reading = reading or reader.submit(self._read, block)
             frames = reading.result()
-            next_block, next_order = next(plan)
-            if next_block != block:
-                reading = reader.submit(self._read, next_block)
+            if following != block:
+                reading = reader.submit(self._read, following)
             yield frames, order
-            block, order = next_block, next_order
 
     def _plan(self, position: int) -> Iterator[tuple[Block, np.ndarray]]:
         """Blocks for ever, each with the order in which its frames are still to come."""
@@ -93,12 +80,14 @@ class FrameStream:
             for number, block in enumerate(self._blocks(epoch)):
                 size = sum(self._counts[path] for path in block)
                 if skip < size:
-                    yield block, _rng(self._seed, epoch, number).permutation(size)[skip:]
+                    rng = np.random.default_rng((self._seed, epoch, number))
+                    yield block, rng.permutation(size)[skip:]
                 skip = max(skip - size, 0)
 
     def _blocks(self, epoch: int) -> list[Block]:
         paths, blocks, room = list(self._counts), [], 0.0
-        for index in _rng(self._seed, epoch).permutation(len(paths)):
+        rng = np.random.default_rng((self._seed, epoch))
+        for index in rng.permutation(len(paths)):
             size = self._counts[paths[index]]
             if not blocks or size > room:
                 blocks.append([])
@@ -119,7 +108,3 @@ class FrameStream:
                 "aside; run the same command again to go on without them"
             )
         return frames
-
-
-def _rng(*entropy: int) -> np.random.Generator:
-    return np.random.default_rng(entropy)

@@ -3,9 +3,10 @@
 The batch is the last axis, so patches are copies of whole rows, and no product needs an operand
 transposed but the kernel. XLA's own gradients of strided convolutions are an order slower on a CPU.
 Only `Layer.look` has it first: of a few frames those rows are short.
-
 Shapes: B batch, C channels and [H, W] of the larger image, D channels and [h, w] of the smaller.
 """
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +40,8 @@ def _windows(frames: jax.Array, size: int) -> jax.Array:
     steps = size // _STRIDE
     x = _moved(frames)[:, : _STRIDE * (h + steps - 1), : _STRIDE * (w + steps - 1)]
     x = x.reshape(B, h + steps - 1, _STRIDE, w + steps - 1, _STRIDE * C)
-    runs = [
-        x[:, i : i + h, row, j : j + w]
-        for i in range(steps)
-        for row in range(_STRIDE)
-        for j in range(steps)
-    ]
+    places = itertools.product(range(steps), range(_STRIDE), range(steps))
+    runs = [x[:, i : i + h, row, j : j + w] for i, row, j in places]
     return lax.bitcast_convert_type(jnp.concatenate(runs, axis=-1), frames.dtype)
 
 
@@ -78,10 +75,11 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.dot(a, flat, preferred_element_type=jnp.float32).reshape(-1, *b.shape[1:])
 
 
-def _outer(a: jax.Array, b: jax.Array) -> jax.Array:
-    """[M, ...] x [N, ...] -> [M, N], the gradient of a kernel."""
+def _outer(a: jax.Array, b: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[M, ...] x [N, ...] -> [M, N] as `kernel`, whose gradient it is."""
     a, b = a.reshape(len(a), -1), b.reshape(len(b), -1).astype(a.dtype)
-    return lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    found = lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    return found.reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _rows(kernel: jax.Array) -> jax.Array:
@@ -106,7 +104,7 @@ def _narrow_forward(kernel, image):
 
 def _narrow_backward(saved, gradient):
     kernel, patches, (_, H, W, _) = saved
-    d_kernel = _outer(patches, gradient).reshape(kernel.shape).astype(kernel.dtype)
+    d_kernel = _outer(patches, gradient, kernel)
     return d_kernel, _fold(_product(_rows(kernel), gradient), len(kernel), H, W)
 
 
@@ -146,9 +144,8 @@ def _widen_forward(kernel, image):
 
 def _widen_backward(saved, gradient):
     kernel, image = saved
-    patches = _patches(gradient.astype(kernel.dtype), len(kernel))
-    d_kernel = _outer(patches, image).reshape(kernel.shape).astype(kernel.dtype)
-    return d_kernel, _product(_columns(kernel), patches)
+    d_image, (_, patches, _) = _narrow_forward(kernel, gradient)
+    return _outer(patches, image, kernel), d_image
 
 
 _widen.defvjp(_widen_forward, _widen_backward)

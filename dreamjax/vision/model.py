@@ -1,7 +1,6 @@
 """V: the convolutional VAE that turns a frame into a latent vector.
 
-"World Models" (Ha & Schmidhuber, 2018), appendix A.1; original file `doomrnn/doomrnn.py`
-(`ConvVAE`).
+"World Models" (Ha & Schmidhuber, 2018), appendix A.1; original: `ConvVAE` of `doomrnn/doomrnn.py`.
 Shapes: B batch, Z latent.
 """
 
@@ -15,15 +14,11 @@ from dreamjax.vision.layers import Layer
 
 
 class VAE(nnx.Module):
-    """V: frames to latent posteriors and back.
+    """V: frames to latent posteriors and back; `latent_size` is Z.
 
     Convolution kernels are [height, width, in, out]; those of the transposed convolutions are
-    [height, width, out, in], as TensorFlow keeps them. The dtype of a kernel is the dtype of its
-    product.
-
-    Args:
-      latent_size: Z.
-      rngs: its `params` stream draws the kernels.
+    [height, width, out, in], as TensorFlow keeps them; `rngs.params` draws them. The dtype of a
+    kernel is the dtype of its product.
     """
 
     def __init__(self, latent_size: int, *, rngs: nnx.Rngs):
@@ -40,16 +35,9 @@ class VAE(nnx.Module):
         self.deconv4 = Layer((6, 6, 3, 32), 3, rngs=rngs)
 
     def encode(self, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The posterior of each frame.
+        """The posteriors `(mu, logvar)`, float32 [B, Z] each; sigma is exp(logvar / 2).
 
-        Args:
-          frames: [B, 64, 64, 3], uint8 or floats in [0, 1].
-
-        Returns:
-          `(mu, logvar)`, float32 [B, Z] each; sigma = exp(logvar / 2).
-
-        Raises:
-          ValueError: frames of another shape or type.
+        Frames are [B, 64, 64, 3], uint8 or floats in [0, 1]; ValueError for any others.
         """
         h = _scaled(_checked(frames))
         for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
@@ -98,17 +86,13 @@ def images(frames: jax.Array) -> jax.Array:
 
 def _scaled(pixels: jax.Array) -> jax.Array:
     """Pixels as float32 in [0, 1]."""
-    is_float = jnp.issubdtype(pixels.dtype, jnp.floating)
-    return pixels.astype(jnp.float32) if is_float else pixels.astype(jnp.float32) / 255
+    scaled = pixels.astype(jnp.float32)
+    return scaled if jnp.issubdtype(pixels.dtype, jnp.floating) else scaled / 255
 
 
 def _checked(frames: jax.Array) -> jax.Array:
-    is_float = jnp.issubdtype(frames.dtype, jnp.floating)
-    if (
-        frames.ndim != 4
-        or frames.shape[1:] != FRAME_SHAPE
-        or not (is_float or frames.dtype == jnp.uint8)
-    ):
+    fits = frames.dtype == jnp.uint8 or jnp.issubdtype(frames.dtype, jnp.floating)
+    if frames.shape[1:] != FRAME_SHAPE or not fits:
         raise ValueError(
             f"frames must be uint8 or floats in [0, 1] of shape [B, 64, 64, 3], got "
             f"{frames.dtype}{list(frames.shape)}; pass frames as recorded"

@@ -6,7 +6,7 @@ Shapes: B batch, Z latent. Several devices share a batch: each finds the gradien
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,7 @@ from dreamjax.training.checkpoint import Store
 from dreamjax.training.devices import cast, product_dtype, theirs
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
-from dreamjax.training.mesh import (
-    AXIS,
-    WHOLE,
-    all_devices,
-    devices_for,
-    on_all,
-    on_own,
-    own_normal,
-    split,
-)
+from dreamjax.training.mesh import AXIS, WHOLE, all_devices, devices_for, on_own, own_normal, split
 from dreamjax.training.settings import SettingError, require_positive, require_within
 from dreamjax.vision.frames import FrameStream
 from dreamjax.vision.layers import Layer
@@ -57,20 +48,17 @@ def vae_loss(
 
     reconstruction = mean over B of sum (x' - x)^2;
     kl = mean over B of max(sum over Z of -(1 + logvar - mu^2 - exp(logvar)) / 2, Z / 2).
-    Salient pixels, a few in a frame, may weigh more in the loss than the paper's 1. A reader, which
-    the paper has not, makes V say in a way that a linear C can read where they are: it foretells
-    `bands` from z by an affine map, and its squared error counts too.
+    What weighs what is as in `VisionConfig`. A reader, which the paper has not, makes V say in a
+    way that a linear C can read where salient pixels are: it foretells `bands` from z by an affine
+    map, and its squared error counts too.
 
     Args:
-      vae: V.
       key: PRNG key; consumed.
       frames: [B, 64, 64, 3], uint8 or floats in [0, 1].
       normal: draws the noise of z, as `jax.random.normal`.
       salient: the colour of salient pixels.
-      salient_weight: what the squared error of a salient pixel counts in the loss.
-      beta: what the divergence counts, as in a beta-VAE (Higgins et al. 2017); the paper's is 1.
+      beta: what the divergence counts, as in a beta-VAE (Higgins et al. 2017).
       reader: an affine map [Z] -> [BANDS]; None is the paper's V.
-      reader_weight: what its squared error counts.
 
     Returns:
       `(loss, metrics)` with metrics `loss`, `reconstruction` (every pixel counted once), `salient`
@@ -127,17 +115,8 @@ class VisionConfig:
     memory_gb: float = 4.0  # frames held in memory; more of them are streamed from disk
 
     def __post_init__(self):
-        require_positive(
-            self,
-            "steps",
-            "batch_size",
-            "learning_rate",
-            "final_learning_rate",
-            "salient_weight",
-            "beta",
-            "steps_per_call",
-            "memory_gb",
-        )
+        others = ("reader_weight", "start_from", "bfloat16")
+        require_positive(self, *(name for name in vars(self) if name not in others))
         require_within(self, reader_weight="[0, inf)")
 
     @property
@@ -185,57 +164,40 @@ def train_vision(
       seed: of the weights, the noise and the order of the frames.
       task: gives Z.
       rollouts_directory: shards written by `rollouts.collect`.
-      config: how.
-      log: receives metrics and progress.
       vision: V to train on, if `store` has none; None starts from chance.
-      store: where checkpoints go; None keeps none.
-      meta: written into every checkpoint.
+      log, store, meta: as for `fit`.
 
     Raises:
       ValueError: no rollouts there; a batch that the processes of a job cannot share; a reader of
         a game that has no salient colour.
     """
-    _check_reader(config, task)
+    reads = config.reader_weight > 0
+    if reads and task.salient is None:
+        raise SettingError(
+            f"{task.name} has no salient colour to read; leave out vision.reader_weight"
+        )
     mesh = devices_for(config.batch_size, "vision.batch_size", log)
     stream = FrameStream(rollouts_directory, config.batch_size, seed, config.memory_gb * 1e9)
     key_model, key_noise = jax.random.split(jax.random.key(seed))
-    reads = config.reader_weight > 0
-    dtype = product_dtype(config.bfloat16)
+    how = {"config": config, "task": task, "dtype": product_dtype(config.bfloat16), "mesh": mesh}
 
-    ahead = {}  # frames of the call that follows, fetched while the device is at work
-
+    @lru_cache(maxsize=1)  # frames of the call that follows, fetched while the device is at work
     def frames_from(step):
         frames = stream.batches(step, min(config.steps_per_call, config.steps - step))
         return split(frames, mesh, _BATCHES)
 
     def advance(state, step):
-        frames = ahead.pop(step) if step in ahead else frames_from(step)
-        fixed = {"config": config, "task": task, "dtype": dtype, "mesh": mesh}
-        state, metrics = updates(state, key_noise, step, frames, **fixed)
+        frames = frames_from(step)
+        state, metrics = updates(state, key_noise, step, frames, **how)
         following = step + len(frames)
         if following < config.steps:
-            ahead[following] = frames_from(following)
+            frames_from(following)
         return state, len(frames), {name: float(value) for name, value in metrics.items()}
 
-    state = fit(
-        "vision",
-        initial_state(task.latent_size, key_model, mesh, reads=reads, vision=vision),
-        advance,
-        config.steps,
-        log=log,
-        store=store,
-        meta=meta,
-        unit="frames",
-        units_per_step=config.batch_size,
-    )
-    return on_own(state.model)
-
-
-def _check_reader(config: VisionConfig, task: Task) -> None:
-    if config.reader_weight and task.salient is None:
-        raise SettingError(
-            f"{task.name} has no salient colour to read; leave out vision.reader_weight"
-        )
+    begun = initial_state(task.latent_size, key_model, mesh, reads=reads, vision=vision)
+    kept = {"log": log, "store": store, "meta": meta}
+    counted = {"unit": "frames", "units_per_step": config.batch_size}
+    return on_own(fit("vision", begun, advance, config.steps, **kept, **counted).model)
 
 
 def initial_state(
@@ -246,16 +208,13 @@ def initial_state(
     reads: bool = False,
     vision: VAE | None = None,
 ) -> State:
-    """The state before the first step, on every device of `mesh`, or of all if it is None.
-
-    Of `vision`, or of chance if it is None; with a reader beside V if it `reads`.
-    """
+    """The state before the first step, of `vision` or chance, on every device of `mesh` or all."""
     start = jax.jit(optax.scale_by_adam().init)
     model, reader = vision or _untrained(latent_size, key), None
     if reads:
         layer = Layer((latent_size, BANDS), BANDS, rngs=nnx.Rngs(jax.random.fold_in(key, 1)))
         reader = Reader(layer, start(layer))
-    return on_all(State(model, start(model), reader), mesh or all_devices())
+    return split(State(model, start(model), reader), mesh or all_devices(), WHOLE)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -280,14 +239,13 @@ def updates(
 ) -> tuple[State, dict[str, jax.Array]]:
     """One step for each batch of `frames`, uint8 [n, B, 64, 64, 3]; metrics are their means.
 
-    The devices of `mesh`, all of them if it is None, share every batch.
+    The devices of `mesh`, by default all, share every batch.
     """
-    how = {"salient": task.salient, "salient_weight": config.salient_weight, "beta": config.beta}
-    how["normal"], how["reader_weight"] = partial(own_normal, axis=0), config.reader_weight
+    how = {name: getattr(config, name) for name in ("salient_weight", "beta", "reader_weight")}
+    how |= {"salient": task.salient, "normal": partial(own_normal, axis=0)}
 
     def loss(learnt, key, batch):
-        model, layer = learnt
-        return vae_loss(cast(model, dtype), key, batch, reader=layer, **how)
+        return vae_loss(cast(learnt[0], dtype), key, batch, reader=learnt[1], **how)
 
     @theirs
     def learn(number, gradients, learnt, optimizer):
@@ -296,8 +254,7 @@ def updates(
         return optax.apply_updates(learnt, changes), moments
 
     def step(key, state, inputs):
-        number, batch = inputs
-        reader = state.reader
+        (number, batch), reader = inputs, state.reader
         learnt = state.model, reader and reader.layer
         found = jax.grad(loss, has_aux=True)(learnt, jax.random.fold_in(key, number), batch)
         (d_model, d_layer), metrics = lax.pmean(found, AXIS)
@@ -305,15 +262,10 @@ def updates(
             reader = Reader(*learn(number, d_layer, reader.layer, reader.optimizer))
         return State(*learn(number, d_model, state.model, state.optimizer), reader), metrics
 
-    @partial(
-        jax.shard_map,
-        mesh=mesh or all_devices(),
-        in_specs=(WHOLE, WHOLE, WHOLE, _BATCHES),
-        out_specs=WHOLE,
-        check_vma=False,
-    )
     def steps(state, key, numbers, frames):
         return lax.scan(partial(step, key), state, (numbers, frames))
 
-    state, metrics = steps(state, key, first + jnp.arange(len(frames)), frames)
+    specs = {"in_specs": (WHOLE, WHOLE, WHOLE, _BATCHES), "out_specs": WHOLE, "check_vma": False}
+    shared = jax.shard_map(steps, mesh=mesh or all_devices(), **specs)
+    state, metrics = shared(state, key, first + jnp.arange(len(frames)), frames)
     return state, jax.tree.map(jnp.mean, metrics)
