@@ -54,88 +54,48 @@ class Score:
 class Task:
     """One game, as the whole pipeline sees it.
 
-    A game of your own needs a name and `make`; `register` finds out its actions.
-
-    Attributes:
-      name: what the command line and files call it.
-      make: makes the game: "module:function", or a function that other processes can import,
-        without arguments. It returns any gymnasium environment that shows pictures, as
-        observations (uint8 [height, width, 3], any size) or by `render_mode="rgb_array"`. Where
-        one episode can end in several ways, `info["end"]` of its last step names the way.
-      profile: the exact variant of the game, recorded with every result; "" is the name.
-      actions: the form of its actions; None until `register` looks.
-      picture: where the picture is: "observation", "render", or a key of observations that are a
-        Dict; None finds it.
-      crop: rows and columns of the picture that V sees, (top, bottom, left, right); None is all.
-      ends: the ways in which an episode ends by itself, which M learns to foresee; () is none.
-      step_reward: what every step earns; None where that varies, and M learns it too.
-      reward_scale: the size of a reward that matters; M predicts rewards in it.
-      reads_restart: whether M is told when an episode begins.
-      latent_size: Z, numbers in V's latent vector.
-      hidden_size: H, units of M's LSTM.
-      num_mixtures: K, Gaussians per latent dimension in M's output.
-      controller_reads: the parts of M's state, beside z, that C reads, in order.
-      controller_bias: whether a linear C has a bias.
-      frame_skip: frames of the game that a step is: its action is held, its rewards add up, and its
-        last picture is seen.
-      max_steps: steps after which an episode is truncated.
-      temperature: tau of the dream that C learns in.
-      moments: whether C learns in short dreams that begin at moments of real episodes, rather than
-        in whole ones: where M knows the next seconds better than the next minutes.
-      gamma: the discount that C learns with: how much a reward counts a step later.
-      action_repeat: for how many steps C, while it learns, holds what it draws; awake it may change
-        at every step.
-      controller_hidden: units of a hidden layer of a C that is learnt by policy gradient; 0 is a
-        linear C, as one that is evolved always is unless it is asked for.
-      frames_per_second: the game's, for whoever watches.
-      blind: the best known policy that never looks, the baseline that C has to beat: a name in
-        `game.policies.POLICIES` or "module:function".
-      habits: the policy whose recordings teach V and M most of what C may meet, named likewise.
-      ages: steps between which deaths are told apart; () is parts of `max_steps`.
-      seeds: how many seeds the game takes, from 0 on; larger ones are wrapped.
-      timeout: seconds that it may take to start, to reset or to step before it counts as hung.
-      one_per_process: whether a process can hold only one such game.
-      package: whose version is recorded with what is played; "" is that of `make`'s module.
-      salient: the colour of small things that matter, which V may weigh more; None is none.
-      flash: the mean colour by which a picture flashes with pain; None if none does.
-      solved_at: mean return over 100 episodes that counts as solved.
-      paper: the paper's result for the full system.
+    A game of your own needs a name and `make`; `register` finds out its actions. `make` is
+    "module:function", or a function that other processes can import, without arguments. It returns
+    any gymnasium environment that shows pictures, as observations or by `render_mode="rgb_array"`.
+    Where one episode can end in several ways, `info["end"]` of its last step names the way.
+    Policies are named as in `game.policies.POLICIES`, or as "module:function".
     """
 
-    name: str
-    make: str | Callable[[], Any]
-    profile: str = ""
-    actions: Actions | None = None
-    picture: str | None = None
-    crop: tuple[int, int, int, int] | None = None
-    ends: tuple[str, ...] = ("end",)
-    step_reward: float | None = None
-    reward_scale: float = 1.0
-    reads_restart: bool = True
-    latent_size: int = 32
-    hidden_size: int = 256
-    num_mixtures: int = 5
-    controller_reads: tuple[str, ...] = ("h",)
-    controller_bias: bool = True
-    frame_skip: int = 1
-    max_steps: int = 1000
-    temperature: float = 1.0
-    moments: bool = False
-    gamma: float = GAMMA
-    action_repeat: int = 1
-    controller_hidden: int = 0
-    frames_per_second: int = 30
-    blind: str = "held"
-    habits: str = "varied"
-    ages: tuple[int, ...] = ()
-    seeds: int = 2**31
-    timeout: float = 600.0
-    one_per_process: bool = False
-    package: str = ""
-    salient: Colour | None = None
-    flash: Colour | None = None
-    solved_at: float | None = None
-    paper: Score | None = None
+    name: str  # what the command line and files call it
+    make: str | Callable[[], Any]  # makes the game
+    profile: str = ""  # the exact variant of the game, recorded with every result; "" is the name
+    actions: Actions | None = None  # the form of its actions; None until `register` looks
+    picture: str | None = None  # "observation", "render" or a key of a Dict; None finds it
+    crop: tuple[int, int, int, int] | None = None  # (top, bottom, left, right) that V sees
+    ends: tuple[str, ...] = ("end",)  # the ways in which an episode ends by itself, as M foresees
+    step_reward: float | None = None  # what every step earns; None: it varies, and M learns it too
+    reward_scale: float = 1.0  # the size of a reward that matters; M predicts rewards in it
+    reads_restart: bool = True  # whether M is told when an episode begins
+    latent_size: int = 32  # Z, numbers in V's latent vector
+    hidden_size: int = 256  # H, units of M's LSTM
+    num_mixtures: int = 5  # K, Gaussians per latent dimension in M's output
+    controller_reads: tuple[str, ...] = ("h",)  # parts of M's state that C reads after z, in order
+    controller_bias: bool = True  # whether a linear C has a bias
+    frame_skip: int = 1  # frames of a step: one action, rewards add up, the last picture is seen
+    max_steps: int = 1000  # steps after which an episode is truncated
+    temperature: float = 1.0  # tau of the dream that C learns in
+    moments: bool = False  # whether C learns in short dreams from moments of real episodes: where
+    # M knows the next seconds better than the next minutes
+    gamma: float = GAMMA  # the discount that C learns with: how much a reward counts a step later
+    action_repeat: int = 1  # steps for which C, while it learns, holds what it draws; not awake
+    controller_hidden: int = 0  # units of a hidden layer of a C that is learnt; 0 is a linear C
+    frames_per_second: int = 30  # the game's, for whoever watches
+    blind: str = "held"  # the best known policy that never looks, which C has to beat
+    habits: str = "varied"  # the policy whose recordings teach V and M most of what C may meet
+    ages: tuple[int, ...] = ()  # steps between which deaths are told apart; () is by `max_steps`
+    seeds: int = 2**31  # how many seeds the game takes, from 0 on; larger ones are wrapped
+    timeout: float = 600.0  # seconds to start, to reset or to step, before it counts as hung
+    one_per_process: bool = False  # whether a process can hold only one such game
+    package: str = ""  # whose version is recorded with what is played; "" is of `make`'s module
+    salient: Colour | None = None  # of small things that matter, which V may weigh more
+    flash: Colour | None = None  # the mean colour by which a picture flashes with pain
+    solved_at: float | None = None  # mean return over 100 episodes that counts as solved
+    paper: Score | None = None  # the paper's result for the full system
 
     def __post_init__(self):
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", str(self.name)):

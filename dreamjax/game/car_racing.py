@@ -26,8 +26,8 @@ def make() -> gymnasium.Env:
 
     game = theirs.CarRacing(continuous=True, domain_randomize=False, lap_complete_percent=1.0)
     game._render_road = _Road(game, theirs)
-    draw, laps = game._render, Laps(game)
-    game._render = lambda mode: draw(mode) if laps.dreamjax_screen else _black()
+    draw, laps, black = game._render, Laps(game), np.zeros((96, 96, 3), np.uint8)
+    game._render = lambda mode: draw(mode) if laps.dreamjax_screen else black
     return laps
 
 
@@ -99,10 +99,6 @@ class _Road:
         edge = 2  # pixels; lines are smoothed by less
         inside = (places.max(1) >= -edge) & (places.min(1) <= np.add(self._size, edge))
         return np.flatnonzero(inside.all(1))
-
-
-def _black() -> np.ndarray:
-    return np.zeros((96, 96, 3), np.uint8)
 
 
 def leftwards(actions: Actions, rng: np.random.Generator) -> policies.Policy:

@@ -53,87 +53,65 @@ def run_jobs(
       WorkerError: a job was lost more than `retries` times.
       Exception: what a job raised; ImportError where the game's package is missing.
     """
-    pool = _JobPool(task, target, jobs, screen, timeout, retries, tick)
-    try:
-        yield from pool.results(worker_count(workers, len(jobs)))
-    finally:
-        for worker in pool.busy:
-            worker.end()
+    pending, losses = deque(range(len(jobs))), [0] * len(jobs)
+    busy: dict[Worker, int] = {}  # which worker does which job
+    timeout = timeout or task.timeout
 
+    def give(worker: Worker, job: int) -> None:
+        busy[worker] = job
+        worker.send("run", target, jobs[job])
 
-class _JobPool:
-    """Which worker does which job."""
-
-    def __init__(self, task, target, jobs, screen, timeout, retries, tick):
-        self.task, self.target, self.jobs = task, target, jobs
-        self.screen, self.timeout = screen, timeout or task.timeout
-        self.retries, self.tick = retries, tick
-        self.pending = deque(range(len(jobs)))
-        self.losses = dict.fromkeys(self.pending, 0)
-        self.busy: dict[Worker, int] = {}
-
-    def results(self, count: int) -> Iterator[tuple[int, Any]]:
-        for _ in range(min(count, len(self.pending))):
-            self._start(self.pending.popleft())
-        while self.busy:
-            wait([worker.connection for worker in self.busy], timeout=0.2)
-            for worker in list(self.busy):
-                try:
-                    yield from self._attend(worker)
-                except LostError as loss:
-                    self._replace(worker, str(loss))
-
-    def _attend(self, worker: Worker) -> Iterator[tuple[int, Any]]:
-        """Read one message, if there is one; the result if it ends the job."""
-        if not worker.connection.poll():
-            if time.monotonic() - worker.heard > self.timeout:
-                raise silent(self.timeout)
-            return
-        kind, value = worker.message()
-        if kind == "tick":
-            self.tick(value)
-        elif kind == "run":
-            job = self.busy.pop(worker)
-            self._next(worker)
-            yield job, value
-
-    def _next(self, worker: Worker) -> None:
-        if self.pending:
-            self._give(worker, self.pending.popleft())
-        else:
-            worker.end()
-
-    def _start(self, job: int) -> None:
-        self._give(Worker(self.task, self.screen), job)
-
-    def _give(self, worker: Worker, job: int) -> None:
-        self.busy[worker] = job
-        worker.send("run", self.target, self.jobs[job])
-
-    def _replace(self, worker: Worker, reason: str) -> None:
-        job = self.busy.pop(worker)
+    def lose(worker: Worker, reason: str) -> None:
+        job = busy.pop(worker)
         worker.end()
-        self.losses[job] += 1
-        if self.losses[job] > self.retries:
+        losses[job] += 1
+        if losses[job] > retries:
             raise WorkerError(
-                f"the game {self.task.name} was lost {self.losses[job]} times in a row: {reason}"
+                f"the game {task.name} was lost {losses[job]} times in a row: {reason}"
             )
-        self._start(job)
+        give(Worker(task, screen), job)
+
+    try:
+        for _ in range(min(worker_count(workers, len(jobs)), len(jobs))):
+            give(Worker(task, screen), pending.popleft())
+        while busy:
+            wait([worker.connection for worker in busy], timeout=0.2)
+            for worker in list(busy):
+                try:
+                    kind, value = _heard(worker, timeout)
+                except LostError as loss:
+                    lose(worker, str(loss))
+                    continue
+                if kind == "tick":
+                    tick(value)
+                elif kind == "run":
+                    job = busy.pop(worker)
+                    if pending:
+                        give(worker, pending.popleft())
+                    else:
+                        worker.end()
+                    yield job, value
+    finally:
+        for worker in busy:
+            worker.end()
+
+
+def _heard(worker: Worker, timeout: float) -> tuple[str | None, Any]:
+    """A worker's next message, if there is one."""
+    if worker.connection.poll():
+        return worker.message()
+    if time.monotonic() - worker.heard > timeout:
+        raise silent(timeout)
+    return None, None
 
 
 @dataclasses.dataclass(frozen=True)
 class Played:
-    """What episodes earned.
+    """What episodes earned."""
 
-    Attributes:
-      returns: float64 [n], sums of rewards.
-      lengths: int64 [n], steps.
-      terminated: bool [n]; False is an episode cut by the step cap.
-    """
-
-    returns: np.ndarray
-    lengths: np.ndarray
-    terminated: np.ndarray
+    returns: np.ndarray  # float64 [n], sums of rewards
+    lengths: np.ndarray  # int64 [n], steps
+    terminated: np.ndarray  # bool [n]; False is an episode cut by the step cap
 
 
 NONE_PLAYED = Played(np.zeros(0), np.zeros(0, int), np.zeros(0, bool))

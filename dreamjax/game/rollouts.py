@@ -75,27 +75,16 @@ class DamagedShardError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
-    """Whole episodes, one after another.
+    """Whole episodes, one after another."""
 
-    Attributes:
-      frames: uint8 [N, 64, 64, 3]; frame t is what was on the screen before action t.
-      actions: float32 [N, A], in the game's action space, before any thresholding.
-      rewards: float32 [N]; reward t is what action t earned.
-      lengths: int32 [E]; they sum to N.
-      terminated: bool [E]; True is death, False is an episode cut by the step cap.
-      seeds: int64 [E]; an episode is a function of its seed, the policy and the profile.
-      profile: the variant of the game that was played.
-      ends: int8 [E]; by which of the task's ends, -1 where it was cut. None is the first of them.
-    """
-
-    frames: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    lengths: np.ndarray
-    terminated: np.ndarray
-    seeds: np.ndarray
-    profile: str
-    ends: np.ndarray | None = None
+    frames: np.ndarray  # uint8 [N, 64, 64, 3]; frame t is what was on the screen before action t
+    actions: np.ndarray  # float32 [N, A], in the game's action space, before any thresholding
+    rewards: np.ndarray  # float32 [N]; reward t is what action t earned
+    lengths: np.ndarray  # int32 [E]; they sum to N
+    terminated: np.ndarray  # bool [E]; True is death, False is an episode cut by the step cap
+    seeds: np.ndarray  # int64 [E]; an episode is a function of seed, policy and profile
+    profile: str  # the variant of the game that was played
+    ends: np.ndarray | None = None  # int8 [E]; of the task's, -1: cut; None is the first of them
 
     def __post_init__(self):
         if self.ends is None:
@@ -424,8 +413,7 @@ def _reclaimed(path: Path, task: Task, settings: dict, say: Callable[[str], None
             "far as they tell; give the settings that they were recorded with, or choose another "
             "directory"
         )
-    with files.replacing(path.with_name(f"{path.name}.corrupt")) as file:
-        file.write(path.read_bytes())
+    path.rename(path.with_name(f"{path.name}.corrupt"))
     say(f"{path} is damaged; set aside as {path.name}.corrupt and written anew")
     return {}
 
@@ -433,22 +421,19 @@ def _reclaimed(path: Path, task: Task, settings: dict, say: Callable[[str], None
 def _was_recorded_by(job: _ShardJob) -> bool:
     """Whether a shard is what `job` makes, as far as can be told without playing.
 
-    Not told: whether `min_steps` was higher, so that more were dropped. Where a game cut episodes
-    before the cap, nothing can be told, and the answer is no.
+    Where a game cut episodes before the cap nothing can be told, and the answer is no.
     """
-    names = "frames", "actions", "lengths", "terminated", "seeds", "profile"
-    frames, actions, lengths, terminated, seeds, profile = _load(job.path, names).values()
-    in_order = itertools.islice(_episode_seeds(job), None if job.min_steps else len(seeds))
-    rng = np.random.default_rng(engine_seed(seeds[0]))
-    act, cap = policies.begin(job.task, job.policy, rng), job.task.max_steps
-    first = enumerate(frames[: lengths[0]])
+    shard, cap = read(job.path), job.task.max_steps
+    in_order = itertools.islice(_episode_seeds(job), None if job.min_steps else len(shard.seeds))
+    rng = np.random.default_rng(engine_seed(shard.seeds[0]))
+    act, first = policies.begin(job.task, job.policy, rng), shard.lengths[0]
     return (
-        profile == job.task.profile
-        and len(lengths) <= job.episodes
-        and (lengths >= job.min_steps).all()
-        and np.where(terminated, lengths <= cap, lengths == cap).all()
-        and all(seed in in_order for seed in seeds)  # `in` goes on from the seed before
-        and np.array_equal(actions[: lengths[0]], [act(*now) for now in first])
+        shard.profile == job.task.profile
+        and len(shard.lengths) <= job.episodes
+        and (shard.lengths >= job.min_steps).all()
+        and np.where(shard.terminated, shard.lengths <= cap, shard.lengths == cap).all()
+        and all(seed in in_order for seed in shard.seeds)  # `in` goes on from the seed before
+        and np.array_equal(shard.actions[:first], [*map(act, range(first), shard.frames)])
     )
 
 

@@ -17,21 +17,13 @@ from dreamjax.tasks import Task
 
 
 class Steps(NamedTuple):
-    """What games answered.
+    """What games answered."""
 
-    Attributes:
-      slots: int [S], which games.
-      frames: uint8 [S, 64, 64, 3], what is seen now.
-      rewards: float32 [S], 0 where an episode has just begun.
-      ends: int8 [S], each its place in the task's, or -1 where none came.
-      truncated: bool [S].
-    """
-
-    slots: np.ndarray
-    frames: np.ndarray
-    rewards: np.ndarray
-    ends: np.ndarray
-    truncated: np.ndarray
+    slots: np.ndarray  # int [S], which games
+    frames: np.ndarray  # uint8 [S, 64, 64, 3], what is seen now
+    rewards: np.ndarray  # float32 [S], 0 where an episode has just begun
+    ends: np.ndarray  # int8 [S], each its place in the task's, or -1 where none came
+    truncated: np.ndarray  # bool [S]
 
 
 class VectorGame:
@@ -86,14 +78,9 @@ class VectorGame:
             self._workers.pop().end()
 
     def reset(self, slots: Sequence[int], seeds: Sequence[int]) -> np.ndarray:
-        """Start an episode in each slot; nothing may be awaited.
+        """Start an episode in each slot [S]; nothing may be awaited.
 
-        Args:
-          slots: [S] which games.
-          seeds: [S] any integers.
-
-        Returns:
-          First frames, uint8 [S, 64, 64, 3].
+        Returns first frames, uint8 [S, 64, 64, 3].
 
         Raises:
           ImportError: the game's package is missing.
@@ -102,22 +89,15 @@ class VectorGame:
         self.begin(slots, seeds)
         return self._all(slots).frames
 
-    def step(
-        self, slots: Sequence[int], actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Play one step in each slot; nothing may be awaited.
+    def step(self, slots: Sequence[int], actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Play one step in each slot [S] by actions [S, A]; nothing may be awaited.
 
-        Args:
-          slots: [S] which games.
-          actions: [S, A].
-
-        Returns:
-          Frames, rewards, ends and truncated of `Steps`, in the order of `slots`.
+        Returns frames, rewards, ends and truncated of `Steps`, in the order of `slots`.
 
         Raises:
           ValueError: an action the game does not know. The episodes of all these slots are over.
           RuntimeError: a slot has no episode.
-          WorkerError: an episode was lost more than `retries` times.
+          WorkerError: as for `reset`.
         """
         self.send(slots, actions)
         return self._all(slots)[1:]
@@ -242,18 +222,14 @@ class VectorGame:
         lost = {slot: self._episodes[slot] for slot in slots if self._episodes[slot] is not None}
         for episode in lost.values():
             episode.losses += 1
-        self._check_losses(reason)
-        self._ask(np.array([slot for slot, episode in lost.items() if episode.asked], int))
-
-    def _check_losses(self, reason: str) -> None:
-        """Give up on an episode that is lost again and again; one of several may be the cause."""
-        lost = [e for e in self._episodes if e is not None and e.losses > self._retries]
-        if lost:
-            seeds = " or ".join(str(episode.seed) for episode in lost)
+        hopeless = [e for e in lost.values() if e.losses > self._retries]
+        if hopeless:  # one of several may be the cause
+            seeds = " or ".join(str(episode.seed) for episode in hopeless)
             raise WorkerError(
-                f"the game {self.task.name} with seed {seeds} was lost {lost[0].losses} times: "
+                f"the game {self.task.name} with seed {seeds} was lost {hopeless[0].losses} times: "
                 f"{reason}"
             ) from None
+        self._ask(np.array([slot for slot, episode in lost.items() if episode.asked], int))
 
     def _start(self, index: int) -> None:
         """Put a new worker in place."""
