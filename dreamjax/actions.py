@@ -17,17 +17,12 @@ LARGEST = 1e18  # bounds of an action beyond it count as none
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """Numbers between bounds, as gymnasium's `Box`.
-
-    Attributes:
-      low, high: the bounds, A of each.
-      clipped: places of numbers for which C's tanh is cut to the bounds instead of stretched over
-        them (the paper's brake).
-    """
+    """Numbers between bounds, A of each, as gymnasium's `Box`."""
 
     low: tuple[float, ...] = (-1.0,)
     high: tuple[float, ...] = (1.0,)
-    clipped: tuple[int, ...] = ()
+    clipped: tuple[int, ...] = ()  # places where C's tanh is cut to the bounds instead of stretched
+    # over them (the paper's brake)
 
     @property
     def size(self) -> int:
@@ -87,15 +82,10 @@ class Keys(Box):
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One of `n` actions, as gymnasium's `Discrete`; the vector is one-hot.
+    """One of `n` actions, as gymnasium's `Discrete`; the vector is one-hot."""
 
-    Attributes:
-      n: A, how many there are.
-      start: the game's number of the first.
-    """
-
-    n: int
-    start: int = 0
+    n: int  # A, how many there are
+    start: int = 0  # the game's number of the first
 
     scale = None  # a one-hot vector lies in [0, 1]
 

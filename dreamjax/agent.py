@@ -166,10 +166,8 @@ def evaluate(
 
     Args:
       world, weights, policy: see `Agent`.
-      episodes: how many.
-      seed: chooses the games (see `evaluation_seeds`) and V's sampling.
-      log: shows progress.
-      workers: processes; the number of cores by default.
+      episodes, seed: how many, of which games (see `evaluation_seeds`); V samples by it too.
+      log, workers: shows progress; processes, None is one a core.
       team: the processes that share the games among them; None is this one alone.
 
     Returns:

@@ -7,7 +7,6 @@ import signal
 import pytest
 
 from dreamjax.training.logbook import Logbook
-from dreamjax.training.writers import WRITERS
 
 
 def rows(directory):
@@ -91,40 +90,3 @@ def test_a_full_disk_names_the_file_and_the_remedy(book, tmp_path):
     )
     book.log("vision", 8, {"loss": 0.125})
     assert rows(tmp_path)[4:] == [("vision", 8, {"loss": 0.125})], "what it had torn is cut"
-
-
-def test_writers_are_told_what_is_logged(tmp_path):
-    told = []
-
-    class Own:
-        def write(self, phase, step, metrics):
-            told.append((phase, step, dict(metrics)))
-
-    Logbook(tmp_path, quiet=True, writers=(Own(),)).log("vision", 2, {"loss": 0.5})
-    assert told == rows(tmp_path) == [("vision", 2, {"loss": 0.5})]
-
-
-def test_tensorboard_gets_event_files(tmp_path):
-    pytest.importorskip("tensorboardX")
-    writer = WRITERS["tensorboard"](tmp_path)
-    Logbook(tmp_path, quiet=True, writers=(writer,)).log("memory", 4, {"nll": -1.5})
-    writer.events.close()
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    assert b"memory/nll" in events.read_bytes()
-
-
-def test_wandb_gets_a_run_without_a_network(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    book = Logbook(tmp_path, quiet=True, writers=(WRITERS["wandb"](tmp_path),))
-    book.log("memory", 4, {"nll": -1.5})
-    assert wandb.run.summary["memory/nll"] == -1.5
-    wandb.finish()
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-
-
-@pytest.mark.parametrize("name", WRITERS)
-def test_a_missing_writer_names_the_extra(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.import_module", lambda name: __import__("no_such_package"))
-    with pytest.raises(ImportError, match=f"pip install 'dreamjax.{name}.'"):
-        WRITERS[name](tmp_path)

@@ -27,17 +27,11 @@ class Controller:
 
 @dataclasses.dataclass(frozen=True)
 class LinearController(Controller):
-    """`W x + b`, of which a head makes the action.
+    """`W x + b`, of which a head makes the action."""
 
-    Attributes:
-      num_features: F.
-      head: what becomes of the outputs.
-      bias: whether there is a bias; it comes first in the vector, then W as [F, O].
-    """
-
-    num_features: int
-    head: Head = KeysHead()
-    bias: bool = False
+    num_features: int  # F
+    head: Head = KeysHead()  # what becomes of the outputs
+    bias: bool = False  # whether there is one; it comes first in the vector, then W as [F, O]
 
     hidden = 0  # units between features and outputs
 
@@ -68,16 +62,11 @@ class LinearController(Controller):
 
 @dataclasses.dataclass(frozen=True)
 class MLPController(Controller):
-    """`V tanh(W x + b) + c`, of which a head makes the action.
+    """`V tanh(W x + b) + c`, of which a head makes the action."""
 
-    Attributes:
-      num_features, head: as of `LinearController`.
-      hidden: U. The vector is b [U], W [F, U], c [O], V [U, O], one after another.
-    """
-
-    num_features: int
-    head: Head
-    hidden: int
+    num_features: int  # F
+    head: Head  # what becomes of the outputs
+    hidden: int  # U; the vector is b [U], W [F, U], c [O], V [U, O], one after another
 
     @property
     def num_params(self) -> int:

@@ -71,30 +71,23 @@ def _alike(new: Any, old: Any) -> Any:
 class EnvParams(environment.EnvParams):
     """A world: swap it, sweep it, vmap it; nothing recompiles. The settings are Python numbers.
 
-    Attributes:
-      memory: M itself.
-      initial_mu, initial_logvar: [N, Z] posteriors of first frames of real episodes.
-      temperature: tau > 0; flattens the mixture (logits / tau) and widens it (sigma * sqrt(tau)).
-        Below `COLDEST` it is that.
-      death_threshold: the dream ends where M's logit of an end is above it; 0 is probability 1/2.
-      death_noise: scale of logistic noise added to the logit first. 0 is the paper's; at 1 a dream
-        ends with probability sigmoid(logit - threshold), so risks that stay below the threshold
-        add up as they do in the game.
-      max_steps_in_episode: steps after which a dream is truncated.
-      moments: where dreams begin in place of first frames; None is at these.
-      dropout: probability, below 1, that a dream drops a number of z, or of h, that M reads, from
-        its first step to its last; None drops nothing.
+    A dream ends where M's logit of an end is above `death_threshold`; 0 is probability 1/2. To the
+    logit logistic noise of scale `death_noise` is added. 0 is the paper's; at 1 a dream ends with
+    probability sigmoid(logit - threshold), so risks below the threshold add up as in the game.
     """
 
-    memory: Memory
-    initial_mu: jax.Array
+    memory: Memory  # M itself
+    initial_mu: jax.Array  # with `initial_logvar`, [N, Z] posteriors of real first frames
     initial_logvar: jax.Array
-    temperature: float = 1.0
+    temperature: float = (
+        1.0  # tau: of mixture weights logits / tau, and of widths sigma * sqrt(tau)
+    )
     death_threshold: float = PAPER_THRESHOLD
     death_noise: float = PAPER_NOISE
-    max_steps_in_episode: int = 1000
-    moments: Moments | None = None
-    dropout: float | None = None
+    max_steps_in_episode: int = 1000  # steps after which a dream is truncated
+    moments: Moments | None = None  # where dreams begin in place of first frames
+    dropout: float | None = None  # probability, below 1, that a dream drops a number of z, or of h,
+    # that M reads, from its first step to its last; None drops nothing
 
     def death_chance(self, end: jax.Array) -> jax.Array:
         """Probability [...] that a dream ends where M's logits of ends are `end` [..., E]."""

@@ -49,17 +49,12 @@ class NamedDream(DreamEnv):
 
     The world is in the parameters. Pass them to `step`: gymnax fetches `default_params` inside the
     compiled program otherwise, and all weights become constants of it.
-
-    Attributes:
-      actions, observation: the variant.
-      world: what `default_params` loads, a shipped name or a folder.
-      temperature: tau of `default_params`; None is the world's own, or else the task's.
     """
 
     actions: str = "continuous"
     observation: str = "zch"
-    world: str = ""
-    temperature: float | None = None
+    world: str = ""  # what `default_params` loads, a shipped name or a folder
+    temperature: float | None = None  # tau of `default_params`; None is the world's, or the task's
 
     @property
     def default_params(self) -> EnvParams:

@@ -63,28 +63,18 @@ _FACTS = {  # what a world's facts may say: value where there is none, type, ran
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Everything a dream needs, and the eye to draw it.
+    """Everything a dream needs, and the eye to draw it; for its settings see `EnvParams`."""
 
-    Attributes:
-      task, vision, memory: the game it was learned from, V, and M, trained on V's latents.
-      initial_mu, initial_logvar: [N, Z] posteriors of real first frames.
-      death_threshold, death_noise: see `EnvParams`; as calibrated for this M, or the paper's.
-      moments: of real episodes, from which dreams can go on; None where it holds none.
-      temperature: tau at which its dreams last as long as games, see
-        `dreamjax.fidelity.true_temperature`; None, where that was not found, is the task's.
-      dropout: of its dreams, see `EnvParams`: that with which its M was trained; None is none.
-    """
-
-    task: Task
-    vision: VAE
-    memory: Memory
-    initial_mu: jax.Array
+    task: Task  # the game it was learned from
+    vision: VAE  # V
+    memory: Memory  # M, trained on V's latents
+    initial_mu: jax.Array  # with `initial_logvar`, [N, Z] posteriors of real first frames
     initial_logvar: jax.Array
-    death_threshold: float = PAPER_THRESHOLD
+    death_threshold: float = PAPER_THRESHOLD  # as calibrated for this M, or the paper's
     death_noise: float = PAPER_NOISE
-    moments: Moments | None = None
-    temperature: float | None = None
-    dropout: float | None = None
+    moments: Moments | None = None  # of real episodes, from which dreams can go on
+    temperature: float | None = None  # see `fidelity.true_temperature`; None is the task's
+    dropout: float | None = None  # that with which its M was trained; None is none
 
     def env(self) -> DreamEnv:
         """The dream of this game as a gymnax environment."""

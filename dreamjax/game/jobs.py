@@ -36,13 +36,10 @@ def run_jobs(
     and leave nothing half done. Close the iterator (`contextlib.closing`) to stop early.
 
     Args:
-      task: the game each worker plays.
-      target: "module:function" that the workers can import.
-      jobs: picklable arguments.
-      workers: processes; None for one a core.
+      task, workers: the game, and how many processes play it; None is one a core.
+      target, jobs: "module:function" that the workers can import, and its picklable arguments.
       screen: whether frames are drawn.
-      timeout: seconds without a `tick` or an answer after which a worker counts as hung; None is
-        the task's.
+      timeout: seconds without a `tick` or an answer after which a worker is hung; None: the task's.
       retries: how often a job is tried again.
       tick: receives the steps played since it was last called.
 
@@ -129,13 +126,10 @@ def play(
     """Whole episodes of a policy, one for each seed.
 
     Args:
-      task: the game.
       policy: a name in `policies.NAMES`, whose policies never look, or "module:function", whose
         policy is shown the frames.
       seeds: any integers; an episode is a function of its seed.
-      workers: processes; None for one a core.
-      log: shows the progress; None shows none.
-      phase: name in the progress.
+      task, workers, log, phase: the game, processes (None is one a core), progress and its name.
 
     Raises:
       ValueError: unknown policy, or no seeds.

@@ -274,14 +274,12 @@ def collect(
     Args:
       task: the game.
       directory: receives `shard-00000.npz`... and `collection.json`.
-      episodes: how many to keep in all.
-      seed: any integer.
+      episodes, seed: how many to keep in all; any integer.
       policy: a name in `policies.NAMES`, or "module:function" of your own: from the actions and
         a random generator it makes `(step, frame) -> action`. The paper's is `held`.
       shard_episodes: episodes of a shard.
       min_steps: shorter episodes are dropped and others played; the paper's data has 101.
-      workers: processes; None for one a core.
-      log: shows the progress and receives the speed; None shows none.
+      workers, log: processes, None is one a core; shows progress and receives the speed.
       team: the processes that share the shards among them; None is this one alone.
 
     Raises:

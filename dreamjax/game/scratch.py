@@ -25,11 +25,7 @@ _ENGINE = b"viz_instance_id"  # in the command lines of engines
 class Scratch:
     """A directory of this process alone, in the temporary one; litter beside it is cleared.
 
-    Args:
-      kind: in the directory's name.
-
-    Attributes:
-      path: the directory.
+    `kind` is in the name of the directory, `path`.
     """
 
     def __init__(self, kind: str):

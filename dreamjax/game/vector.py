@@ -35,8 +35,7 @@ class VectorGame:
     was, and nobody notices.
 
     Args:
-      task: the game.
-      num_games: number of slots.
+      task, num_games: the game, and the number of slots.
       workers: processes; None for one a core.
       timeout: seconds of silence after which a worker is replaced; None is the task's.
       retries: how often an episode is tried again.

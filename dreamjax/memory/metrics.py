@@ -8,18 +8,10 @@ import heapq
 import jax
 import numpy as np
 
+from dreamjax.memory import training
 from dreamjax.memory.heads import total_logit
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.model import Memory
-from dreamjax.memory.training import (
-    Frames,
-    Layout,
-    cross_entropy,
-    frames_of,
-    gather,
-    on_device,
-    predict_sequences,
-)
 
 LEAD_STEPS = 35  # an alarm this close before a death is a warning, not a false alarm
 
@@ -51,14 +43,14 @@ def memory_metrics(
       false_alarms: alarms more than that before a death or where none came, per 1000 steps.
     """
     nll, logit, reward = _teacher_forced(memory, latents, seed)
-    frames = jax.tree.map(np.asarray, on_device(latents, memory.num_ends))
+    frames = jax.tree.map(np.asarray, training.on_device(latents, memory.num_ends))
     found = {"nll": _ratio((nll * frames.follows).sum(), frames.follows.sum())}
     found |= _baselines(frames)
     if reward is not None:
         spread = frames.reward.var()
         found["reward_r2"] = _ratio(spread - ((reward - frames.reward) ** 2).mean(), spread)
     if logit is not None:
-        entropy = np.asarray(cross_entropy(logit, frames.end, death_weight))
+        entropy = np.asarray(training.cross_entropy(logit, frames.end, death_weight))
         found["death_loss"] = _ratio((entropy * frames.judged).sum(), frames.judged.sum())
         found |= _death_metrics((logit > threshold).any(axis=1), frames, latents)
     return found
@@ -74,7 +66,7 @@ def calibrated_threshold(memory: Memory, latents: LatentSequences, *, seed: int 
     _, logit, _ = _teacher_forced(memory, latents, seed)
     if logit is None or not latents.terminated.any():
         return 0.0
-    judged = np.asarray(on_device(latents, memory.num_ends).judged) > 0
+    judged = np.asarray(training.on_device(latents, memory.num_ends).judged) > 0
     logit = np.asarray(total_logit(logit))[judged].astype(float)
     deaths = float(latents.terminated.sum())
     from scipy import optimize, special  # nearly a second's import, for this alone
@@ -86,8 +78,8 @@ def calibrated_threshold(memory: Memory, latents: LatentSequences, *, seed: int 
 def _teacher_forced(memory, latents, seed, lanes=100, length=200):
     """Of every frame nats [N], logits of ends [N, K], expected reward [N]; None: not predicted."""
     index, valid = _pack(latents.lengths, min(lanes, len(latents.lengths)), length)
-    layout = Layout(index.shape[1], len(valid) // length, length)
-    frames = on_device(latents, memory.num_ends)
+    layout = training.Layout(index.shape[1], len(valid) // length, length)
+    frames = training.on_device(latents, memory.num_ends)
     carry, told = memory.initial_carry((layout.lanes,)), []
     for batch, (places, real) in enumerate(zip(*layout.cut(index, valid), strict=True)):
         key = jax.random.fold_in(jax.random.key(seed), batch)
@@ -99,7 +91,9 @@ def _teacher_forced(memory, latents, seed, lanes=100, length=200):
 
 @jax.jit
 def _predict(memory, carry, frames, key, index, valid):
-    carry, nll, found = predict_sequences(memory, carry, gather(frames, key, index, valid))
+    carry, nll, found = training.predict_sequences(
+        memory, carry, training.gather(frames, key, index, valid)
+    )
     return carry, nll, found.end, found.reward
 
 
@@ -112,7 +106,7 @@ def _pack(lengths: np.ndarray, lanes: int, unit: int) -> tuple[np.ndarray, np.nd
     steps = -(-max(heap)[0] // unit) * unit
     index, valid = np.zeros((steps + 1, lanes), np.int32), np.zeros((steps, lanes), bool)
     for total, lane, episodes in heap:
-        index[:total, lane] = frames_of(np.array(episodes), lengths)
+        index[:total, lane] = training.frames_of(np.array(episodes), lengths)
         valid[:total, lane] = True
     return index, valid
 
@@ -121,7 +115,7 @@ def _ratio(part, whole) -> float:
     return float(part / whole) if whole else 0.0
 
 
-def _baselines(frames: Frames) -> dict[str, float]:
+def _baselines(frames: training.Frames) -> dict[str, float]:
     """Nats per dimension of best-fitting Gaussians, expected over z's posteriors."""
     mu, logvar = frames.mu.astype(np.float32), frames.logvar.astype(np.float32)
     variance = np.exp(logvar)
@@ -133,7 +127,7 @@ def _baselines(frames: Frames) -> dict[str, float]:
     return {"nll_marginal": nats(spread), "nll_copy": nats(copy)}
 
 
-def _death_metrics(alarm, frames: Frames, latents: LatentSequences) -> dict[str, float]:
+def _death_metrics(alarm, frames: training.Frames, latents: LatentSequences) -> dict[str, float]:
     death, judged = frames.end.any(axis=1), frames.judged > 0
     alarm = alarm & judged
     leads, near = [], np.zeros_like(alarm)

@@ -163,7 +163,6 @@ def _phase_command(name: str, presets: dict[str, Any], chosen: str) -> Any:
         seed: int = 0
         device: Literal[DEVICES] = "auto"
         distributed: bool = False  # join the other processes of a SLURM job or a TPU pod
-        log: tuple[Literal["tensorboard", "wandb"], ...] = ()  # who is given the metrics as well
         dry_run: bool = False  # do nothing; tell what it would do, and foretell memory and hours
 
         def __call__(self) -> None:
@@ -180,7 +179,6 @@ def _run(command: Any, name: str) -> None:
     from dreamjax.training import devices
     from dreamjax.training.files import writable
     from dreamjax.training.logbook import Logbook
-    from dreamjax.training.writers import WRITERS
 
     check_seed(command.seed)
     world = command.world
@@ -191,9 +189,7 @@ def _run(command: Any, name: str) -> None:
         _plan(Run(command.run_dir, task, command.seed, command.config, Logbook()), name, world)
         return
     directory = writable(command.run_dir)
-    log = Logbook(quiet=True)
-    if devices.is_first():
-        log = Logbook(directory, writers=tuple(WRITERS[name](directory) for name in command.log))
+    log = Logbook(directory) if devices.is_first() else Logbook(quiet=True)
     run = Run(directory, task, command.seed, command.config, log)
     if name == "iterate":
         iterate(run, world)

@@ -20,19 +20,7 @@ from dreamjax.dream.worlds import World, load_controller, load_world
 from dreamjax.game import rollouts
 from dreamjax.game.rollouts import SHAPES, UNREADABLE, by_value, differs, shard_paths
 from dreamjax.memory.latents import encoded_by, name_of, read_latents
-from dreamjax.run.lineage import (
-    controller_to_learn_on,
-    is_same,
-    judged_below,
-    load_vision,
-    memory_aside,
-    memory_settings,
-    memory_to_train_on,
-    renamed,
-    vision_to_train_on,
-    way,
-    worlds_beside,
-)
+from dreamjax.run import lineage
 from dreamjax.run.settings import CONTROLLERS, WATCH_SEED, Run
 from dreamjax.training.checkpoint import CheckpointError, Store, digest
 from dreamjax.training.devices import is_first, product_dtype, team
@@ -185,9 +173,9 @@ def _flat(facts: dict[str, Any], grows: Iterable[str]) -> dict[str, Any]:
 
 def _agree(name: str, old: Any, new: Any, home: Path) -> bool:
     if name == "start_from":
-        return is_same(old, new, home)
+        return lineage.is_same(old, new, home)
     if name == "worlds":
-        return len(old) == len(new) and all(map(is_same, old, new, itertools.repeat(home)))
+        return len(old) == len(new) and all(map(lineage.is_same, old, new, itertools.repeat(home)))
     return not differs(old, new)
 
 
@@ -253,7 +241,9 @@ def profiles(directory: Path) -> Iterator[tuple[str, str]]:
 
 def _told(run: Run, config: Any, **facts: Any) -> dict[str, Any]:
     """What the checkpoints of a training record of the run, its settings and `facts`."""
-    told = renamed(dataclasses.asdict(config), lambda source: way(source, run.directory))
+    told = lineage.renamed(
+        dataclasses.asdict(config), lambda source: lineage.way(source, run.directory)
+    )
     game = {"task": run.task.name, "profile": run.task.profile, "seed": run.seed}
     return {**game, "config": told, **facts}
 
@@ -271,7 +261,7 @@ def _vision(run: Run) -> Inputs:
         raise ValueError(f"no rollouts in {run.rollouts}; collect some first")
     config, data = run.config.vision, name_of(sum(count for _, count in frames), frames)
     facts = _told(run, config, data=data, products=str(product_dtype(config.bfloat16)))
-    return Inputs(facts, vision_to_train_on(run), config.steps)
+    return Inputs(facts, lineage.vision_to_train_on(run), config.steps)
 
 
 def _lengths(directory: Path) -> Iterator[tuple[Path, np.ndarray]]:
@@ -285,12 +275,16 @@ def _encode(run: Run) -> Inputs:
     shards = [path.name for part in (run.rollouts, run.played) for path in shard_paths(part)]
     if not shards:
         raise ValueError(f"no rollouts in {run.rollouts}; collect some first")
-    vision = load_vision(run)
+    vision = lineage.load_vision(run)
     return Inputs({"vision": digest(vision)}, (vision, shards), len(shards))
 
 
 def _memory(run: Run) -> Inputs:
-    vision, latents, config = load_vision(run), read_latents(run.latents), memory_settings(run)
+    vision, latents, config = (
+        lineage.load_vision(run),
+        read_latents(run.latents),
+        lineage.memory_settings(run),
+    )
     ours = digest(vision)
     if latents.vision != ours:
         raise CheckpointError(
@@ -299,22 +293,22 @@ def _memory(run: Run) -> Inputs:
         )
     facts = {"vision": ours, "data": latents.name, "held_out_by": "seed"}
     facts["products"] = str(product_dtype(config.bfloat16))
-    facts["held_below"] = judged_below(run, config, latents)
-    loaded = vision, latents, config, memory_to_train_on(run, config, vision)
+    facts["held_below"] = lineage.judged_below(run, config, latents)
+    loaded = vision, latents, config, lineage.memory_to_train_on(run, config, vision)
     return Inputs(_told(run, config, **facts), loaded, config.steps)
 
 
 def _search(run: Run, section: str) -> Inputs:
     """The world, its dream, the form of C, the weights to learn on, and the worlds beside it."""
     world, learns, config = load_world(run.directory), section == "learn", run.config
-    beside = worlds_beside(run, world) if learns else []
+    beside = lineage.worlds_beside(run, world) if learns else []
     params, controller = dream_of(run, world), world.controller(config.hidden(run.task, section))
     facts = {"world": world.digest(), "products": str(product_dtype(config.dream.bfloat16))}
     facts |= {"beside": [x.digest()[:12] for x in beside], "dropout": params.dropout}
     for name in ("temperature", "death_threshold", "death_noise"):
         facts[name] = float(getattr(params, name))
     facts["controller_hidden"], own = controller.hidden, getattr(config, section)
-    start = controller_to_learn_on(run, controller) if learns else None
+    start = lineage.controller_to_learn_on(run, controller) if learns else None
     total = own.updates if learns else own.generations
     return Inputs(_told(run, own, **facts), (world, params, controller, start, beside), total)
 
@@ -386,7 +380,7 @@ MEMORY = Phase(
     _memory,
     section="memory",
     task=(*RECORDED, "latent_size", "hidden_size", "num_mixtures", "reads_restart"),
-    aside=memory_aside,
+    aside=lineage.memory_aside,
     remedy="to train on with these, add --memory.start-from {}",
 )
 READS = ("controller_reads", "controller_bias")

@@ -15,18 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from dreamjax.controller.model import Controller
+from dreamjax.dream import worlds
 from dreamjax.dream.moments import moments_of
-from dreamjax.dream.worlds import (
-    World,
-    blank_models,
-    folder_of,
-    known_kind,
-    load_controller,
-    load_world,
-    save_world,
-    shipped_worlds,
-    world_meta,
-)
 from dreamjax.memory.kinds import kind_of
 from dreamjax.memory.latents import LatentSequences, read_latents
 from dreamjax.memory.metrics import calibrated_threshold, memory_metrics
@@ -46,7 +36,7 @@ CHANCE = "chance"  # asks for an M that starts from chance where a world was giv
 
 def way(source: str | None, home: Path) -> str | None:
     """How the files of the run at `home` name a run or world: by the way, if they lie together."""
-    if source is None or source in shipped_worlds():
+    if source is None or source in worlds.shipped_worlds():
         return source
     place, home = Path(source), home.resolve()
     if not (place.is_absolute() or place.exists()):
@@ -58,7 +48,7 @@ def way(source: str | None, home: Path) -> str | None:
 
 def lies(name: str, home: Path) -> str:
     """Where what the files of the run at `home` name so lies."""
-    return name if name in shipped_worlds() else str(home / name)
+    return name if name in worlds.shipped_worlds() else str(home / name)
 
 
 def is_same(old: str | None, new: str | None, home: Path) -> bool:
@@ -105,8 +95,8 @@ def load_vision(run: Run) -> VAE:
     """The V that a run trained, or else the V of the world that was handed to it."""
     store = run.store("vision")
     if not store.directory.exists() and (run.directory / "world").exists():
-        return load_world(run.directory).vision
-    return store.load(blank_models(run.task)[0], prefix=".model")[0]
+        return worlds.load_world(run.directory).vision
+    return store.load(worlds.blank_models(run.task)[0], prefix=".model")[0]
 
 
 def vision_to_train_on(run: Run) -> VAE | None:
@@ -125,10 +115,10 @@ def vision_to_train_on(run: Run) -> VAE | None:
 
 def _vision_of(source: Path | str, task: Task) -> VAE:
     """The newest V of a run, or that of a world."""
-    store = Store(folder_of(source) / "vision")
+    store = Store(worlds.folder_of(source) / "vision")
     if not store.steps():
-        return load_world(source).vision
-    return store.load(blank_models(task)[0], prefix=".model")[0]
+        return worlds.load_world(source).vision
+    return store.load(worlds.blank_models(task)[0], prefix=".model")[0]
 
 
 def _is_trained_on_from(run: Run, theirs: str) -> bool:
@@ -165,7 +155,7 @@ def memory_settings(run: Run) -> MemoryConfig:
     began = _meta(run.store("memory")).get("config", {"start_from": GIVEN})["start_from"]
     if config.start_from is not None or began != GIVEN or not was_given_a_world(run):
         return config
-    memory = load_world(_there(run, given)).memory
+    memory = worlds.load_world(_there(run, given)).memory
     form = {name: getattr(memory, name) for name in ("hidden_size", "heads")}
     form |= {name: getattr(memory, name) for name in VARIANT if not _may_grow(memory, config, name)}
     return dataclasses.replace(config, start_from=given, kind=kind_of(memory), **form)
@@ -194,8 +184,8 @@ def judged_below(run: Run, config: MemoryConfig, latents: LatentSequences) -> fl
     if config.start_from is None or goes_on:
         return own
     source = _there(run, config.start_from)
-    store = Store(folder_of(source) / "memory")
-    theirs = held_below(source, _meta(store) or world_meta(source))
+    store = Store(worlds.folder_of(source) / "memory")
+    theirs = held_below(source, _meta(store) or worlds.world_meta(source))
     if own > theirs:
         more = f"set --memory.held-out {theirs}" if config.held_out > theirs else ""
         raise CheckpointError(
@@ -242,12 +232,12 @@ def bind(run: Run, vision: VAE, memory: Memory, latents: LatentSequences) -> Non
     tuned = {"death_threshold": threshold, "death_noise": 1.0}
     tuned["dropout"] = made["config"]["dropout"] or None
     moments = moments_of(memory, train, run.config.memory.moments, run.seed)
-    world = World(run.task, vision, memory, *starts, **tuned, moments=moments)
+    world = worlds.World(run.task, vision, memory, *starts, **tuned, moments=moments)
     metrics = memory_metrics(memory, held) | {"death_threshold": threshold}
     run.log.log("held-out", made["step"], metrics)
     run.log.say("M on held-out episodes: " + listed(metrics))
     told = portable(untold(made), run.directory) | {"steps": made["step"]}
-    save_world(run.directory, world, told)
+    worlds.save_world(run.directory, world, told)
 
 
 def memory_aside(run: Run, _: Any, changed: str) -> Sequence[Path] | None:
@@ -260,7 +250,7 @@ def memory_aside(run: Run, _: Any, changed: str) -> Sequence[Path] | None:
     if source is None or changed != "data" or Path(source).resolve() != run.directory.resolve():
         return None
     memory, _ = _memory_of(source, run.task)
-    if digest(memory) != digest(load_world(run.directory).memory):
+    if digest(memory) != digest(worlds.load_world(run.directory).memory):
         raise CheckpointError(
             f"M of {run.directory} has not been trained to its end; run train-memory without "
             "--memory.start-from on its old data first, or remove its folder to make it anew"
@@ -280,11 +270,11 @@ def portable(made: dict[str, Any], home: Path) -> dict[str, Any]:
     return made | {"config": config}
 
 
-def worlds_beside(run: Run, world: World) -> list[World]:
+def worlds_beside(run: Run, world: worlds.World) -> list[worlds.World]:
     """The worlds that `learn.worlds` names, in which the same C can dream."""
     found = []
     for source in run.config.learn.worlds:
-        other = load_world(source)
+        other = worlds.load_world(source)
         if _sizes(other) != _sizes(world):
             raise CheckpointError(
                 f"M of {source} is not of the same form as this run's, so one C cannot read both; "
@@ -299,7 +289,7 @@ def worlds_beside(run: Run, world: World) -> list[World]:
     return found
 
 
-def _sizes(world: World) -> Any:
+def _sizes(world: worlds.World) -> Any:
     """The form of a world's M."""
     return jax.tree.structure(world.memory), [x.shape for x in jax.tree.leaves(world.memory)]
 
@@ -314,7 +304,7 @@ def controller_to_learn_on(run: Run, controller: Controller) -> jax.Array | None
     source = run.config.learn.start_from
     if source is None or run.store("learn").steps():
         return None
-    theirs, weights = load_controller(source, load_world(source))
+    theirs, weights = worlds.load_controller(source, worlds.load_world(source))
     if theirs != controller:
         raise CheckpointError(
             f"C of {source} reads {theirs.num_features} numbers and has {theirs.hidden} hidden "
@@ -344,15 +334,15 @@ def memory_to_train_on(run: Run, config: MemoryConfig, vision: VAE) -> Memory | 
 
 def _memory_of(source: Path | str, task: Task) -> tuple[Memory, str]:
     """The newest M of a run, or that of a world, and the digest of its V."""
-    store = Store(folder_of(source) / "memory")
+    store = Store(worlds.folder_of(source) / "memory")
     meta = _meta(store)
     if not meta:
-        world = load_world(source)
+        world = worlds.load_world(source)
         return world.memory, digest(world.vision)
-    known_kind(meta["config"], store.directory)
+    worlds.known_kind(meta["config"], store.directory)
     had = {name: meta["config"].get(name, 0) for name in VARIANT}
     had |= {name: meta["config"][name] for name in FORM if meta["config"][name] is not None}
-    memory = store.load(blank_models(task, **had)[1], prefix=".memory")[0]
+    memory = store.load(worlds.blank_models(task, **had)[1], prefix=".memory")[0]
     return memory, meta["vision"]
 
 

@@ -23,15 +23,7 @@ from dreamjax.controller.components import directions
 from dreamjax.controller.evolution import Evolution, evolve
 from dreamjax.controller.model import Controller
 from dreamjax.controller.policy_gradient import SHARED, Learning, learn
-from dreamjax.dream.worlds import (
-    SEARCHES,
-    World,
-    adopt_world,
-    export_world,
-    load_controller,
-    load_world,
-    save_controller,
-)
+from dreamjax.dream import worlds
 from dreamjax.fidelity.compare import ExploitAlarm
 from dreamjax.game import policies
 from dreamjax.game.jobs import NONE_PLAYED, play
@@ -45,15 +37,8 @@ from dreamjax.run.ledger import Inputs, Phase, begin, check_game, dream_of
 from dreamjax.run.lineage import GIVEN, bind, keep_given, portable, was_given_a_world
 from dreamjax.run.scores import print_results, published, score
 from dreamjax.run.settings import CONTROLLERS, WATCH_SEED, Run, RunConfig
+from dreamjax.training import devices
 from dreamjax.training.checkpoint import Store, versions
-from dreamjax.training.devices import (
-    agreed,
-    check_agreement,
-    is_first,
-    team,
-    together,
-    wait_for_all,
-)
 from dreamjax.training.files import writable, write_json, writing
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.mesh import devices_for
@@ -67,12 +52,12 @@ def collect_phase(run: Run) -> None:
     """Record real episodes."""
     how = begin(run, ledger.COLLECT).values | {"workers": run.config.workers}
     episodes = run.config.collect.episodes
-    collect(run.task, run.rollouts, episodes, run.seed, **how, log=run.log, team=team())
+    collect(run.task, run.rollouts, episodes, run.seed, **how, log=run.log, team=devices.team())
 
 
 def vision_phase(run: Run) -> None:
     """Train V on the recorded frames."""
-    team().first_then_all(lambda: frame_counts(run.rollouts, say=run.log.say))
+    devices.team().first_then_all(lambda: frame_counts(run.rollouts, say=run.log.say))
     made = begin(run, ledger.VISION)
     kept = _kept(run, "vision", made) | {"vision": made.values}
     train_vision(run.seed, run.task, run.rollouts, run.config.vision, **kept)
@@ -82,7 +67,7 @@ def encode_phase(run: Run) -> None:
     """Encode the recorded frames with V."""
     vision, _ = begin(run, ledger.ENCODE).values
     for part in filter(shard_paths, (run.rollouts, run.played)):
-        encode_rollouts(vision, part, run.latents, log=run.log, team=team())
+        encode_rollouts(vision, part, run.latents, log=run.log, team=devices.team())
 
 
 def memory_phase(run: Run) -> None:
@@ -92,7 +77,7 @@ def memory_phase(run: Run) -> None:
     keep_given(run)
     kept = _kept(run, "memory", made) | {"memory": began}
     memory = train_memory(run.seed, run.task, latents, config, **kept)
-    if is_first():
+    if devices.is_first():
         bind(run, vision, memory, latents)
 
 
@@ -108,7 +93,7 @@ def evolve_phase(run: Run) -> None:
     _save(run, "evolve", made, evolve(run.seed, *dream, run.config.evolve, **kept))
 
 
-def _directions(run: Run, world: World, controller: Controller) -> jax.Array | None:
+def _directions(run: Run, world: worlds.World, controller: Controller) -> jax.Array | None:
     """The directions [S, D] in which C evolves; None is one weight by one."""
     count, why = run.config.evolve.components, None
     if count is None:
@@ -121,7 +106,7 @@ def _directions(run: Run, world: World, controller: Controller) -> jax.Array | N
         run.log.say(f"C's weights evolve one by one, not along components: {why}")
         return None
     read = world.memory.features(world.moments.z, world.moments.carry)
-    return agreed(directions(controller, read, count))
+    return devices.agreed(directions(controller, read, count))
 
 
 def learn_phase(run: Run) -> None:
@@ -143,15 +128,15 @@ def _kept(run: Run, folder: str, made: Inputs) -> dict[str, Any]:
 
 def _save(run: Run, phase: str, made: Inputs, found: Evolution | Learning) -> None:
     if not np.isfinite(found.best_score):
-        raise ValueError(f"{phase} has evaluated no C yet; raise --{SEARCHES[phase]}")
+        raise ValueError(f"{phase} has evaluated no C yet; raise --{worlds.SEARCHES[phase]}")
     told, (world, _, controller, *_) = portable(made.facts, run.directory), made.values
     meta = {**told, "phase": phase, "dream": float(found.best_score)}
-    save_controller(run.directory, world, found.best, meta, controller)
+    worlds.save_controller(run.directory, world, found.best, meta, controller)
 
 
-def _alarm(run: Run, world: World, controller: Controller) -> ExploitAlarm | None:
+def _alarm(run: Run, world: worlds.World, controller: Controller) -> ExploitAlarm | None:
     episodes = run.config.evaluate.watch_episodes
-    if not episodes or not is_first():
+    if not episodes or not devices.is_first():
         return None
     seed = run.seed + WATCH_SEED
     return ExploitAlarm(world, controller, episodes, seed, run.log, run.config.workers)
@@ -165,10 +150,10 @@ def evaluate_phase(run: Run) -> None:
     world, controller, weights = begin(run, ledger.EVALUATE).values
     config = run.config.evaluate
     played = {"policy": controller, "log": run.log, "workers": run.config.workers}
-    own = evaluate(world, weights, config.episodes, run.seed, team=team(), **played)
-    ours = together(own.returns, config.episodes)
+    own = evaluate(world, weights, config.episodes, run.seed, team=devices.team(), **played)
+    ours = devices.together(own.returns, config.episodes)
     beside = {name: _returns(run, name) for name in (*BASELINES, *config.policies)}
-    if is_first():
+    if devices.is_first():
         _report(run, ours, beside)
         pictures.film(world, weights, run.directory / "dream.gif", run.seed, controller)
 
@@ -197,15 +182,15 @@ def _report(run: Run, ours: np.ndarray, beside: dict[str, np.ndarray]) -> None:
 def _returns(run: Run, policy: str) -> np.ndarray:
     """Returns of a policy in the evaluation's games."""
     episodes = run.config.evaluate.baseline_episodes
-    seeds = team().own(evaluation_seeds(run.seed, episodes))
+    seeds = devices.team().own(evaluation_seeds(run.seed, episodes))
     how = {"workers": run.config.workers, "log": run.log, "phase": policy}
     own = play(run.task, policy, seeds, **how) if seeds else NONE_PLAYED
-    return together(own.returns, episodes)
+    return devices.together(own.returns, episodes)
 
 
 def record_phase(run: Run, phase: Phase = ledger.RECORD) -> None:
     """Record the evolved agent at play, for M to learn from (the paper's iterative procedure)."""
-    record(begin(run, phase).values, log=run.log, workers=run.config.workers, team=team())
+    record(begin(run, phase).values, log=run.log, workers=run.config.workers, team=devices.team())
 
 
 PHASES: dict[str, Callable[[Run], None]] = {
@@ -256,19 +241,19 @@ def run_phases(run: Run, phases: tuple[str, ...] | None = None, world: str | Non
     for name in run.config.evaluate.policies:
         policies.check(name)
     directory = writable(run.directory)
-    with _locked(directory) if is_first() else contextlib.nullcontext():
-        if is_first():
+    with _locked(directory) if devices.is_first() else contextlib.nullcontext():
+        if devices.is_first():
             check_game(run)
             if world is not None:
                 given = directory / GIVEN
-                adopt_world(given if given.exists() else directory, world, run.task)
-        wait_for_all("the directory is ready")
+                worlds.adopt_world(given if given.exists() else directory, world, run.task)
+        devices.wait_for_all("the directory is ready")
         _check_shares(run.config, phases)
-        check_agreement(directory, repr((run.task.name, run.seed, run.config, versions())))
+        devices.check_agreement(directory, repr((run.task.name, run.seed, run.config, versions())))
         for name in phases:
             start = time.monotonic()
             (PHASES | ASIDE)[name](run)
-            wait_for_all(name)
+            devices.wait_for_all(name)
             run.log.log("seconds", 0, {name: time.monotonic() - start})
 
 
@@ -289,15 +274,15 @@ def export(directory: Path, target: Path) -> None:
     Raises:
       CheckpointError: the run has no world.
     """
-    world, controller = load_world(directory), Store(directory / "controller")
+    world, controller = worlds.load_world(directory), Store(directory / "controller")
     files = (directory / f"{name}.json" for name in ("results", "fidelity"))
     facts = {path.stem: json.loads(path.read_text()) if path.exists() else None for path in files}
     facts["world"] = Store(directory / "world").meta()
     form = weights = None
     if controller.steps():
-        form, weights = load_controller(directory, world)
+        form, weights = worlds.load_controller(directory, world)
         facts |= {"controller": controller.meta(), "dream": controller.meta()["dream"]}
-    export_world(target, world, weights, facts, form)
+    worlds.export_world(target, world, weights, facts, form)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -55,20 +55,12 @@ class Bar:
             self.say(line.rstrip())
 
 
-class Writer(Protocol):
-    """Where else metrics go; see `writers.WRITERS`."""
-
-    def write(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Take the metrics of a phase at a step."""
-
-
 @dataclasses.dataclass(eq=False)
 class Logbook:
     """Metrics and progress of a run."""
 
     directory: Path | str | None = None  # where `metrics.jsonl` grows; None keeps it off the disk
     quiet: bool = False  # no progress at all, for library use and tests
-    writers: tuple[Writer, ...] = ()  # who else is given the metrics
 
     def __post_init__(self):
         self.directory = None if self.directory is None else Path(self.directory)
@@ -81,13 +73,11 @@ class Logbook:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def log(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one row to `metrics.jsonl`, and tell the writers.
+        """Append one row to `metrics.jsonl`.
 
         Raises:
           WriteError: the disk refused (full, read-only); one line.
         """
-        for writer in self.writers:
-            writer.write(phase, step, metrics)
         if self._path is None:
             return
         row = {"time": round(time.time(), 3), "phase": phase, "step": int(step)}
