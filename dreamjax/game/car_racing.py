@@ -44,13 +44,9 @@ def check() -> None:
 
 
 class Laps(gymnasium.Wrapper):
-    """Tells a lap completed from a car that left the track, by `info["end"]`.
+    """Tells a lap completed from a car that left the track, by `info["end"]`."""
 
-    Attributes:
-      dreamjax_screen: False draws nothing, which takes most of the game's time.
-    """
-
-    dreamjax_screen = True
+    dreamjax_screen = True  # False draws nothing, which takes most of the game's time
 
     def step(self, action):
         """One frame; see `gymnasium.Env.step`."""
@@ -64,10 +60,6 @@ class _Road:
     """Draws grass and road to the same pixels, but only what the screen shows.
 
     Over half of gymnasium's time goes to shapes that are elsewhere on the track.
-
-    Args:
-      game: gymnasium's game.
-      theirs: the module that it is of.
     """
 
     def __init__(self, game: Any, theirs: Any):
@@ -156,13 +148,10 @@ def _disturbed(
 
 
 class _Driver:
-    """A rule: towards the middle of the road `ahead` rows further on.
+    """A rule: towards the middle of the road `ahead` rows further on, by `gas` on the straight.
 
-    Args:
-      ahead: rows.
-      gain: steering for each column that the road's middle is aside there.
-      damping: steering for each column that it has moved since the last frame.
-      gas: on the straight.
+    It steers `gain` for each column that the middle is aside there, and `damping` for each that it
+    has moved since the last frame.
     """
 
     def __init__(

@@ -106,14 +106,8 @@ def check():
 class TakeCover(gymnasium.Env):
     """Dodge fireballs by stepping left (action < -1/3) or right (action > 1/3).
 
-    The screen is drawn at 160x120, ten times faster than the paper's 640x480 with the same view.
-
-    Args:
-      profile: variant of the game, a key of `_DOOM_PROFILES`.
-
-    Attributes:
-      dreamjax_screen: whether frames are drawn. After a death there is none: the frame before
-        stays.
+    The screen is drawn at 160x120, ten times faster than the paper's 640x480 with the same view,
+    where `dreamjax_screen` is on; after a death the frame before stays. `profile` is the variant.
     """
 
     observation_space = gymnasium.spaces.Box(0, 255, (*SCREEN, 3), np.uint8)
