@@ -199,7 +199,7 @@ def test_the_discount_is_the_tasks_unless_it_is_set(tmp_path):
             dream = Updates(0, DreamEnv(task), controller_for(task), config)
             run = Run(tmp_path, task, 0, RunConfig(learn=config), None)
             assert dream.config.gamma == (gamma or task.gamma)
-            assert run.meta("learn")["config"]["gamma"] == (gamma or task.gamma)
+            assert run.config.learn.gamma == (gamma or task.gamma)
     assert updates(SMALL).config.gamma == 0.995 != CAR_RACING.gamma
 
 

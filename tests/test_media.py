@@ -102,7 +102,9 @@ def test_a_film_whose_engine_dies_or_hangs_is_the_same_film(
 def test_a_film_whose_game_always_crashes_ends_in_one_line(world, weights, tmp_path):
     game = {"profile": "fatal", "make": "toy_game:fatal", "crop": None}
     world = dataclasses.replace(world, task=dataclasses.replace(world.task, **game))
-    with pytest.raises(WorkerError, match="game with seed 1 was lost 4 times: a worker") as caught:
+    with pytest.raises(
+        WorkerError, match="game take-cover with seed 1 was lost 4 times: a worker"
+    ) as caught:
         media.film(world, weights, tmp_path / "dream.gif")
     assert "\n" not in str(caught.value) and os.listdir(tmp_path) == []
 

@@ -35,7 +35,7 @@ from dreamjax.vision.model import VAE
 
 TASK = dreamjax.register(
     dataclasses.replace(
-        TAKE_COVER, name="promised-cover", latent_size=6, hidden_size=8, max_steps=40
+        TAKE_COVER, name="promised-cover", latent_size=6, hidden_size=8, max_steps=40, ages=()
     )
 )
 ID, GYM = "DreamPromisedCover-v1", "dreamjax/PromisedCover-v1"
