@@ -273,6 +273,14 @@ def test_every_action_of_a_player_is_one_that_the_game_takes(name):
         env.reset(seed=1)
         env.step(action)
         assert space.contains(game.done), game.done
+    assert all(env.action_space.contains(action) for action in far), "C itself keeps to the bounds"
+
+
+def test_whole_numbers_are_the_nearest_ones():
+    space = Box(0, 2, (1,), np.int32)
+    form = actions.actions_of(space)
+    played = [int(form.to_game(np.float32([x]), space)[0]) for x in (0.4, 0.6, 1.6, 2.0)]
+    assert played == [0, 1, 2, 2]
 
 
 @pytest.mark.parametrize("name", SPACES)
