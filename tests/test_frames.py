@@ -130,7 +130,7 @@ class AtOnce:
         pass
 
     def submit(self, load, path):
-        AtOnce.submitted += 1
+        AtOnce.submitted += threading.current_thread() is threading.main_thread()  # not others'
         done = Future()
         done.set_result(load(path))
         return done
