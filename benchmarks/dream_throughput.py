@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dreamjax.controller.population import rollout
-from dreamjax.dream.worlds import World
+from dreamjax.dream.world import World
 from dreamjax.training.devices import product_dtype
 from dreamjax.training.mesh import AXIS
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import dreamjax
-from dreamjax.dream.worlds import World
+from dreamjax.dream.world import World
 from dreamjax.training.devices import product_dtype
 
 from . import timing

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dreamjax.controller.evolution import EvolveConfig, Generations
-from dreamjax.dream.worlds import World
+from dreamjax.dream.world import World
 from dreamjax.training.devices import product_dtype
 
 from . import timing

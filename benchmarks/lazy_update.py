@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dreamjax.controller.evolution import EvolveConfig, Generations
-from dreamjax.dream.worlds import World
+from dreamjax.dream.world import World
 
 from . import timing
 from .world import find_world

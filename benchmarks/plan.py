@@ -19,14 +19,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dreamjax.agent import BATCH
-from dreamjax.dream.worlds import World, blank_models
-from dreamjax.game.rollouts import collect
+from dreamjax.dream.world import World, blank_models
+from dreamjax.game.collecting import collect
 from dreamjax.game.workers import default_workers
+from dreamjax.memory.batches import Layout
 from dreamjax.memory.kinds import find_kind
-from dreamjax.memory.training import Layout, MemoryConfig
+from dreamjax.memory.training import MemoryConfig
 from dreamjax.run.phases import BASELINES
 from dreamjax.run.settings import CONTROLLERS, RunConfig
-from dreamjax.tasks import Task
+from dreamjax.task import Task
 from dreamjax.training.devices import product_dtype
 
 from . import roofline, timing
@@ -131,7 +132,9 @@ def _world(task: Task, config: MemoryConfig) -> World:
 def _memory(phase: str, task: Task, config: MemoryConfig, frames: float) -> Part:
     """M's phase; its program is counted for fewer frames than an update of all data reads."""
     call, counted = roofline.memory_update(task, config)
-    layout = Layout.of(int(frames * (1 - config.held_out)), config)
+    layout = Layout.of(
+        int(frames * (1 - config.held_out)), config.batch_size, config.sequence_length
+    )
     batch = layout.lanes * layout.length
     part = _part(phase, _updates(config.steps, batch), config.steps * batch / counted, call)
     held = part.held * batch / counted + frames * task.latent_size * LATENT_BYTES

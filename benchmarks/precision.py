@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamjax.controller.population import rollout
-from dreamjax.dream.worlds import World
+from dreamjax.dream.world import World
 
 from . import timing
 from .world import find_world

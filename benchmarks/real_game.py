@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 
 from dreamjax.agent import Agent, Tape, evaluation_seeds, games_at_once, play_all
-from dreamjax.dream.worlds import World
+from dreamjax.dream.world import World
+from dreamjax.game.collecting import collect
 from dreamjax.game.jobs import play
-from dreamjax.game.rollouts import collect
 from dreamjax.game.vector import VectorGame
 from dreamjax.game.workers import default_workers
 from dreamjax.training.logbook import Logbook

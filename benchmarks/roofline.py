@@ -25,11 +25,12 @@ from dreamjax.agent import BATCH, GAMES
 from dreamjax.controller import population
 from dreamjax.controller.model import Controller
 from dreamjax.controller.policy_gradient import LearnConfig, Updates
-from dreamjax.dream.worlds import World
+from dreamjax.dream.world import World
 from dreamjax.memory import latents
 from dreamjax.memory import training as memory_training
 from dreamjax.memory.training import MemoryConfig
-from dreamjax.tasks import FRAME_SHAPE, TAKE_COVER, Task
+from dreamjax.task import FRAME_SHAPE, Task
+from dreamjax.tasks import TAKE_COVER
 from dreamjax.vision import training as vision_training
 from dreamjax.vision.model import VAE
 from dreamjax.vision.training import VisionConfig

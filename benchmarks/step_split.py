@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dreamjax.dream.worlds import World
+from dreamjax.dream.world import World
 
 from . import timing
 from .world import find_world

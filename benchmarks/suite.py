@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 from dreamjax.controller.population import lanes_that_fit
-from dreamjax.dream.worlds import World
+from dreamjax.dream.world import World
 from dreamjax.training.files import writable
 
 from . import (

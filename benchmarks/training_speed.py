@@ -13,7 +13,8 @@ import numpy as np
 
 from dreamjax.memory import training as m
 from dreamjax.memory.latents import LatentSequences, posteriors
-from dreamjax.tasks import FRAME_SHAPE, TAKE_COVER, Task
+from dreamjax.task import FRAME_SHAPE, Task
+from dreamjax.tasks import TAKE_COVER
 from dreamjax.training.devices import product_dtype
 from dreamjax.vision import training as v
 

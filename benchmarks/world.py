@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dreamjax.dream.worlds import World, load_world
+from dreamjax.dream.world import World
+from dreamjax.dream.worlds import load_world
 from dreamjax.memory.lstm import MDNRNN
-from dreamjax.tasks import TAKE_COVER, Task
+from dreamjax.task import Task
+from dreamjax.tasks import TAKE_COVER
 from dreamjax.vision.model import VAE
 
 DEATHS_PER_STEP = 1 / 400  # the stand-in's, about a random player's in the paper's dream

@@ -20,38 +20,10 @@ if _run == __name__ and not sys.flags.safe_path and sys.path[0] != os.path.dirna
 
 import lazy_loader  # noqa: E402
 
-from dreamjax import tasks  # noqa: E402
 from dreamjax.dream.registration import register_dreams  # noqa: E402
-from dreamjax.tasks import *  # noqa: E402, F403
+from dreamjax.version import __version__  # noqa: E402, F401
 
-__version__ = "0.1.0"
-
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "actions": ["Box", "Choice", "Keys"],
-        "game.env": ["make_env"],
-        "game.rollouts": ["Rollouts", "collect"],
-        "vision.model": ["VAE"],
-        "vision.training": ["VisionConfig", "train_vision"],
-        "memory.latents": ["LatentSequences", "encode_rollouts"],
-        "memory.heads": ["Mixture", "Prediction"],
-        "memory.model": ["Memory"],
-        "memory.lstm": ["MDNRNN"],
-        "memory.training": ["MemoryConfig", "train_memory"],
-        "controller.model": ["LinearController", "MLPController", "controller_for"],
-        "controller.evolution": ["EvolveConfig", "evolve"],
-        "controller.policy_gradient": ["LearnConfig", "learn"],
-        "dream.env": ["DreamEnv", "EnvParams", "EnvState"],
-        "dream.prefix": ["dream_from"],
-        "dream.worlds": ["World", "export_world", "load_controller", "load_world"],
-        "dream.gymnax_env": ["legacy", "make"],
-        "dream.evosax_problem": ["DreamProblem"],
-        "agent": ["Agent", "evaluate"],
-        "run.settings": ["Run", "RunConfig"],
-        "run.phases": ["run_phases"],
-    },
-)
-__all__ += [*tasks.__all__, "__version__"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ += ["__version__"]
 
 register_dreams()

@@ -14,16 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamjax.controller.population import Policy
-from dreamjax.dream.worlds import World
+from dreamjax.dream.world import World
 from dreamjax.game.env import engine_seed
 from dreamjax.game.jobs import NONE_PLAYED, Played
 from dreamjax.game.vector import VectorGame
 from dreamjax.game.workers import games_beside
 from dreamjax.memory.model import Carry, reset
-from dreamjax.tasks import FRAME_SHAPE, Task
+from dreamjax.task import FRAME_SHAPE, Task
 from dreamjax.training.devices import cast, product_dtype
 from dreamjax.training.logbook import Bar, Logbook
-from dreamjax.training.team import Team
+from dreamjax.training.processes import Processes
 
 BATCH = 16  # frames that V sees at once: enough to fill a matrix product, few enough to wait for
 GAMES = 3 * BATCH  # games at once: two batches play while V sees the third
@@ -160,7 +160,7 @@ def evaluate(
     policy: Policy | None = None,
     log: Logbook | None = None,
     workers: int | None = None,
-    team: Team | None = None,
+    processes: Processes | None = None,
 ) -> Played:
     """Play the real game with V, M and C.
 
@@ -168,7 +168,7 @@ def evaluate(
       world, weights, policy: see `Agent`.
       episodes, seed: how many, of which games (see `evaluation_seeds`); V samples by it too.
       log, workers: shows progress; processes, None is one a core.
-      team: the processes that share the games among them; None is this one alone.
+      processes: the processes that share the games among them; None is this one alone.
 
     Returns:
       `Played`, in the order of the seeds; of a team's, this process's own.
@@ -180,7 +180,7 @@ def evaluate(
     """
     if episodes <= 0:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
-    seeds = (team or Team()).own(evaluation_seeds(seed, episodes))
+    seeds = (processes or Processes()).own(evaluation_seeds(seed, episodes))
     log = log or Logbook(quiet=True)
     player = world, weights, policy, seed
     return play_seeds("evaluate", *player, seeds, Tape(), log, workers) if seeds else NONE_PLAYED

@@ -14,14 +14,14 @@ import numpy as np
 
 from dreamjax.agent import Agent, Tape, evaluation_seeds, play_seeds
 from dreamjax.controller.population import Policy
-from dreamjax.dream.worlds import World
+from dreamjax.dream.world import World
 from dreamjax.game import rollouts
 from dreamjax.memory.latents import first_frames
-from dreamjax.tasks import Task
+from dreamjax.task import Task
 from dreamjax.training import files
 from dreamjax.training.checkpoint import digest
 from dreamjax.training.logbook import Logbook
-from dreamjax.training.team import Team
+from dreamjax.training.processes import Processes
 
 FIRST_PLAYED = 10_000  # number of the first shard that an agent recorded
 SHARD = 32  # episodes of a shard
@@ -94,11 +94,13 @@ def _number(path: Path) -> int:
     return int(path.stem.removeprefix("shard-")) - FIRST_PLAYED
 
 
-def record(asked: Recording, *, log: Logbook, workers: int | None = None, team: Team) -> None:
-    """Record real episodes of V, M and C, as `rollouts.collect` does those of blind policies.
+def record(
+    asked: Recording, *, log: Logbook, workers: int | None = None, processes: Processes
+) -> None:
+    """Record real episodes of V, M and C, as `collecting.collect` does those of blind policies.
 
     Shards are written as their episodes end; one that this agent has played already is not played
-    again, and a damaged one is set aside. `team` shares the shards; other arguments as for
+    again, and a damaged one is set aside. `processes` shares the shards; other arguments as for
     `evaluate`.
 
     Raises:
@@ -106,8 +108,8 @@ def record(asked: Recording, *, log: Logbook, workers: int | None = None, team: 
       WorkerError: the game could not be kept running.
     """
     files.writable(asked.directory)
-    there = team.first_then_all(lambda: _claimed(asked, log, team.index == 0))
-    missing = [path for path in team.own(asked.paths) if path not in there]
+    there = processes.first_then_all(lambda: _claimed(asked, log, processes.index == 0))
+    missing = [path for path in processes.own(asked.paths) if path not in there]
     if not missing:
         return
     seeds = [seed for path in missing for seed in asked.seeds(path)]

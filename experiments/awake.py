@@ -21,22 +21,10 @@ from flax import nnx
 
 from dreamjax.agent import evaluate, step_awake
 from dreamjax.controller.model import Controller
-from dreamjax.controller.policy_gradient import (
-    LearnConfig,
-    Network,
-    Steps,
-    Updates,
-    critic,
-    initial_network,
-    scales_of,
-)
-from dreamjax.dream.worlds import (
-    World,
-    load_controller,
-    load_world,
-    save_controller,
-    save_world,
-)
+from dreamjax.controller.policy_gradient import LearnConfig, Updates
+from dreamjax.controller.ppo import Network, Steps, critic, initial_network, scales_of
+from dreamjax.dream.world import World
+from dreamjax.dream.worlds import load_controller, load_world, save_controller, save_world
 from dreamjax.fidelity.compare import dreamt_scores
 from dreamjax.game.vector import VectorGame
 from dreamjax.memory.model import VARIANT

@@ -128,7 +128,7 @@ def cloned(
 
     def expected(weights, features, costs):
         out = controller.outputs(controller.rescaled(weights, mean, std), features)
-        return (jnp.exp(controller.head.log_probs(out)) * costs).sum(axis=-1).mean()
+        return (jnp.exp(controller.distribution.log_probs(out)) * costs).sum(axis=-1).mean()
 
     @jax.jit
     def descend(weights, state, features, costs):

@@ -20,7 +20,8 @@ from flax import struct
 from dreamjax.controller.model import Controller
 from dreamjax.controller.population import rollout
 from dreamjax.dream.env import DreamEnv, EnvParams, EnvState
-from dreamjax.dream.worlds import World, load_controller, load_world
+from dreamjax.dream.world import World
+from dreamjax.dream.worlds import load_controller, load_world
 from dreamjax.memory.model import Carry, Memory
 from dreamjax.training.checkpoint import digest
 

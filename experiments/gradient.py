@@ -24,7 +24,8 @@ from dreamjax.controller.evolution import EvolveConfig, Generations
 from dreamjax.controller.model import Controller
 from dreamjax.controller.policy_gradient import LearnConfig, learn
 from dreamjax.dream.env import DreamEnv, EnvParams
-from dreamjax.dream.worlds import World, load_controller, load_world
+from dreamjax.dream.world import World
+from dreamjax.dream.worlds import load_controller, load_world
 from dreamjax.fidelity.compare import dreamt_scores
 from dreamjax.memory.heads import Mixture, total_logit
 

@@ -17,10 +17,10 @@ import numpy as np
 import tyro
 
 from dreamjax.dream.env import DreamEnv, EnvParams, state_at
-from dreamjax.dream.moments import Moments, moments_at
+from dreamjax.dream.start_states import StartStates, start_states_at
 from dreamjax.dream.worlds import load_world
 from dreamjax.memory.latents import LatentSequences, read_latents
-from dreamjax.tasks import Task
+from dreamjax.task import Task
 from dreamjax.training.settings import require_positive
 
 SAYS = 0.5  # posterior variance of a latent up to which V says something in it
@@ -49,7 +49,7 @@ def main(config: Config) -> dict[str, list[float]]:
         _action(name, world.task)
     _, held = read_latents(config.run / "latents").split(config.held_out)
     episodes, ages = _chosen(held, config)
-    starts = moments_at(world.memory, held, episodes, ages, config.seed)
+    starts = start_states_at(world.memory, held, episodes, ages, config.seed)
     frames = (held.first[episodes] + ages).ravel()[:, None] + np.arange(config.steps + 1)
     actions, mu = held.actions[frames[:, :-1]], held.mu[frames].astype(np.float32)
     noise = np.exp(held.logvar.astype(np.float32)).mean(axis=0)
@@ -97,7 +97,7 @@ def _chosen(held: LatentSequences, config: Config) -> tuple[np.ndarray, np.ndarr
 
 
 def dreamt(
-    env: DreamEnv, params: EnvParams, starts: Moments, actions: np.ndarray, seed: int
+    env: DreamEnv, params: EnvParams, starts: StartStates, actions: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Latents [N, T, Z] after, and rewards [N, T] of, actions [N, T, A] from N moments."""
 

@@ -17,7 +17,7 @@ import tyro
 
 import dreamjax
 from dreamjax.agent import evaluate
-from dreamjax.controller.policy_gradient import advantages, ppo_loss
+from dreamjax.controller.ppo import advantages, ppo_loss
 from dreamjax.dream.worlds import load_world
 from dreamjax.run.scores import score
 from dreamjax.tasks import TAKE_COVER

@@ -20,10 +20,12 @@ import tyro
 from flax import nnx
 
 from dreamjax.agent import evaluation_seeds
-from dreamjax.dream.worlds import World, load_world
+from dreamjax.dream.world import World
+from dreamjax.dream.worlds import load_world
 from dreamjax.memory.model import reset
 from dreamjax.run.scores import score
-from dreamjax.tasks import FRAME_SHAPE, TAKE_COVER
+from dreamjax.task import FRAME_SHAPE
+from dreamjax.tasks import TAKE_COVER
 from dreamjax.training.settings import SettingError, require_positive, require_within
 from experiments import planner
 

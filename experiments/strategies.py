@@ -14,7 +14,8 @@ import tyro
 
 from dreamjax.controller.evolution import EvolveConfig, Generations
 from dreamjax.controller.strategies import STRATEGIES
-from dreamjax.dream.worlds import World, load_world
+from dreamjax.dream.world import World
+from dreamjax.dream.worlds import load_world
 from dreamjax.fidelity.compare import dreamt_scores
 
 

@@ -18,7 +18,8 @@ import tyro
 
 from dreamjax.agent import evaluate
 from dreamjax.controller.policy_gradient import LearnConfig, learn
-from dreamjax.dream.worlds import World, load_world
+from dreamjax.dream.world import World
+from dreamjax.dream.worlds import load_world
 from dreamjax.fidelity.compare import dreamt_scores
 from dreamjax.run.scores import score
 from dreamjax.training.checkpoint import Store

@@ -32,7 +32,8 @@ from filelock import FileLock
 from flax import nnx
 
 from dreamjax.dream.env import DreamEnv, env_params
-from dreamjax.dream.worlds import World, export_world
+from dreamjax.dream.exported import export_world
+from dreamjax.dream.world import World
 from dreamjax.memory.heads import places
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.tasks import TAKE_COVER

@@ -14,16 +14,18 @@ from processes import children, engines_in, running
 
 from dreamjax import agent
 from dreamjax.agent import Agent, evaluate, evaluation_seeds
-from dreamjax.controller.policy_gradient import LearnConfig, Updates, initial_network
+from dreamjax.controller.policy_gradient import LearnConfig, Updates
+from dreamjax.controller.ppo import initial_network
 from dreamjax.dream.env import EnvState
-from dreamjax.dream.worlds import World, load_controller, load_world
+from dreamjax.dream.world import World
+from dreamjax.dream.worlds import load_controller, load_world
 from dreamjax.game import env as real
 from dreamjax.game import rollouts
 from dreamjax.game.vector import VectorGame
 from dreamjax.recording import Recording, record
 from dreamjax.tasks import TAKE_COVER, TASKS
 from dreamjax.training.logbook import Logbook
-from dreamjax.training.team import Team
+from dreamjax.training.processes import Processes
 from dreamjax.vision.model import VAE
 from experiments import awake
 
@@ -173,7 +175,7 @@ def test_no_episodes_is_named(world):
 
 def test_recorded_episodes_are_those_played(world, tmp_path):
     asked = Recording(world, weights(world), tmp_path, 33, seed=3)
-    record(asked, log=QUIET, workers=2, team=Team())
+    record(asked, log=QUIET, workers=2, processes=Processes())
     paths = rollouts.shard_paths(tmp_path)
     assert [path.name for path in paths] == ["shard-10000.npz", "shard-10001.npz"]
     seeds = []
@@ -184,11 +186,11 @@ def test_recorded_episodes_are_those_played(world, tmp_path):
         seeds += list(shard.seeds)
     assert len(set(seeds)) == 64
     before = [path.stat().st_mtime_ns for path in paths]
-    record(asked, log=QUIET, workers=2, team=Team())
+    record(asked, log=QUIET, workers=2, processes=Processes())
     assert [path.stat().st_mtime_ns for path in paths] == before
     found = rollouts.read(paths[1])
     paths[1].unlink()
-    record(asked, log=QUIET, workers=2, team=Team())
+    record(asked, log=QUIET, workers=2, processes=Processes())
     assert paths[0].stat().st_mtime_ns == before[0]
     again = rollouts.read(paths[1])
     assert again.seeds.tolist() == found.seeds.tolist()
@@ -210,7 +212,7 @@ def test_another_s_games_are_not_taken_for_one_s_own(
     """Nor are they lost; older shards, of which nothing is told, are known by their actions."""
     monkeypatch.setattr("dreamjax.recording.SHARD", 2)
     asked = Recording(world, weights(world), tmp_path, 4, seed=3)
-    record(asked, log=QUIET, workers=1, team=Team())
+    record(asked, log=QUIET, workers=1, processes=Processes())
     paths = rollouts.shard_paths(tmp_path)
     played = [path.read_bytes() for path in paths]
     if not told:
@@ -220,12 +222,12 @@ def test_another_s_games_are_not_taken_for_one_s_own(
     if words:
         assert another.sort() == ([], paths, [])
         with pytest.raises(ValueError, match=words) as error:
-            record(another, log=QUIET, workers=1, team=Team())
+            record(another, log=QUIET, workers=1, processes=Processes())
         assert str(paths[0]) in str(error.value)
     else:
         paths[1].write_bytes(b"garbage")
         assert another.sort() == (paths[:1], [], paths[1:])
-        record(another, log=QUIET, workers=1, team=Team())
+        record(another, log=QUIET, workers=1, processes=Processes())
         assert paths[1].with_name(f"{paths[1].name}.corrupt").read_bytes() == b"garbage"
     assert [path.read_bytes() for path in paths] == played
 

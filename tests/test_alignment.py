@@ -8,9 +8,11 @@ from conftest import random_memory
 from flax import nnx
 
 from dreamjax.dream.env import DreamEnv, EnvState, env_params
-from dreamjax.game.rollouts import collect, read, shard_paths
+from dreamjax.game.collecting import collect
+from dreamjax.game.rollouts import read, shard_paths
+from dreamjax.memory.batches import gather, on_device
 from dreamjax.memory.latents import encode_rollouts, read_latents
-from dreamjax.memory.training import gather, on_device, predict_sequences
+from dreamjax.memory.loss import predict_sequences
 from dreamjax.tasks import TAKE_COVER
 from dreamjax.training.logbook import Logbook
 from dreamjax.vision.model import VAE

@@ -15,8 +15,9 @@ from flax import linen as nn
 from flax import nnx
 
 import dreamjax
+from dreamjax.dream.exported import export_world
 from dreamjax.dream.gymnax_env import legacy
-from dreamjax.dream.worlds import World, export_world
+from dreamjax.dream.world import World
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.tasks import TAKE_COVER
 from dreamjax.vision.model import VAE

@@ -13,14 +13,17 @@ import pytest
 from command import environ
 
 import dreamjax
+from dreamjax.dream.registration import find_task
 from dreamjax.dream.worlds import SHIPPED, folder_of
 from dreamjax.game import take_cover
 from dreamjax.game.policies import check
 from dreamjax.game.workers import default_workers, python
+from dreamjax.importing import find
 from dreamjax.memory.kinds import find_kind
 from dreamjax.play import command as play
 from dreamjax.run import cli
-from dreamjax.tasks import TAKE_COVER, Task, find, find_task
+from dreamjax.task import Task
+from dreamjax.tasks import TAKE_COVER
 from dreamjax.training import container, devices
 
 ROOT = Path(dreamjax.__file__).parents[1]

@@ -7,8 +7,8 @@ import pytest
 from probes import CONTROLLER, Imitate, ProbeParams
 
 from dreamjax.controller.components import SPREAD, directions
+from dreamjax.controller.distributions import distribution_of
 from dreamjax.controller.evolution import EvolveConfig, evolve
-from dreamjax.controller.heads import head_of
 from dreamjax.controller.model import LinearController
 from dreamjax.tasks import CAR_RACING, TAKE_COVER
 from dreamjax.training.checkpoint import Store
@@ -28,7 +28,7 @@ def examples(features=6):
 
 
 def linear(task, features=6):
-    return LinearController(features, head_of(task.actions), task.controller_bias)
+    return LinearController(features, distribution_of(task.actions), task.controller_bias)
 
 
 def test_directions_move_outputs_apart_by_as_much_as_components_vary():

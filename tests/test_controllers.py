@@ -1,4 +1,4 @@
-"""C's heads are the distributions they say, its forms are what they are in NumPy, and all learn."""
+"""C's draws are distributed as they say, its forms are what they are in NumPy, and all learn."""
 
 import dataclasses
 
@@ -11,7 +11,12 @@ import scipy.stats
 from probes import Balance, ProbeParams
 
 from dreamjax.actions import Box, Choice, Keys
-from dreamjax.controller.heads import BoxHead, ChoiceHead, KeysHead, head_of
+from dreamjax.controller.distributions import (
+    BoxDistribution,
+    ChoiceDistribution,
+    KeysDistribution,
+    distribution_of,
+)
 from dreamjax.controller.model import (
     LinearController,
     MLPController,
@@ -21,40 +26,40 @@ from dreamjax.controller.model import (
 from dreamjax.controller.policy_gradient import LearnConfig, learn
 from dreamjax.tasks import CAR_RACING, TAKE_COVER
 
-KEYS, CHOICE = KeysHead(), ChoiceHead(Choice(4, start=2))
-PEDALS = BoxHead(CAR_RACING.actions)
+KEYS, CHOICE = KeysDistribution(), ChoiceDistribution(Choice(4, start=2))
+PEDALS = BoxDistribution(CAR_RACING.actions)
 SPREAD = jnp.array([-0.7, 0.3, -1.5])
 MANY = 40_000  # draws
 
 
-def outputs(head, *shape, seed=0):
-    return jax.random.normal(jax.random.key(seed), (*shape, head.outputs))
+def outputs(distribution, *shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), (*shape, distribution.outputs))
 
 
-def draws(head, out, spread=None):
+def draws(distribution, out, spread=None):
     """Draws [MANY, ...] for the same outputs [O]."""
     many = jnp.broadcast_to(out, (MANY, *out.shape))
-    return head.draw(jax.random.key(1), many, spread)
+    return distribution.draw(jax.random.key(1), many, spread)
 
 
-def log_probs(head, out, spread=None):
+def log_probs(distribution, out, spread=None):
     """Of all choices, by asking for each: [..., C]."""
-    choices = range(3 if isinstance(head, KeysHead) else head.choice.n)
+    choices = range(3 if isinstance(distribution, KeysDistribution) else distribution.choice.n)
     drawn = [jnp.full(out.shape[:-1], choice) for choice in choices]
-    return jnp.stack([head.log_prob(out, spread, one) for one in drawn], axis=-1)
+    return jnp.stack([distribution.log_prob(out, spread, one) for one in drawn], axis=-1)
 
 
 # Heads
 
 
-@pytest.mark.parametrize("head", [KEYS, CHOICE])
-def test_chances_of_choices_sum_to_one_and_are_those_of_the_draws(head):
-    out = outputs(head, 5, 7)
-    chances = np.exp(log_probs(head, out))
+@pytest.mark.parametrize("distribution", [KEYS, CHOICE])
+def test_chances_of_choices_sum_to_one_and_are_those_of_the_draws(distribution):
+    out = outputs(distribution, 5, 7)
+    chances = np.exp(log_probs(distribution, out))
     np.testing.assert_allclose(chances.sum(axis=-1), 1, rtol=1e-5)
     entropy = -(chances * np.log(chances)).sum(axis=-1)
-    np.testing.assert_allclose(head.entropy(out, None), entropy, rtol=1e-5)
-    drawn = draws(head, out[0, 0])
+    np.testing.assert_allclose(distribution.entropy(out, None), entropy, rtol=1e-5)
+    drawn = draws(distribution, out[0, 0])
     found = np.bincount(drawn, minlength=chances.shape[-1]) / MANY
     chance = chances[0, 0]
     assert drawn.dtype == jnp.int32
@@ -62,11 +67,11 @@ def test_chances_of_choices_sum_to_one_and_are_those_of_the_draws(head):
 
 
 def test_the_density_of_a_box_integrates_to_one():
-    head = BoxHead(Box((-2.0, 0.0), (3.0, 1.0)))
+    distribution = BoxDistribution(Box((-2.0, 0.0), (3.0, 1.0)))
     out, spread = jnp.array([0.4, -1.0]), jnp.array([-0.7, 0.2])
     line = np.linspace(-9, 9, 301)
     drawn = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1)
-    density = np.exp(head.log_prob(jnp.broadcast_to(out, drawn.shape), spread, drawn))
+    density = np.exp(distribution.log_prob(jnp.broadcast_to(out, drawn.shape), spread, drawn))
     whole = scipy.integrate.trapezoid(scipy.integrate.trapezoid(density, line), line)
     assert whole == pytest.approx(1, abs=1e-4)
 
@@ -87,12 +92,12 @@ def test_draws_of_a_box_have_the_density_it_says():
     assert PEDALS.entropy(outputs(PEDALS, 5, 7), SPREAD).shape == (5, 7)
 
 
-@pytest.mark.parametrize("head", [KEYS, CHOICE])
-def test_awake_the_likeliest_choice_is_done(head):
-    out = outputs(head, 500)
-    likeliest = jnp.argmax(log_probs(head, out), axis=-1)
-    np.testing.assert_array_equal(head.action(out, likeliest), head.act(out))
-    assert len(np.unique(likeliest)) == (3 if head is KEYS else 4)
+@pytest.mark.parametrize("distribution", [KEYS, CHOICE])
+def test_awake_the_likeliest_choice_is_done(distribution):
+    out = outputs(distribution, 500)
+    likeliest = jnp.argmax(log_probs(distribution, out), axis=-1)
+    np.testing.assert_array_equal(distribution.action(out, likeliest), distribution.act(out))
+    assert len(np.unique(likeliest)) == (3 if distribution is KEYS else 4)
 
 
 def test_other_keys_are_done_as_the_numbers_that_press_them():
@@ -126,15 +131,18 @@ def test_a_box_is_stretched_and_what_is_clipped_is_cut():
     steer, gas, brake = np.tanh(out).T
     wanted = np.stack([steer, (gas + 1) / 2, np.maximum(brake, 0)], axis=-1)  # carracing/model.py
     np.testing.assert_allclose(PEDALS.act(out), wanted, rtol=1e-5, atol=1e-6)
-    wide = BoxHead(Box((-2.0,), (6.0,)))
+    wide = BoxDistribution(Box((-2.0,), (6.0,)))
     np.testing.assert_allclose(wide.act(jnp.array([-99.0, 0.0, 99.0])[:, None]).T, [[-2, 2, 6]])
 
 
 def test_heads_belong_to_forms_of_actions():
-    assert head_of(TAKE_COVER.actions) == KEYS
-    assert head_of(Keys(pressed=0.5)).keys.pressed == 0.5
-    assert head_of(Choice(4, start=2)) == CHOICE and head_of(CAR_RACING.actions) == PEDALS
-    assert [head.outputs for head in (KEYS, CHOICE, PEDALS)] == [1, 4, 3]
+    assert distribution_of(TAKE_COVER.actions) == KEYS
+    assert distribution_of(Keys(pressed=0.5)).keys.pressed == 0.5
+    assert (
+        distribution_of(Choice(4, start=2)) == CHOICE
+        and distribution_of(CAR_RACING.actions) == PEDALS
+    )
+    assert [distribution.outputs for distribution in (KEYS, CHOICE, PEDALS)] == [1, 4, 3]
     assert KEYS.first_spread() is None is CHOICE.first_spread()
     assert PEDALS.first_spread().shape == (3,)
 
@@ -159,17 +167,17 @@ def test_a_linear_controller_is_its_matrix_and_bias():
     np.testing.assert_array_equal(controller.initial(jax.random.key(0)), np.zeros(18))
 
 
-@pytest.mark.parametrize("head", [KEYS, CHOICE, PEDALS])
-def test_a_hidden_layer_is_two_matrices_and_begins_at_zero(head):
-    F, U, O = 5, 7, head.outputs  # noqa: E741
-    controller, rng = MLPController(F, head, U), np.random.default_rng(0)
+@pytest.mark.parametrize("distribution", [KEYS, CHOICE, PEDALS])
+def test_a_hidden_layer_is_two_matrices_and_begins_at_zero(distribution):
+    F, U, O = 5, 7, distribution.outputs  # noqa: E741
+    controller, rng = MLPController(F, distribution, U), np.random.default_rng(0)
     parts = [rng.normal(size=shape) for shape in ((U,), (F, U), (O,), (U, O))]
     weights, obs = np.concatenate([part.ravel() for part in parts]), rng.normal(size=(4, F))
     assert controller.num_params == len(weights) == (F + 1) * U + (U + 1) * O
     b, W, c, V = parts
     found = controller.outputs(jnp.float32(weights), jnp.float32(obs))
     np.testing.assert_allclose(found, np.tanh(obs @ W + b) @ V + c, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(controller(jnp.float32(weights), obs), head.act(found))
+    np.testing.assert_array_equal(controller(jnp.float32(weights), obs), distribution.act(found))
     first = controller.initial(jax.random.key(0))
     assert first.shape == (controller.num_params,) and first.dtype == jnp.float32
     np.testing.assert_array_equal(controller.outputs(first, obs), np.zeros((4, O)))
@@ -223,7 +231,7 @@ class PedalBalance(Balance):
         return super().step_env(key, state, action[:1] - action[1:], params)
 
 
-PEDAL = BoxHead(Box((0.0, 0.0), (1.0, 1.0)))
+PEDAL = BoxDistribution(Box((0.0, 0.0), (1.0, 1.0)))
 PARAMS = ProbeParams(target=jnp.zeros(3), max_steps_in_episode=jnp.int32(60))
 
 
@@ -251,4 +259,8 @@ def test_every_head_and_form_learns_to_balance(env, controller):
     assert found.best_score > 55  # of 60
     assert found.best.shape == (controller.num_params,)
     spread = found.network.spread
-    assert spread is None if controller.head is CHOICE else (spread != PEDAL.first_spread()).all()
+    assert (
+        spread is None
+        if controller.distribution is CHOICE
+        else (spread != PEDAL.first_spread()).all()
+    )

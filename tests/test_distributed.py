@@ -110,9 +110,9 @@ def test_eight_devices_train_as_one_does(tmp_path):
 
 def job(run, generations, words=("", "")):
     """Two processes that do a run together, started as a user starts them; `words` for each."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
     told = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": 2}
     said = [*RUN, *SHORT, f"--evolve.generations={generations}", "--distributed"]
     return [

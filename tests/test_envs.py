@@ -24,8 +24,9 @@ import dreamjax
 from dreamjax.actions import Choice
 from dreamjax.dream.env import DreamEnv, env_params
 from dreamjax.dream.evosax_problem import DreamProblem
+from dreamjax.dream.exported import export_world
 from dreamjax.dream.gymnax_env import NamedDream, legacy, named
-from dreamjax.dream.worlds import World, export_world
+from dreamjax.dream.world import World
 from dreamjax.tasks import CAR_RACING, TAKE_COVER, TASKS
 from dreamjax.training.settings import SettingError
 from dreamjax.vision.model import VAE

@@ -23,7 +23,8 @@ from test_checkpoint import flip
 from test_pipeline import TINY
 
 from dreamjax.controller.population import evaluation_key
-from dreamjax.dream.worlds import blank_models, load_world
+from dreamjax.dream.world import blank_models
+from dreamjax.dream.worlds import load_world
 from dreamjax.run import cli
 from dreamjax.training import devices, stopping
 from dreamjax.training.checkpoint import Store, digest

@@ -10,11 +10,11 @@ import pytest
 from conftest import random_memory
 from flax import nnx
 
-from dreamjax.dream.worlds import World
-from dreamjax.fidelity import calibrate, probe
+from dreamjax.dream.world import World
+from dreamjax.fidelity import calibrate, salience
 from dreamjax.fidelity import compare as fidelity
-from dreamjax.fidelity.departures import _padded, departures
-from dreamjax.fidelity.probe import average_precision
+from dreamjax.fidelity.branches import _padded, branch_hazard
+from dreamjax.fidelity.salience import average_precision
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.metrics import calibrated_threshold
@@ -194,7 +194,7 @@ def test_a_departure_expects_what_the_dream_itself_draws(small_task):
     controller = world.controller()
     weights = jnp.linspace(-1, 1, controller.num_params)
     player = controller, weights
-    found = departures(world, *player, latents, young=80, old=200, windows=2, seed=3)
+    found = branch_hazard(world, *player, latents, young=80, old=200, windows=2, seed=3)
     assert found["n"] == 2 + 1 + 3  # at 80 and 120; 80; 80, 120 and 160
     assert found["game"] == pytest.approx(1000 * 2 / (70 + 10 + 120))  # the last died past 200
     chances, dreamt = [], []
@@ -211,12 +211,12 @@ def test_a_departure_expects_what_the_dream_itself_draws(small_task):
     first = [_first_chance(world, weights, *left) for left in dreamt]
     short = dataclasses.replace(task, max_steps=81)  # a dream that is cut has no later chances
     shortened = dataclasses.replace(world, task=short)
-    cut = departures(shortened, *player, latents, young=80, old=81, seed=3)
+    cut = branch_hazard(shortened, *player, latents, young=80, old=81, seed=3)
     alone = [chance for (t, *_), chance in zip(dreamt, first, strict=True) if t == 80]
     np.testing.assert_allclose(cut["dreaming"][0], 1000 * np.mean(alone), rtol=1e-4)
     assert cut["dreaming"][1:] == [0.0] * 4 and cut["n"] == 3
     with pytest.raises(ValueError, match="no game grew older than 300 steps, the oldest 300"):
-        departures(world, *player, latents, young=300, old=400)
+        branch_hazard(world, *player, latents, young=300, old=400)
 
 
 STEP = jax.jit(lambda memory, *now: memory(*now))
@@ -235,11 +235,11 @@ def test_a_left_dream_dies_as_often_as_expected(small_task):
     world = dataclasses.replace(world, death_noise=1.0)
     controller, ages = world.controller(), {"young": 40, "old": 400}
     player = controller, jnp.zeros(controller.num_params)
-    found = departures(world, *player, sequences(task, [400] * 3), **ages, windows=3)
+    found = branch_hazard(world, *player, sequences(task, [400] * 3), **ages, windows=3)
     np.testing.assert_allclose(found["dreaming"], 1000 / (1 + np.exp(5.0)), rtol=1e-4)
     assert found["watching"] == pytest.approx(found["dreaming"][0], rel=1e-5)
     deadly = dataclasses.replace(world, death_threshold=-99.0)
-    found = departures(deadly, *player, sequences(task, [400] * 3), **ages, windows=3)
+    found = branch_hazard(deadly, *player, sequences(task, [400] * 3), **ages, windows=3)
     np.testing.assert_allclose(found["dreaming"], [1000, 0, 0])
 
 
@@ -334,14 +334,16 @@ def test_what_z_tells_linearly_is_known(monkeypatch, knows, least, most, flashin
         mu = seen if knows == "z" else rng.normal(size=seen.shape)
         return np.float32(mu), np.full(mu.shape, -30, np.float32)
 
-    monkeypatch.setattr(probe, "posteriors", posteriors)
+    monkeypatch.setattr(salience, "posteriors", posteriors)
     start, memory = jnp.zeros((1, 32)), random_memory(task)
-    found = probe.known(World(task, VAE(32, rngs=nnx.Rngs(0)), memory, start, start), games)
+    found = salience.salience_readout(
+        World(task, VAE(32, rngs=nnx.Rngs(0)), memory, start, start), games
+    )
     for reader in ("z", "C"):
         assert least <= found["all"][reader] <= most
-    flashes = {f"{size}, in a flash" for size in probe.SIZES} if flashing else set()
-    assert set(found) == {"all", *probe.SIZES, *flashes}
-    assert all(found[size]["share"] == pytest.approx(1 / 94, rel=0.3) for size in probe.SIZES)
+    flashes = {f"{size}, in a flash" for size in salience.SIZES} if flashing else set()
+    assert set(found) == {"all", *salience.SIZES, *flashes}
+    assert all(found[size]["share"] == pytest.approx(1 / 94, rel=0.3) for size in salience.SIZES)
     assert all(found[label]["share"] != found[label[:-12]]["share"] for label in flashes)
     for row in list(found.values())[1:]:
         assert row["z"] > 0.95 if knows == "z" else row["z"] < 0.2

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dreamjax.game import rollouts
-from dreamjax.tasks import FRAME_SHAPE
+from dreamjax.task import FRAME_SHAPE
 from dreamjax.vision.frames import FrameStream
 
 LENGTHS = (5, 2, 7, 4, 3)  # frames of each shard; frame i of all is filled with i

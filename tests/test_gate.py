@@ -15,13 +15,16 @@ from flax import nnx
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Tuple
 
 from dreamjax import actions
-from dreamjax.controller.heads import head_of
+from dreamjax.controller.distributions import distribution_of
+from dreamjax.dream.registration import register
 from dreamjax.game import policies
-from dreamjax.game.env import RealGame, look, make_env, opened
-from dreamjax.game.rollouts import collect
+from dreamjax.game.collecting import collect
+from dreamjax.game.env import RealGame, make_env, opened
+from dreamjax.game.looking import look
 from dreamjax.game.vector import VectorGame
 from dreamjax.memory.lstm import MDNRNN
-from dreamjax.tasks import TASKS, Task, register
+from dreamjax.task import Task
+from dreamjax.tasks import TASKS
 from dreamjax.training.logbook import Logbook
 
 
@@ -267,7 +270,7 @@ def test_every_action_of_a_player_is_one_that_the_game_takes(name):
     game = Dot(action_space=space)
     env = RealGame(game, task_of(game))
     form, rng = env.task.actions, np.random.default_rng(0)
-    head = head_of(form)
+    head = distribution_of(form)
     far = [np.asarray(head.act(jnp.full(head.outputs, x))) for x in (-50.0, 0.0, 50.0)]
     for action in [*far, *form.corners(rng), *(form.draw(rng) for _ in range(20))]:
         env.reset(seed=1)

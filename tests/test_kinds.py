@@ -17,19 +17,15 @@ from test_memory import COUNTDOWN, QUIET, TOY, Interrupting, countdown, random_s
 import dreamjax
 from dreamjax.agent import Agent
 from dreamjax.controller.population import rollout
+from dreamjax.dream.exported import export_world
 from dreamjax.dream.gymnasium_env import Dream
-from dreamjax.dream.worlds import (
-    World,
-    export_world,
-    load_controller,
-    load_world,
-    save_controller,
-    save_world,
-)
+from dreamjax.dream.world import World
+from dreamjax.dream.worlds import load_controller, load_world, save_controller, save_world
 from dreamjax.memory.kinds import KINDS, find_kind, kind_of
+from dreamjax.memory.loss import predict_sequences
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.metrics import memory_metrics
-from dreamjax.memory.training import MemoryConfig, State, predict_sequences, train_memory
+from dreamjax.memory.training import MemoryConfig, State, train_memory
 from dreamjax.run import cli, lineage
 from dreamjax.tasks import CAR_RACING, TAKE_COVER
 from dreamjax.training.checkpoint import CheckpointError, Store, digest

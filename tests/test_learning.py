@@ -9,15 +9,8 @@ import pytest
 from probes import CONTROLLER, Balance, ProbeParams
 
 from dreamjax.controller.model import LinearController, MLPController, controller_for
-from dreamjax.controller.policy_gradient import (
-    LearnConfig,
-    Steps,
-    Updates,
-    advantages,
-    critic,
-    learn,
-    scales_of,
-)
+from dreamjax.controller.policy_gradient import LearnConfig, Updates, learn
+from dreamjax.controller.ppo import Steps, advantages, critic, scales_of
 from dreamjax.dream.env import DreamEnv
 from dreamjax.dream.worlds import load_world
 from dreamjax.memory.heads import total_logit
@@ -43,7 +36,7 @@ def updates(config=SMALL):
 
 def log_probs_of(weights, obs):
     """Log probabilities [..., 3] of the keys."""
-    return CONTROLLER.head.log_probs(CONTROLLER.outputs(weights, obs))
+    return CONTROLLER.distribution.log_probs(CONTROLLER.outputs(weights, obs))
 
 
 @pytest.mark.smoke
@@ -230,7 +223,7 @@ def test_a_draw_is_held_and_learnt_from_once():
     assert steps.value.shape == reward.shape == steps.done.shape == (16, 32)
     np.testing.assert_array_equal(steps.obs[1:, :, 1], np.repeat([[4], [8], [12]], 32, 1))
     out = CONTROLLER.outputs(state.network.weights, steps.obs)
-    action = CONTROLLER.head.action(out, steps.drawn)[..., 0]
+    action = CONTROLLER.distribution.action(out, steps.drawn)[..., 0]
     np.testing.assert_allclose(steps.obs[1:, :, 0], action[:-1], rtol=1e-6)
     np.testing.assert_allclose(obs[:, 0], action[-1], rtol=1e-6)
     rows = jax.tree.map(lambda x: x[::4], (steps.value, advantages(steps, config)))
@@ -258,8 +251,12 @@ def test_it_learns_as_if_all_features_were_of_one_size():
             return self.observe(key, state, None, params), state, *more
 
     for hidden in (0, 4):
-        head = CONTROLLER.head
-        controller = MLPController(3, head, 4) if hidden else LinearController(3, head, bias=True)
+        distribution = CONTROLLER.distribution
+        controller = (
+            MLPController(3, distribution, 4)
+            if hidden
+            else LinearController(3, distribution, bias=True)
+        )
         found = []
         for env in (Balance(), Other()):
             run = Updates(1, env, controller, SMALL)
@@ -331,7 +328,7 @@ def test_what_follows_counts_by_its_chance_whatever_was_drawn(world):
     network = state.network.replace(value=jnp.full(64, 0.5 / 64), **blank)
     steps, _ = played(run, network, params, (state.obs, state.env_state))
     out = run.controller.outputs(network.weights, steps.obs)
-    action, before = run.controller.head.action(out, steps.drawn), state.env_state
+    action, before = run.controller.distribution.action(out, steps.drawn), state.env_state
     _, found = params.memory(before.carry, before.z, action, before.time)
     survival = 1 - jax.nn.sigmoid(total_logit(found.end))
     np.testing.assert_allclose(steps.next_value, 0.5 * survival, rtol=1e-4)
@@ -340,13 +337,13 @@ def test_what_follows_counts_by_its_chance_whatever_was_drawn(world):
 
 def test_dreams_of_moments_begin_anew_for_every_update():
     ages = {}
-    for moments in (False, True):
-        run = updates(dataclasses.replace(SMALL, moments=moments))
+    for branched in (False, True):
+        run = updates(dataclasses.replace(SMALL, branched=branched))
         state = run.initial(PARAMS)
         state = state.replace(network=state.network.replace(weights=jnp.array([-3.0, 0.0, 0.0])))
         for step in range(2):
             state, _, _ = run(state, step, PARAMS)
-        ages[moments] = np.asarray(state.env_state.time)
+        ages[branched] = np.asarray(state.env_state.time)
     assert ages[False].max() > SMALL.num_steps
     assert ages[True].max() == SMALL.num_steps
 

@@ -16,7 +16,8 @@ from test_pipeline import TINY
 from dreamjax.actions import Keys
 from dreamjax.dream.worlds import load_controller, load_world, save_controller, save_world
 from dreamjax.game import rollouts
-from dreamjax.game.rollouts import collect, settings_of, shard_paths
+from dreamjax.game.collecting import collect, settings_of
+from dreamjax.game.rollouts import shard_paths
 from dreamjax.memory.latents import places, read_latents
 from dreamjax.run import cli, ledger
 from dreamjax.run.doctor import as_made

@@ -18,7 +18,7 @@ from PIL import Image
 from processes import engines_in, running, shared_memory, wait_until, working_in
 
 from dreamjax import agent
-from dreamjax.dream.worlds import World
+from dreamjax.dream.world import World
 from dreamjax.game.vector import VectorGame
 from dreamjax.game.workers import WorkerError
 from dreamjax.memory.heads import places

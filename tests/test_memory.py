@@ -17,20 +17,14 @@ from dreamjax.actions import Box
 from dreamjax.memory import heads
 from dreamjax.memory import metrics as metrics_module
 from dreamjax.memory import training as training_module
+from dreamjax.memory.batches import Layout, Sequences, epoch_order
 from dreamjax.memory.heads import EventMixture, Mixture
 from dreamjax.memory.latents import LatentSequences
+from dreamjax.memory.loss import memory_loss, predict_sequences
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.metrics import memory_metrics
 from dreamjax.memory.model import with_events
-from dreamjax.memory.training import (
-    Layout,
-    MemoryConfig,
-    Sequences,
-    epoch_order,
-    memory_loss,
-    predict_sequences,
-    train_memory,
-)
+from dreamjax.memory.training import MemoryConfig, train_memory
 from dreamjax.tasks import CAR_RACING, TAKE_COVER
 from dreamjax.training.checkpoint import Store, digest
 from dreamjax.training.devices import cast
@@ -682,7 +676,7 @@ def test_what_the_last_frames_of_episodes_teach():
 @pytest.mark.parametrize("lengths", [[5, 1, 9, 30, 2], [1], [3, 4], [40] * 7])
 def test_an_epoch_shows_every_frame_once_before_its_successor(lengths):
     lengths, config = np.array(lengths), MemoryConfig(batch_size=4, sequence_length=8)
-    layout = Layout.of(lengths.sum(), config)
+    layout = Layout.of(lengths.sum(), config.batch_size, config.sequence_length)
     order = epoch_order(lengths, seed=1, epoch=2)
     index, valid = layout.cut(*layout.lanes_of(order))
     assert index.shape == (layout.batches, layout.length + 1, layout.lanes)
@@ -695,7 +689,7 @@ def test_an_epoch_shows_every_frame_once_before_its_successor(lengths):
 
 def test_lanes_go_on_where_the_last_batch_stopped():
     lengths, config = np.array([50, 33]), MemoryConfig(batch_size=2, sequence_length=8)
-    layout = Layout.of(83, config)
+    layout = Layout.of(83, config.batch_size, config.sequence_length)
     index, _ = layout.cut(*layout.lanes_of(epoch_order(lengths, 0, 0)))
     np.testing.assert_array_equal(index[1:, 0], index[:-1, -1])
 
@@ -710,9 +704,15 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 def test_layouts_shrink_with_the_data():
     config = MemoryConfig(batch_size=100, sequence_length=500)
-    assert Layout.of(439_000, config) == Layout(lanes=100, batches=9, length=488)
-    assert Layout.of(2_750, config) == Layout(lanes=5, batches=2, length=275)
-    assert Layout.of(30, config) == Layout(lanes=1, batches=1, length=30)
+    assert Layout.of(439_000, config.batch_size, config.sequence_length) == Layout(
+        lanes=100, batches=9, length=488
+    )
+    assert Layout.of(2_750, config.batch_size, config.sequence_length) == Layout(
+        lanes=5, batches=2, length=275
+    )
+    assert Layout.of(30, config.batch_size, config.sequence_length) == Layout(
+        lanes=1, batches=1, length=30
+    )
 
 
 # Training

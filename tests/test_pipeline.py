@@ -18,14 +18,15 @@ from short_cover import SHORT
 
 from dreamjax.controller.components import directions
 from dreamjax.controller.policy_gradient import LearnConfig
-from dreamjax.dream.worlds import TUNED, adopt_world, load_controller, load_world, save_world
+from dreamjax.dream.world import TUNED
+from dreamjax.dream.worlds import adopt_world, load_controller, load_world, save_world
 from dreamjax.memory.latents import read_latents
 from dreamjax.memory.model import with_events
 from dreamjax.run import cli
 from dreamjax.run.phases import export, phases_of
 from dreamjax.run.presets import PRESETS
 from dreamjax.run.settings import DreamConfig
-from dreamjax.tasks import _GAMES, TAKE_COVER, TASKS
+from dreamjax.tasks import GAMES, TAKE_COVER, TASKS
 from dreamjax.training.checkpoint import CheckpointError, Store, digest, versions
 from experiments import take_cover, temperature
 
@@ -186,7 +187,7 @@ def test_c_evolves_along_components_of_what_it_reads(smoke, tmp_path):
     assert cli.main(words) == 0
     world = load_world(tmp_path / "a")
     controller, weights = load_controller(tmp_path / "a", world)
-    read = world.memory.features(world.moments.z, world.moments.carry)
+    read = world.memory.features(world.start_states.z, world.start_states.carry)
     found = np.asarray(directions(controller, read, 5))
     off = weights - np.linalg.lstsq(found.T, weights)[0] @ found
     assert np.abs(off).max() < 1e-3 * np.abs(weights).max() > 0
@@ -203,13 +204,13 @@ def test_a_search_that_has_evaluated_no_c_saves_none(smoke, tmp_path, monkeypatc
 
 def test_a_c_without_components_evolves_weight_by_weight_and_says_so(smoke, tmp_path, capsys):
     known = load_world(smoke[0])
-    save_world(tmp_path / "old", dataclasses.replace(known, moments=None), {})
+    save_world(tmp_path / "old", dataclasses.replace(known, start_states=None), {})
     words = ["evolve", GAME, "--preset", "smoke", *TINY[3:]]
     hidden = [*words, "--run-dir", str(tmp_path / "a"), "--world", str(smoke[0])]
     assert cli.main([*hidden, "--controller-hidden", "2"]) == 0
     assert "one by one, not along components: it has a hidden layer" in capsys.readouterr().out
     assert cli.main([*words, "--run-dir", str(tmp_path / "old")]) == 0
-    assert "not along components: this world holds no moments" in capsys.readouterr().out
+    assert "not along components: this world holds no start states" in capsys.readouterr().out
     assert Store(tmp_path / "a" / "controller").meta()["controller_hidden"] == 2
 
 
@@ -379,7 +380,7 @@ def test_two_runs_cannot_share_a_directory(smoke, capsys):
     assert "is in use by process" in capsys.readouterr().err
 
 
-ODD_GAMES = """
+ODDGAMES = """
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
@@ -406,7 +407,7 @@ TWIN = Task("take-cover", make=Numbers)
 def odd_games(tmp_path_factory, monkeypatch):
     """Modules that a user may have: `odd_games`, and `broken_game`, which does not import."""
     folder = tmp_path_factory.mktemp("games")
-    (folder / "odd_games.py").write_text(ODD_GAMES)
+    (folder / "odd_games.py").write_text(ODDGAMES)
     (folder / "broken_game.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setattr("dreamjax.tasks.TASKS", dict(TASKS))
@@ -509,7 +510,7 @@ def test_a_module_of_this_directory_is_found(tmp_path, capsys, monkeypatch):
 def test_info_is_true(capsys):
     assert cli.main(["info", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    shipped = {task.name: found["parameters"][task.name] for task in _GAMES}
+    shipped = {task.name: found["parameters"][task.name] for task in GAMES}
     assert shipped == {
         "take-cover": {"V": 4_446_915, "M": 1_678_785, "C": 1_088},
         "take-cover-vizdoom": {"V": 4_446_915, "M": 1_678_785, "C": 1_088},

@@ -29,8 +29,10 @@ from dreamjax.actions import Box, Choice
 from dreamjax.agent import watch
 from dreamjax.controller.model import LinearController
 from dreamjax.dream.env import EnvState, Noise
+from dreamjax.dream.exported import export_world
 from dreamjax.dream.prefix import dream_from
-from dreamjax.dream.worlds import World, export_world, load_controller, load_world
+from dreamjax.dream.world import World
+from dreamjax.dream.worlds import load_controller, load_world
 from dreamjax.memory.heads import places
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.play import folder, server

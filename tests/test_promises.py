@@ -23,11 +23,12 @@ from gymnasium.wrappers import vector as many
 import dreamjax
 from dreamjax.actions import Box, Choice
 from dreamjax.agent import Agent
-from dreamjax.controller.heads import head_of
+from dreamjax.controller.distributions import distribution_of
 from dreamjax.controller.model import LinearController
 from dreamjax.dream.gymnax_env import legacy
-from dreamjax.dream.moments import Moments
-from dreamjax.dream.worlds import World, save_controller, save_world
+from dreamjax.dream.start_states import StartStates
+from dreamjax.dream.world import World
+from dreamjax.dream.worlds import save_controller, save_world
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.model import PART_BOUND, Z_BOUND
 from dreamjax.tasks import TAKE_COVER
@@ -63,9 +64,11 @@ def made(seed=0, memory=None, **changes):
     return World(TASK, VAE(6, rngs=nnx.Rngs(1)), memory, MU, MU - 2, **changes)
 
 
-def moments(scale=1.0):
+def start_states(scale=1.0):
     carry = jnp.full((4, 8), scale, jnp.float32), jnp.full((4, 8), 0.5, jnp.float32)
-    return Moments(jnp.arange(4, dtype=jnp.float32), jnp.full((4, 6), scale, jnp.float32), carry)
+    return StartStates(
+        jnp.arange(4, dtype=jnp.float32), jnp.full((4, 6), scale, jnp.float32), carry
+    )
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +96,7 @@ def saturated():
     [
         (random_memory(TASK), {"temperature": 1e6}),
         (random_memory(TASK), {"temperature": 0.0, "dropout": 0.2}),
-        (saturated(), {"moments": moments(1e5), "max_steps_in_episode": 20}),
+        (saturated(), {"start_states": start_states(1e5), "max_steps_in_episode": 20}),
         (nnx.eval_shape(lambda: Runaway(TASK, rngs=nnx.Rngs(0))), {}),
     ],
     ids=["hot", "cold", "saturated", "a form of one's own"],
@@ -152,9 +155,9 @@ from dreamjax.memory.latents import LatentSequences
 def wide(tree):
     return [x for x in jax.tree.leaves(tree) if getattr(x, "dtype", 0) in (jnp.float64, jnp.int64)]
 
-world = made(dropout=0.1, moments=moments())
+world = made(dropout=0.1, start_states=start_states())
 params, env = world.params(), world.env()
-for there in (params, world.anywhere(params), params.replace(dropout=None)):
+for there in (params, world.branched(params), params.replace(dropout=None)):
     obs, state = env.reset(jax.random.key(0), there)
     out = env.step(jax.random.key(1), state, jnp.zeros(1, jnp.float32), there)
     assert not wide((obs, state, out))
@@ -168,7 +171,7 @@ frames = np.zeros((3, 64, 64, 3), np.uint8)
 assert not wide(dream_from(world, frames, np.zeros((2, 1)), jax.random.key(4)))
 for hidden in (0, 4):
     controller = world.controller(hidden)
-    found = dreamjax.learn(0, env, params, controller, dataclasses.replace(SMALL, moments=True))
+    found = dreamjax.learn(0, env, params, controller, dataclasses.replace(SMALL, branched=True))
     assert not wide((found.network, found.average, found.best))
 found = dreamjax.evolve(0, env, params, controller, controller.num_params, GENERATION)
 assert found.best.dtype == jnp.float32
@@ -212,7 +215,7 @@ def elsewhere(name):
     else:
         form = Box(*(tuple(np.broadcast_to(x, space.shape)) for x in (space.low, space.high)))
     size = int(np.prod(env.observation_space(params).shape))
-    return env, params, LinearController(size, head_of(form), bias=True)
+    return env, params, LinearController(size, distribution_of(form), bias=True)
 
 
 @pytest.mark.parametrize("name", ["PointRobot-misc", "Catch-bsuite", "FrozenLake-misc"])
@@ -227,7 +230,7 @@ def test_c_is_found_in_others_environments(name):
 
 @pytest.mark.parametrize(
     "controller",
-    [LinearController(3), LinearController(4), LinearController(4, head_of(Choice(3)))],
+    [LinearController(3), LinearController(4), LinearController(4, distribution_of(Choice(3)))],
 )
 def test_a_c_that_fits_no_environment_is_one_line(controller):
     env, params = gymnax.make("CartPole-v1")
@@ -238,7 +241,7 @@ def test_a_c_that_fits_no_environment_is_one_line(controller):
 
 @pytest.mark.parametrize("restarts, first, second", [(True, 0.1, None), (False, None, 0.1)])
 def test_worlds_with_and_without_dropout_take_turns(restarts, first, second):
-    world, config = made(), dataclasses.replace(SMALL, moments=restarts)
+    world, config = made(), dataclasses.replace(SMALL, branched=restarts)
     params, other = world.params(dropout=first), world.params(dropout=second)
     controller = world.controller()
     found = dreamjax.learn(0, world.env(), params, controller, config, others=[other])

@@ -12,7 +12,8 @@ from command import environ
 from test_pipeline import TINY
 
 import dreamjax
-from dreamjax.dream.worlds import SHIPPED, _load_exported, shipped_worlds
+from dreamjax.dream.exported import _load_exported
+from dreamjax.dream.worlds import SHIPPED, shipped_worlds
 from dreamjax.game.rollouts import read
 
 ROOT = Path(__file__).parent.parent

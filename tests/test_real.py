@@ -11,7 +11,8 @@ import pytest
 
 from dreamjax.game import car_racing, policies, take_cover
 from dreamjax.game import env as real
-from dreamjax.tasks import CAR_RACING, TAKE_COVER, TAKE_COVER_VIZDOOM, Task
+from dreamjax.task import Task
+from dreamjax.tasks import CAR_RACING, TAKE_COVER, TAKE_COVER_VIZDOOM
 
 LEFT, RIGHT, STAY = (np.array([a], np.float32) for a in (-1, 1, 0))
 

@@ -14,9 +14,10 @@ import zipfile
 import numpy as np
 import pytest
 
+from dreamjax.game import collecting, policies, rollouts
 from dreamjax.game import env as real
-from dreamjax.game import policies, rollouts
-from dreamjax.game.rollouts import DamagedShardError, Rollouts, collect, frame_counts, read, write
+from dreamjax.game.collecting import collect
+from dreamjax.game.rollouts import DamagedShardError, Rollouts, frame_counts, read, write
 from dreamjax.tasks import TAKE_COVER
 from dreamjax.training import files
 from dreamjax.training.logbook import Logbook
@@ -169,7 +170,7 @@ def test_frame_counts_and_shard_paths_ignore_what_is_not_a_shard(collected, copy
     counts = frame_counts(copy)
     assert [path.name for path in counts] == [f"shard-{i:05d}.npz" for i in range(3)]
     assert all(len(read(path).frames) == count for path, count in counts.items())
-    assert collected[1] == rollouts.Collection(collected[0], 3, 7, sum(counts.values()))
+    assert collected[1] == collecting.Collection(collected[0], 3, 7, sum(counts.values()))
 
 
 def test_a_full_disk_is_one_line_and_the_old_shard_stays(tmp_path):
@@ -269,18 +270,22 @@ def test_short_episodes_are_dropped_and_replaced(tmp_path):
     (path,) = rollouts.shard_paths(tmp_path)
     shard = read(path)
     assert summary.episodes == 5 and (shard.lengths >= 150).all()
-    job = rollouts._ShardJob(path, task, "uniform", 0, 0, 16, 150)
-    assert rollouts._was_recorded_by(job)
-    assert not rollouts._was_recorded_by(dataclasses.replace(job, min_steps=0)), "some are missing"
-    assert not rollouts._was_recorded_by(dataclasses.replace(job, min_steps=200)), "some are short"
+    job = collecting._ShardJob(path, task, "uniform", 0, 0, 16, 150)
+    assert collecting._was_recorded_by(job)
+    assert not collecting._was_recorded_by(dataclasses.replace(job, min_steps=0)), (
+        "some are missing"
+    )
+    assert not collecting._was_recorded_by(dataclasses.replace(job, min_steps=200)), (
+        "some are short"
+    )
 
 
 def test_min_steps_that_nothing_reaches_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(rollouts, "MAX_TRIES", 3)
-    job = rollouts._ShardJob(tmp_path / "a", TAKE_COVER, "uniform", 0, 0, 2, 2000)
+    monkeypatch.setattr(collecting, "MAX_TRIES", 3)
+    job = collecting._ShardJob(tmp_path / "a", TAKE_COVER, "uniform", 0, 0, 2, 2000)
     env = real.make_env(TAKE_COVER)
     with pytest.raises(ValueError, match="only 0 of 6 episodes lasted 2000 steps"):
-        rollouts.record(env, job, lambda steps: None)
+        collecting.record_shard(env, job, lambda steps: None)
     env.close()
 
 
@@ -308,18 +313,18 @@ def test_more_than_the_disk_can_hold_is_refused_before_anything_is_written(
     collected, tmp_path, monkeypatch
 ):
     sizes = [path.stat().st_size for path in rollouts.shard_paths(collected[0])]
-    assert sum(sizes) > collected[1].episodes * rollouts.EPISODE_BYTES
+    assert sum(sizes) > collected[1].episodes * collecting.EPISODE_BYTES
     disk = types.SimpleNamespace(total=25_000)
     monkeypatch.setattr(rollouts.shutil, "disk_usage", lambda path: disk)
     with pytest.raises(ValueError, match="^3 episodes need more than .*; ask for fewer") as caught:
         collect(SHORT, tmp_path, 3, 0)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
     disk.total = 10**12
-    rollouts.check_request(SHORT, tmp_path, 10**8, "held")
+    collecting.check_request(SHORT, tmp_path, 10**8, "held")
     with pytest.raises(ValueError, match="need more than 10000000 GB, but .* holds 1000 GB in all"):
-        rollouts.check_request(SHORT, tmp_path, 10**12, "held")
+        collecting.check_request(SHORT, tmp_path, 10**12, "held")
     disk.total = 0
-    rollouts.check_request(SHORT, tmp_path, 10**12, "held")  # a disk that does not tell
+    collecting.check_request(SHORT, tmp_path, 10**12, "held")  # a disk that does not tell
 
 
 def test_shards_of_unknown_origin_are_not_mixed_in(tmp_path):
@@ -394,7 +399,7 @@ def test_damaged_settings_of_no_shards_are_written_anew(tmp_path):
     path = tmp_path / "collection.json"
     path.touch()
     settings = {"policy": "held", "seed": 1, "shard_episodes": 3, "min_steps": 0}
-    rollouts._claim(tmp_path, SHORT, settings, 7, print)
+    collecting._claim(tmp_path, SHORT, settings, 7, print)
     assert json.loads(path.read_text()).items() >= (settings | {"episodes": 7}).items()
 
 

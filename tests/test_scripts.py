@@ -30,8 +30,9 @@ from benchmarks.world import DEATHS_PER_STEP, stand_in, step_flops
 from dreamjax.controller.evolution import EvolveConfig
 from dreamjax.controller.population import rollout
 from dreamjax.controller.strategies import STRATEGIES
+from dreamjax.dream.exported import export_world
 from dreamjax.dream.gymnax_env import NamedDream
-from dreamjax.dream.worlds import export_world, load_world
+from dreamjax.dream.worlds import load_world
 from dreamjax.game import rollouts
 from dreamjax.memory.heads import Mixture
 from dreamjax.memory.training import MemoryConfig

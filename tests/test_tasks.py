@@ -10,9 +10,11 @@ from gymnasium.spaces import Box, Dict, Discrete
 
 from dreamjax import actions
 from dreamjax.dream.gymnax_env import named
+from dreamjax.dream.registration import find_task, register
 from dreamjax.game import car_racing, policies
 from dreamjax.game.env import RealGame, make_env
-from dreamjax.tasks import CAR_RACING, TAKE_COVER, TASKS, Task, find_task, register
+from dreamjax.task import Task
+from dreamjax.tasks import CAR_RACING, TAKE_COVER, TASKS
 
 LOW, HIGH = np.array([-1, 0], np.float32), np.array([1, 5], np.float32)
 

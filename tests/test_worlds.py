@@ -13,10 +13,10 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
+from dreamjax.dream.exported import export_world
+from dreamjax.dream.world import World
 from dreamjax.dream.worlds import (
-    World,
     adopt_world,
-    export_world,
     load_controller,
     load_world,
     save_controller,

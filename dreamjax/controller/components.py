@@ -30,7 +30,7 @@ def directions(controller: LinearController, features: np.ndarray, count: int) -
     count = min(count, int((deviation > SMALLEST * deviation[0]).sum()))
     scale = SPREAD / np.linalg.norm(deviation[:count])
     kernel = jnp.asarray(axes[:count] * scale, jnp.float32)
-    outputs = controller.head.outputs
+    outputs = controller.distribution.outputs
 
     def spread(along: jax.Array) -> jax.Array:
         rows = along.reshape(-1, outputs)

@@ -53,7 +53,7 @@ def suited(env: Any, params: Any, controller: Controller) -> Any:
     ValueError if it is nothing that this controller can play.
     """
     seen = jax.tree.leaves(jax.eval_shape(env.reset, jax.random.key(0), params)[0])
-    size, acts = math.prod(seen[0].shape), controller.head.size
+    size, acts = math.prod(seen[0].shape), controller.distribution.size
     try:
         space = env.action_space(params)
         takes = space.n if hasattr(space, "n") else math.prod(space.shape)
@@ -65,7 +65,7 @@ def suited(env: Any, params: Any, controller: Controller) -> Any:
         raise ValueError(
             f"{env.name} shows {[list(x.shape) for x in seen]} and takes {space}; this C reads "
             f"{controller.num_features} numbers and acts by {acts}: make one of this size, "
-            "with head_of(Choice(n)) or head_of(Box(low, high))"
+            "with distribution_of(Choice(n)) or distribution_of(Box(low, high))"
         )
     discrete, plain = hasattr(space, "n"), seen[0].shape == (size,) and seen[0].dtype == jnp.float32
     if plain and not discrete and (space is None or len(space.shape) == 1):

@@ -9,28 +9,28 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from dreamjax.controller.heads import Head, KeysHead, head_of
-from dreamjax.tasks import Task
+from dreamjax.controller.distributions import ActionDistribution, KeysDistribution, distribution_of
+from dreamjax.task import Task
 from dreamjax.training.devices import plus
 
 
 class Controller:
-    """A form of C: its weights are one flat vector, and a head makes an action of its outputs."""
+    """A form of C: weights are one flat vector; a distribution makes an action of its outputs."""
 
     num_features: int
-    head: Head
+    distribution: ActionDistribution
 
     def __call__(self, weights: jax.Array, obs: jax.Array) -> jax.Array:
         """Actions [..., A] for observations [..., F] under one weight vector [D]."""
-        return self.head.act(self.outputs(weights, obs))
+        return self.distribution.act(self.outputs(weights, obs))
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearController(Controller):
-    """`W x + b`, of which a head makes the action."""
+    """`W x + b`, of which a distribution makes the action."""
 
     num_features: int  # F
-    head: Head = KeysHead()  # what becomes of the outputs
+    distribution: ActionDistribution = KeysDistribution()  # what becomes of the outputs
     bias: bool = False  # whether there is one; it comes first in the vector, then W as [F, O]
 
     hidden = 0  # units between features and outputs
@@ -38,11 +38,11 @@ class LinearController(Controller):
     @property
     def num_params(self) -> int:
         """Length D of the weight vector."""
-        return (self.num_features + self.bias) * self.head.outputs
+        return (self.num_features + self.bias) * self.distribution.outputs
 
     def outputs(self, weights: jax.Array, obs: jax.Array) -> jax.Array:
-        """[..., O], of which the head makes an action."""
-        rows = weights.reshape(-1, self.head.outputs)
+        """[..., O], of which the distribution makes an action."""
+        rows = weights.reshape(-1, self.distribution.outputs)
         if self.bias:
             return plus(jnp.dot(obs, rows[1:]), rows[0])
         return jnp.dot(obs, rows)
@@ -52,7 +52,7 @@ class LinearController(Controller):
 
         Without a bias the mean cannot be told, and x / std is meant. Linear in `weights`.
         """
-        rows = weights.reshape(-1, self.head.outputs)
+        rows = weights.reshape(-1, self.distribution.outputs)
         return rescaled_layer(rows, mean, std).ravel()
 
     def initial(self, key: jax.Array) -> jax.Array:
@@ -62,21 +62,21 @@ class LinearController(Controller):
 
 @dataclasses.dataclass(frozen=True)
 class MLPController(Controller):
-    """`V tanh(W x + b) + c`, of which a head makes the action."""
+    """`V tanh(W x + b) + c`, of which a distribution makes the action."""
 
     num_features: int  # F
-    head: Head  # what becomes of the outputs
+    distribution: ActionDistribution  # what becomes of the outputs
     hidden: int  # U; the vector is b [U], W [F, U], c [O], V [U, O], one after another
 
     @property
     def num_params(self) -> int:
         """Length D of the weight vector."""
-        return (self.num_features + 1) * self.hidden + (self.hidden + 1) * self.head.outputs
+        return (self.num_features + 1) * self.hidden + (self.hidden + 1) * self.distribution.outputs
 
     def _layers(self, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
         """b above W, [F + 1, U], and c above V, [U + 1, O]."""
         first = (self.num_features + 1) * self.hidden
-        answer = weights[first:].reshape(-1, self.head.outputs)
+        answer = weights[first:].reshape(-1, self.distribution.outputs)
         return weights[:first].reshape(-1, self.hidden), answer
 
     def outputs(self, weights: jax.Array, obs: jax.Array) -> jax.Array:
@@ -91,7 +91,7 @@ class MLPController(Controller):
         """Weights [D] to begin with: an orthogonal W, the rest zeros, so that outputs are zero."""
         shape = self.num_features, self.hidden
         body = jax.nn.initializers.orthogonal()(key, shape, jnp.float32)
-        answer = jnp.zeros((self.hidden + 1) * self.head.outputs, jnp.float32)
+        answer = jnp.zeros((self.hidden + 1) * self.distribution.outputs, jnp.float32)
         return jnp.concatenate((jnp.zeros(self.hidden, jnp.float32), body.ravel(), answer))
 
 
@@ -110,17 +110,17 @@ def controller_for(task: Task, num_features: int | None = None, hidden: int = 0)
     """
     if num_features is None:
         num_features = task.latent_size + len(task.controller_reads) * task.hidden_size
-    head = head_of(task.actions)
+    distribution = distribution_of(task.actions)
     if hidden:
-        return MLPController(num_features, head, hidden)
-    return LinearController(num_features, head, task.controller_bias)
+        return MLPController(num_features, distribution, hidden)
+    return LinearController(num_features, distribution, task.controller_bias)
 
 
 def controller_of_size(task: Task, num_features: int, size: int) -> Controller:
     """A task's C of D = `size` weights: linear, or with the hidden units that make it so."""
     found = controller_for(task, num_features)
     if size != found.num_params:
-        outputs = found.head.outputs
+        outputs = found.distribution.outputs
         hidden = (size - outputs) // (num_features + 1 + outputs)
         found = controller_for(task, num_features, max(hidden, 1))
     if size != found.num_params:

@@ -30,9 +30,19 @@ from dreamjax.controller.population import (
     keep_best,
     rollout,
 )
-from dreamjax.tasks import GAMMA, Task
+from dreamjax.controller.ppo import (
+    Network,
+    Scales,
+    Steps,
+    advantages,
+    critic,
+    initial_network,
+    ppo_loss,
+    scales_of,
+)
+from dreamjax.task import GAMMA, Task
 from dreamjax.training.checkpoint import Store
-from dreamjax.training.devices import plus, theirs
+from dreamjax.training.devices import theirs
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.mesh import AXIS, SPLIT, WHOLE, devices_for, on_all, split
@@ -40,7 +50,6 @@ from dreamjax.training.settings import SettingError, require_positive, require_w
 
 SHARED = "gcd(learn.num_envs, draws of a minibatch)"
 _WITHIN = {"gae_lambda": "[0, 1]", "ent_coef": "[0, inf)", "averaging": "[0, 1)"}
-SMALLEST_STD = 1e-3  # of a feature that C learns to read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +59,9 @@ class LearnConfig:
     steps: int = 20_000_000  # dream steps in all
     num_envs: int = 256  # dreams side by side
     num_steps: int = 128  # steps of each between two updates
-    moments: bool | None = None  # dream anew for every update, from moments; None: as the task says
+    branched: bool | None = (
+        None  # dream anew for every update, from start states; None: as the task says
+    )
     update_epochs: int = 3  # passes over those steps
     num_minibatches: int = 8  # gradient steps of a pass
     learning_rate: float = 5e-4  # Adam's at first; it falls to a fifth of it
@@ -113,29 +124,6 @@ class LearnConfig:
 
 
 @struct.dataclass
-class Network:
-    """What is learnt: C, and a critic that nobody needs afterwards."""
-
-    weights: jax.Array  # [D] the controller's
-    body: jax.Array  # [F, U] the critic's tanh layer
-    body_bias: jax.Array  # [U]
-    value: jax.Array  # [U] the critic's answer
-    spread: jax.Array | None = None  # what else is learnt of C's draws, see `Head`
-
-
-@struct.dataclass
-class Scales:
-    """How large the features are that C reads, [F] each.
-
-    M's numbers differ a hundredfold in size. A gradient turns first to the large ones, whatever
-    they tell; so C learns as if all had mean 0 and standard deviation 1.
-    """
-
-    mean: jax.Array
-    std: jax.Array
-
-
-@struct.dataclass
 class Learning:
     """Everything learning needs to go on, and its best result so far.
 
@@ -152,19 +140,6 @@ class Learning:
     env_state: Any
     best: jax.Array
     best_score: jax.Array
-
-
-@struct.dataclass
-class Steps:
-    """What happened, [T, E] of each but what C did, [R, E]; each draw was held for T / R steps."""
-
-    obs: jax.Array  # what C read
-    drawn: jax.Array  # what it drew
-    log_prob: jax.Array  # of that
-    value: jax.Array  # what the critic says of where a step begins
-    reward: jax.Array  # as the critic counts it
-    next_value: jax.Array  # of what follows, times its chance; even where the episode was cut short
-    done: jax.Array  # whether the episode was over, 0 or 1
 
 
 def learn(
@@ -184,12 +159,12 @@ def learn(
 ) -> Learning:
     """Learn a controller's weights in a gymnax environment.
 
-    While it learns, C draws its actions; awake it acts as its head makes of its outputs, the
-    likeliest or the mean of what it would draw.
+    While it learns, C draws its actions; awake it does the likeliest of what it would
+    draw, or its mean.
 
     Args:
       seed, env, env_params, log, store, meta: as for `evolve`.
-      controller: C, whose head acts as the environment is to be acted on.
+      controller: C, whose distribution acts as the environment is to be acted on.
       config: sizes and rates.
       start: [D] weights to go on from; `controller.initial`, which plays at random, if None.
       whole: parameters of the evaluations, where those of `env_params` are no whole episodes.
@@ -282,7 +257,7 @@ class Updates:
         key = jax.random.fold_in(self.key, number)
         key_play, key_learn, key_begin = jax.random.split(key, 3)
         loop = state.obs, state.env_state
-        if self.config.moments:
+        if self.config.branched:
             loop = self._begun(key_begin, env_params)
         loop, (steps, reward) = self._play(key_play, state.network, loop, env_params)
         learnt = state.network, state.optimiser
@@ -368,9 +343,12 @@ class Updates:
 
     def act(self, key: jax.Array, network: Network, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """A draw [...] for features [..., F], and the action [..., A] that it is."""
-        head, out = self.controller.head, self.controller.outputs(network.weights, obs)
-        drawn = head.draw(key, out, network.spread)
-        return drawn, head.action(out, drawn)
+        distribution, out = (
+            self.controller.distribution,
+            self.controller.outputs(network.weights, obs),
+        )
+        drawn = distribution.draw(key, out, network.spread)
+        return drawn, distribution.action(out, drawn)
 
     def judged(self, network: Network, obs, drawn, value, reward, next_value, done) -> Steps:
         """`Steps` of what was drawn and what came of it."""
@@ -378,7 +356,7 @@ class Updates:
         return Steps(
             obs=obs,
             drawn=drawn,
-            log_prob=self.controller.head.log_prob(out, network.spread, drawn),
+            log_prob=self.controller.distribution.log_prob(out, network.spread, drawn),
             value=value,
             reward=reward * (1 - self.config.gamma),  # so that values stay near 1
             next_value=next_value,
@@ -403,61 +381,15 @@ class Updates:
 
     def loss(self, network: Network, steps: Steps, advantage: jax.Array) -> jax.Array:
         """`ppo_loss` of N steps for a network."""
-        head, out = self.controller.head, self.controller.outputs(network.weights, steps.obs)
-        log_prob = head.log_prob(out, network.spread, steps.drawn)
-        entropy, value = head.entropy(out, network.spread), critic(network, steps.obs)
+        distribution, out = (
+            self.controller.distribution,
+            self.controller.outputs(network.weights, steps.obs),
+        )
+        log_prob = distribution.log_prob(out, network.spread, steps.drawn)
+        entropy, value = distribution.entropy(out, network.spread), critic(network, steps.obs)
         return ppo_loss(log_prob, entropy, value, steps, advantage, self.config)
 
     def _evaluation(self, state: Learning, number: jax.Array, env_params: Any):
         key, weights = evaluation_key(self.key, number), state.average
         given = self.env, env_params, self.controller, weights[None], self.config.eval_rollouts
         return keep_best(state, weights, rollout(key, *given, mesh=self.mesh).score.mean())
-
-
-def ppo_loss(log_prob, entropy, value, steps: Any, advantage: jax.Array, config: Any) -> jax.Array:
-    """PPO's clipped objective, the critic's squared error, and the entropy, of N steps.
-
-    `log_prob`, `entropy` and `value` [N] are as the network has them now; those of `steps` as it
-    had them when it acted. `config` has `clip_eps` and `ent_coef`.
-    """
-    ratio = jnp.exp(log_prob - steps.log_prob)
-    scaled = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    clipped = jnp.clip(ratio, 1 - config.clip_eps, 1 + config.clip_eps)
-    gain = jnp.minimum(ratio * scaled, clipped * scaled).mean()
-    error = ((value - (advantage + steps.value)) ** 2).mean()
-    return 0.5 * error - gain - config.ent_coef * entropy.mean()
-
-
-def initial_network(key, controller: Controller, weights: jax.Array, units: int) -> Network:
-    """C as it is, and an untrained critic that reads the same features."""
-    orthogonal = jax.nn.initializers.orthogonal()
-    key_body, key_value = jax.random.split(key)
-    return Network(
-        weights=jnp.array(weights),
-        body=orthogonal(key_body, (controller.num_features, units), jnp.float32),
-        body_bias=jnp.zeros(units, jnp.float32),
-        value=orthogonal(key_value, (units, 1), jnp.float32)[:, 0],
-        spread=controller.head.first_spread(),
-    )
-
-
-def critic(network: Network, obs: jax.Array) -> jax.Array:
-    """Discounted rewards to come, [...] of observations [..., F]."""
-    return jnp.tanh(plus(obs @ network.body, network.body_bias)) @ network.value
-
-
-def scales_of(steps: Steps) -> Scales:
-    return Scales(steps.obs.mean((0, 1)), jnp.maximum(steps.obs.std((0, 1)), SMALLEST_STD))
-
-
-def advantages(steps: Any, config: Any) -> jax.Array:
-    """Generalised advantage estimates [T, E] of `Steps` (arXiv:1506.02438)."""
-
-    def back(later, now):
-        error, done = now
-        advantage = error + config.gamma * config.gae_lambda * (1.0 - done) * later
-        return advantage, advantage
-
-    errors = steps.reward + config.gamma * steps.next_value - steps.value
-    nothing = jnp.zeros_like(errors[0])
-    return jax.lax.scan(back, nothing, (errors, steps.done), reverse=True)[1]

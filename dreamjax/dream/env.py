@@ -18,11 +18,11 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from dreamjax.dream.moments import Moments
+from dreamjax.dream.start_states import StartStates
 from dreamjax.memory.heads import total_logit
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.model import Bounds, Carry, Mask, Memory, bounds_of
-from dreamjax.tasks import Task
+from dreamjax.task import Task
 from dreamjax.training.settings import SettingError
 
 LARGEST = float(np.finfo(np.float32).max) / 2  # of a state: what M remembers has no other bound
@@ -85,7 +85,7 @@ class EnvParams(environment.EnvParams):
     death_threshold: float = PAPER_THRESHOLD
     death_noise: float = PAPER_NOISE
     max_steps_in_episode: int = 1000  # steps after which a dream is truncated
-    moments: Moments | None = None  # where dreams begin in place of first frames
+    start_states: StartStates | None = None  # where dreams begin in place of first frames
     dropout: float | None = None  # probability, below 1, that a dream drops a number of z, or of h,
     # that M reads, from its first step to its last; None drops nothing
 
@@ -187,8 +187,8 @@ def env_params(
     )
 
 
-def state_at(now: Moments) -> EnvState:
-    """Where a dream is that goes on from one moment, which has no axis N."""
+def state_at(now: StartStates) -> EnvState:
+    """Where a dream is that goes on from one start state, which has no axis N."""
     time = now.age.astype(jnp.int32)
     return EnvState(time=time, z=now.z, carry=now.carry, dead=jnp.bool_(False))
 
@@ -244,16 +244,16 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         )
 
     def reset_env(self, key: jax.Array, params: EnvParams) -> tuple[jax.Array, EnvState]:
-        """Start from a real first frame's posterior with an empty memory, or from a moment."""
-        if params.moments is not None:
-            number = jax.random.randint(key, (), 0, len(params.moments.age), jnp.int32)
-            state = state_at(jax.tree.map(lambda x: x[number], params.moments))
+        """Start from a real first frame's posterior with an empty memory, or from a start state."""
+        if params.start_states is not None:
+            number = jax.random.randint(key, (), 0, len(params.start_states.age), jnp.int32)
+            state = state_at(jax.tree.map(lambda x: x[number], params.start_states))
         else:
             key_start, key_z = jax.random.split(key)
             start = jax.random.randint(key_start, (), 0, len(params.initial_mu), jnp.int32)
             mu, logvar = params.initial_mu[start], params.initial_logvar[start]
             z = mu + jnp.exp(logvar / 2) * jax.random.normal(key_z, mu.shape, mu.dtype)
-            state = state_at(Moments(jnp.int32(0), z, params.memory.initial_carry()))
+            state = state_at(StartStates(jnp.int32(0), z, params.memory.initial_carry()))
         state = state.replace(mask=params.draw_mask(key))
         return self.observe(key, state, None, params), state
 

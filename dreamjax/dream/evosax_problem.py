@@ -11,7 +11,7 @@ from evosax.problems.problem import Problem, State
 
 from dreamjax.controller.population import rollout
 from dreamjax.dream.env import EnvParams
-from dreamjax.dream.worlds import World
+from dreamjax.dream.world import World
 
 
 class DreamProblem(Problem):

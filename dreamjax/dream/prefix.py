@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamjax.dream.env import EnvState, state_at
-from dreamjax.dream.moments import Moments
-from dreamjax.dream.worlds import World
+from dreamjax.dream.start_states import StartStates
+from dreamjax.dream.world import World
 from dreamjax.memory.latents import posteriors
-from dreamjax.tasks import FRAME_SHAPE
+from dreamjax.task import FRAME_SHAPE
 
 
 def dream_from(
@@ -46,7 +46,7 @@ def dream_from(
     if len(actions):
         inputs = world.memory.inputs(z[:-1], world.env().clipped(actions), ages)
         carry = world.memory.run(carry, inputs, (ages == 0).astype(jnp.float32))[0]
-    state = state_at(Moments(jnp.int32(len(actions)), z[-1], carry))
+    state = state_at(StartStates(jnp.int32(len(actions)), z[-1], carry))
     return state.replace(mask=world.params(dropout=dropout).draw_mask(key))
 
 

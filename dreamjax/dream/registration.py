@@ -1,5 +1,7 @@
 """The dreams' names in the registries of gymnax and gymnasium, without importing jax."""
 
+import contextlib
+import dataclasses
 import functools
 import os
 import sys
@@ -9,8 +11,11 @@ from typing import Any
 import gymnasium
 import wrapt
 
-from dreamjax.actions import Choice, Keys
-from dreamjax.tasks import TASKS, Task
+from dreamjax.actions import Actions, Choice, Keys, actions_of
+from dreamjax.game.env import GameError, opened
+from dreamjax.importing import find
+from dreamjax.task import Task
+from dreamjax.tasks import GAMES, TASKS
 
 _lost = []  # whether this process is a fork of one that had used jax
 
@@ -81,3 +86,60 @@ def check_process() -> None:
             'gymnasium.make_vec(ID, n, vectorization_mode="vector_entry_point"), or '
             '"async" with vector_kwargs={"context": "spawn"}'
         )
+
+
+def register(task: Task) -> Task:
+    """Make a task known: to the command, to `load_world`, and its dream to gymnax and gymnasium.
+
+    Args:
+      task: the game. Where its actions are not given, the game is made once to see them.
+
+    A task of the same name takes the place of the one before, unless that came with dreamjax.
+
+    Returns:
+      the task, complete.
+
+    Raises:
+      ValueError: dreamjax has another task of that name, or the game cannot be used.
+    """
+    if task.actions is None:
+        task = dataclasses.replace(task, actions=_seen_actions(task))
+    known = TASKS.get(task.name)
+    if known == task:
+        return known
+    if known in GAMES:
+        raise ValueError(f"another task is called {task.name}; choose another name")
+    TASKS[task.name] = task
+    register_dream(task)
+    return task
+
+
+def _seen_actions(task: Task) -> Actions:
+    game = opened(task)
+    try:
+        return actions_of(getattr(game, "action_space", None))
+    except ValueError as error:
+        raise GameError(f"{task.name}: {error}") from None
+    finally:
+        with contextlib.suppress(Exception):
+            game.close()
+
+
+def find_task(name: str) -> Task:
+    """A known task by its name, or the task that "module:ATTRIBUTE" names, registered.
+
+    Raises:
+      ValueError: neither; one line.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    if ":" not in name:
+        known = ", ".join(TASKS)
+        raise ValueError(
+            f"no task is called {name!r}; choose one of {known}, or name your own as "
+            "module:ATTRIBUTE"
+        )
+    task = find(name)
+    if not isinstance(task, Task):
+        raise ValueError(f"{name} is no dreamjax.Task, but {type(task).__name__}")
+    return register(task)

@@ -2,20 +2,4 @@
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "calibrate": ["true_temperature"],
-        "compare": [
-            "dreamt_play",
-            "dreamt_returns",
-            "dreamt_scores",
-            "hazard",
-            "open_loop",
-            "rank_correlation",
-            "reconstruction",
-        ],
-        "departures": ["departures"],
-        "probe": ["known"],
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from dreamjax.dream.worlds import World
+from dreamjax.dream.world import World
 from dreamjax.fidelity.compare import dreamt_play
 
 RANGE = 0.75, 2.0  # tau is looked for between them

@@ -18,10 +18,11 @@ from dreamjax.controller.model import Controller
 from dreamjax.controller.population import Dreamt, rollout
 from dreamjax.dream.env import DreamEnv
 from dreamjax.dream.unroll import follow, unroll
-from dreamjax.dream.worlds import World
+from dreamjax.dream.world import World
 from dreamjax.game import policies
 from dreamjax.memory.latents import LatentSequences
-from dreamjax.tasks import Colour, Task
+from dreamjax.task import Task
+from dreamjax.tasks import Colour
 from dreamjax.training.logbook import Logbook
 from dreamjax.vision.model import VAE, pictures
 

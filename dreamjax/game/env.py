@@ -6,24 +6,23 @@ Original: `doomrnn/doomreal.py`, `carracing/env.py`.
 
 import contextlib
 import dataclasses
-import functools
 import importlib
 import importlib.metadata
 import math
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 
 from dreamjax.actions import actions_of, in_a_line
-from dreamjax.game.pictures import Eye
-from dreamjax.tasks import FRAME_SHAPE, TASKS, Task, find
+from dreamjax.game.pictures import Eye, shrunk
+from dreamjax.importing import find
+from dreamjax.task import FRAME_SHAPE, Task
+from dreamjax.tasks import TASKS
 
 SWITCH = "dreamjax_screen"  # an attribute by which a game can be told not to draw
-CONTRAST = 32  # between the darkest and the brightest value that a game shows, at least
-LEAST_LOOKS, MOST_LOOKS = 4, 64  # steps that `look` plays: at first, and until it sees so much
 _SLACK = 1e-3  # of half a number's range, by which rounding may carry an action past its bounds
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), 2.0**-149
 
@@ -101,51 +100,6 @@ def in_a_sentence(error: BaseException) -> str:
     except Exception:  # of a `__str__`
         return type(error).__name__
     return text if len(text) < 300 else f"{text[:300]}..."
-
-
-def look(game: "RealGame", job: None, tick: Callable[[int], None]) -> None:
-    """Look at a game before anything of it is recorded; runs in a worker that then ends.
-
-    Raises:
-      GameError: it shows next to nothing, a process can hold only one such game though the task
-        does not say so, or as `RealGame`.
-    """
-    del job
-    task, rng = game.task, np.random.default_rng(0)
-    low, high, over = 255, 0, True
-    for step in range(MOST_LOOKS):
-        if over:
-            (frame, _), over = game.reset(seed=task.seeds - 1), False
-        else:
-            frame, _, terminated, truncated, _ = game.step(task.actions.draw(rng))
-            over = terminated or truncated
-        tick(1)
-        low, high = min(low, int(frame.min())), max(high, int(frame.max()))
-        if step >= LEAST_LOOKS and high - low >= CONTRAST and not over:
-            break
-    if high - low < CONTRAST:
-        raise GameError(
-            f"{task.name} shows pictures whose values are all from {low} to {high} of 255; scale "
-            "them, find others by Task.picture, or mend what draws or crops them"
-        )
-    if not (task.one_per_process or over):
-        _look_beside(game, tick)
-
-
-def _look_beside(game: "RealGame", tick: Callable[[int], None]) -> None:
-    """Play a second game in this process, while the first is in the middle of an episode."""
-    task = game.task
-    try:
-        second = make_env(task)
-        tick(0)
-        second.reset(seed=task.seeds - 1)
-        tick(0)
-        game.step(task.actions.draw(np.random.default_rng(1)))
-    except Exception as error:
-        raise GameError(
-            f"{task.name}: a second game in one process fails "
-            f"({in_a_sentence(error.__cause__ or error)}); set one_per_process=True in its Task"
-        ) from error
 
 
 def engine_seed(seed: int) -> int:
@@ -395,49 +349,3 @@ def _with_actions(task: Task, game: gymnasium.Env) -> Task:
     if (theirs.size, theirs.low, theirs.high) != (ours.size, ours.low, ours.high):
         raise GameError(f"{task.name} has the actions {in_a_line(space)}, but its task says {ours}")
     return dataclasses.replace(task, actions=ours)
-
-
-def shrunk(picture: np.ndarray, crop: tuple[int, int, int, int] | None) -> np.ndarray:
-    """What V sees of a picture uint8 [height, width, 3], uint8 [64, 64, 3].
-
-    Raises:
-      ValueError: the crop is no part of the picture.
-    """
-    height, width = picture.shape[:2]
-    if crop is not None:
-        top, bottom, left, right = crop
-        if not (0 <= top < bottom <= height and 0 <= left < right <= width):
-            raise ValueError(
-                f"shows pictures of {height} rows and {width} columns, of which the crop (top, "
-                f"bottom, left, right) = {crop} is no part; mend Task.crop"
-            )
-        picture = picture[top:bottom, left:right]
-    return _shrinker(*picture.shape[:2])(picture)
-
-
-@functools.cache
-def _shrinker(height: int, width: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Area average of frames uint8 [height, width, 3] down to 64x64.
-
-    Every pixel counts by the area it covers, so a fireball two pixels wide stays visible.
-    """
-    row_groups, rows = _area_weights(height, FRAME_SHAPE[0])
-    column_groups, columns = _area_weights(width, FRAME_SHAPE[1])
-    columns = np.ascontiguousarray(np.kron(columns, np.eye(3, dtype=np.float32)).T)
-
-    def shrink(frame: np.ndarray) -> np.ndarray:
-        wide = frame.astype(np.float32).reshape(height * column_groups, -1) @ columns
-        small = rows @ wide.reshape(row_groups, -1, 3 * FRAME_SHAPE[1])
-        return (small + 0.5).reshape(FRAME_SHAPE).astype(np.uint8)
-
-    return shrink
-
-
-def _area_weights(source: int, target: int) -> tuple[int, np.ndarray]:
-    """Number of equal blocks on the axis, and the weights [out, in] inside each."""
-    blocks = math.gcd(source, target)
-    source, target = source // blocks, target // blocks
-    edges = np.arange(target + 1) * source / target
-    pixels = np.arange(source)
-    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return blocks, (overlap.clip(min=0) * target / source).astype(np.float32)

@@ -15,7 +15,7 @@ import numpy as np
 
 from dreamjax.game import policies
 from dreamjax.game.workers import RETRIES, LostError, Worker, WorkerError, silent, worker_count
-from dreamjax.tasks import Task
+from dreamjax.task import Task
 from dreamjax.training.logbook import Logbook
 
 

@@ -3,6 +3,8 @@
 Legend: H rows and W columns of a picture, C its channels, k pictures of a stack.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ import gymnasium
 import numpy as np
 
 from dreamjax.actions import in_a_line
+from dreamjax.task import FRAME_SHAPE
 
 SMALLEST = 32  # sides of a picture; what is smaller is a grid of symbols, if the game can draw too
 DRAWING = ("rgb_array", "rgb_array_list")  # render modes that give pictures
@@ -149,3 +152,49 @@ def _opaque(picture: np.ndarray) -> np.ndarray:
 
 def _has(found: dict[str, Any]) -> str:
     return f"it has {', '.join(found)}" if found else "it has none"
+
+
+def shrunk(picture: np.ndarray, crop: tuple[int, int, int, int] | None) -> np.ndarray:
+    """What V sees of a picture uint8 [height, width, 3], uint8 [64, 64, 3].
+
+    Raises:
+      ValueError: the crop is no part of the picture.
+    """
+    height, width = picture.shape[:2]
+    if crop is not None:
+        top, bottom, left, right = crop
+        if not (0 <= top < bottom <= height and 0 <= left < right <= width):
+            raise ValueError(
+                f"shows pictures of {height} rows and {width} columns, of which the crop (top, "
+                f"bottom, left, right) = {crop} is no part; mend Task.crop"
+            )
+        picture = picture[top:bottom, left:right]
+    return _shrinker(*picture.shape[:2])(picture)
+
+
+@functools.cache
+def _shrinker(height: int, width: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Area average of frames uint8 [height, width, 3] down to 64x64.
+
+    Every pixel counts by the area it covers, so a fireball two pixels wide stays visible.
+    """
+    row_groups, rows = _area_weights(height, FRAME_SHAPE[0])
+    column_groups, columns = _area_weights(width, FRAME_SHAPE[1])
+    columns = np.ascontiguousarray(np.kron(columns, np.eye(3, dtype=np.float32)).T)
+
+    def shrink(frame: np.ndarray) -> np.ndarray:
+        wide = frame.astype(np.float32).reshape(height * column_groups, -1) @ columns
+        small = rows @ wide.reshape(row_groups, -1, 3 * FRAME_SHAPE[1])
+        return (small + 0.5).reshape(FRAME_SHAPE).astype(np.uint8)
+
+    return shrink
+
+
+def _area_weights(source: int, target: int) -> tuple[int, np.ndarray]:
+    """Number of equal blocks on the axis, and the weights [out, in] inside each."""
+    blocks = math.gcd(source, target)
+    source, target = source // blocks, target // blocks
+    edges = np.arange(target + 1) * source / target
+    pixels = np.arange(source)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return blocks, (overlap.clip(min=0) * target / source).astype(np.float32)

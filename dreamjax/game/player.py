@@ -22,7 +22,8 @@ import numpy as np
 
 from dreamjax.game import scratch
 from dreamjax.game.env import EngineCrashError, RealGame, make_env
-from dreamjax.tasks import Task, find
+from dreamjax.importing import find
+from dreamjax.task import Task
 from dreamjax.training.settings import PLAYING
 
 _TICK_SECONDS = 1.0

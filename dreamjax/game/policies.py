@@ -12,7 +12,8 @@ import numpy as np
 
 from dreamjax.actions import Actions
 from dreamjax.game.env import RealGame, engine_seed, in_a_sentence
-from dreamjax.tasks import Task, find
+from dreamjax.importing import find
+from dreamjax.task import Task
 
 Policy = Callable[..., np.ndarray]  # (step, frame) -> action; without a frame if it never looks
 

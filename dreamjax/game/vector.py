@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dreamjax.game.workers import RETRIES, LostError, Worker, WorkerError, silent, worker_count
-from dreamjax.tasks import Task
+from dreamjax.task import Task
 
 
 class Steps(NamedTuple):

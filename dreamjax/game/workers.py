@@ -17,7 +17,7 @@ from multiprocessing.connection import Pipe
 from typing import Any
 
 from dreamjax.game.scratch import Scratch
-from dreamjax.tasks import Task
+from dreamjax.task import Task
 from dreamjax.training import container
 from dreamjax.training.settings import PLAYING, check_guarded
 

@@ -2,15 +2,4 @@
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "model": ["Memory"],
-        "lstm": ["MDNRNN"],
-        "kinds": ["KINDS", "find_kind"],
-        "heads": ["EventMixture", "Mixture", "Prediction"],
-        "latents": ["LatentSequences", "encode_rollouts", "read_latents"],
-        "training": ["MemoryConfig", "train_memory"],
-        "metrics": ["calibrated_threshold", "memory_metrics"],
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -4,9 +4,9 @@ from typing import Any
 
 from flax import nnx, serialization
 
+from dreamjax.importing import find
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.model import Memory
-from dreamjax.tasks import find
 from dreamjax.training.settings import SettingError
 
 KINDS: dict[str, type[Memory]] = {"lstm": MDNRNN}

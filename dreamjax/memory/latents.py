@@ -14,11 +14,11 @@ import jax
 import numpy as np
 
 from dreamjax.game import rollouts
-from dreamjax.tasks import FRAME_SHAPE
+from dreamjax.task import FRAME_SHAPE
 from dreamjax.training import files
 from dreamjax.training.checkpoint import digest
 from dreamjax.training.logbook import Logbook
-from dreamjax.training.team import Team
+from dreamjax.training.processes import Processes
 from dreamjax.vision.model import VAE
 
 FORMAT = 1
@@ -137,24 +137,26 @@ def encode_rollouts(
     latents_directory: Path | str,
     *,
     log: Logbook,
-    team: Team | None = None,
+    processes: Processes | None = None,
 ) -> None:
     """Encode every shard of rollouts that this V has not encoded yet; again goes on after a stop.
 
     Args:
-      vae, log, team: V; as for `rollouts.collect`.
-      rollouts_directory: shards written by `rollouts.collect`.
+      vae, log, processes: V; as for `collecting.collect`.
+      rollouts_directory: shards written by `collecting.collect`.
       latents_directory: receives one file for each shard.
 
     Raises:
       ValueError: no rollouts there.
     """
-    team = team or Team()
-    counts = team.first_then_all(lambda: rollouts.frame_counts(rollouts_directory, say=log.say))
+    processes = processes or Processes()
+    counts = processes.first_then_all(
+        lambda: rollouts.frame_counts(rollouts_directory, say=log.say)
+    )
     if not counts:
         raise ValueError(f"no rollouts in {rollouts_directory}; collect some first")
     latents_directory, vision = files.writable(latents_directory), digest(vae)
-    own = team.own(list(counts))
+    own = processes.own(list(counts))
     todo = [path for path in own if not _is_encoded(path, latents_directory / path.name, vision)]
     total, left = (sum(counts[path] for path in paths) for paths in (own, todo))
     with log.progress("encode", total, "frames", total - left) as bar:
@@ -165,7 +167,7 @@ def encode_rollouts(
             found = LatentSequences(mu=mu, logvar=logvar, vision=vision, **kept)
             _write(latents_directory / path.name, found)
             bar.advance(counts[path])
-    team.wait("all frames are encoded")
+    processes.wait("all frames are encoded")
 
 
 def posteriors(vae: VAE, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import heapq
 import jax
 import numpy as np
 
-from dreamjax.memory import training
+from dreamjax.memory import batches, loss
 from dreamjax.memory.heads import total_logit
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.model import Memory
@@ -43,14 +43,14 @@ def memory_metrics(
       false_alarms: alarms more than that before a death or where none came, per 1000 steps.
     """
     nll, logit, reward = _teacher_forced(memory, latents, seed)
-    frames = jax.tree.map(np.asarray, training.on_device(latents, memory.num_ends))
+    frames = jax.tree.map(np.asarray, batches.on_device(latents, memory.num_ends))
     found = {"nll": _ratio((nll * frames.follows).sum(), frames.follows.sum())}
     found |= _baselines(frames)
     if reward is not None:
         spread = frames.reward.var()
         found["reward_r2"] = _ratio(spread - ((reward - frames.reward) ** 2).mean(), spread)
     if logit is not None:
-        entropy = np.asarray(training.cross_entropy(logit, frames.end, death_weight))
+        entropy = np.asarray(loss.cross_entropy(logit, frames.end, death_weight))
         found["death_loss"] = _ratio((entropy * frames.judged).sum(), frames.judged.sum())
         found |= _death_metrics((logit > threshold).any(axis=1), frames, latents)
     return found
@@ -66,7 +66,7 @@ def calibrated_threshold(memory: Memory, latents: LatentSequences, *, seed: int 
     _, logit, _ = _teacher_forced(memory, latents, seed)
     if logit is None or not latents.terminated.any():
         return 0.0
-    judged = np.asarray(training.on_device(latents, memory.num_ends).judged) > 0
+    judged = np.asarray(batches.on_device(latents, memory.num_ends).judged) > 0
     logit = np.asarray(total_logit(logit))[judged].astype(float)
     deaths = float(latents.terminated.sum())
     from scipy import optimize, special  # nearly a second's import, for this alone
@@ -78,8 +78,8 @@ def calibrated_threshold(memory: Memory, latents: LatentSequences, *, seed: int 
 def _teacher_forced(memory, latents, seed, lanes=100, length=200):
     """Of every frame nats [N], logits of ends [N, K], expected reward [N]; None: not predicted."""
     index, valid = _pack(latents.lengths, min(lanes, len(latents.lengths)), length)
-    layout = training.Layout(index.shape[1], len(valid) // length, length)
-    frames = training.on_device(latents, memory.num_ends)
+    layout = batches.Layout(index.shape[1], len(valid) // length, length)
+    frames = batches.on_device(latents, memory.num_ends)
     carry, told = memory.initial_carry((layout.lanes,)), []
     for batch, (places, real) in enumerate(zip(*layout.cut(index, valid), strict=True)):
         key = jax.random.fold_in(jax.random.key(seed), batch)
@@ -91,8 +91,8 @@ def _teacher_forced(memory, latents, seed, lanes=100, length=200):
 
 @jax.jit
 def _predict(memory, carry, frames, key, index, valid):
-    carry, nll, found = training.predict_sequences(
-        memory, carry, training.gather(frames, key, index, valid)
+    carry, nll, found = loss.predict_sequences(
+        memory, carry, batches.gather(frames, key, index, valid)
     )
     return carry, nll, found.end, found.reward
 
@@ -106,7 +106,7 @@ def _pack(lengths: np.ndarray, lanes: int, unit: int) -> tuple[np.ndarray, np.nd
     steps = -(-max(heap)[0] // unit) * unit
     index, valid = np.zeros((steps + 1, lanes), np.int32), np.zeros((steps, lanes), bool)
     for total, lane, episodes in heap:
-        index[:total, lane] = training.frames_of(np.array(episodes), lengths)
+        index[:total, lane] = batches.frames_of(np.array(episodes), lengths)
         valid[:total, lane] = True
     return index, valid
 
@@ -115,7 +115,7 @@ def _ratio(part, whole) -> float:
     return float(part / whole) if whole else 0.0
 
 
-def _baselines(frames: training.Frames) -> dict[str, float]:
+def _baselines(frames: batches.Frames) -> dict[str, float]:
     """Nats per dimension of best-fitting Gaussians, expected over z's posteriors."""
     mu, logvar = frames.mu.astype(np.float32), frames.logvar.astype(np.float32)
     variance = np.exp(logvar)
@@ -127,7 +127,7 @@ def _baselines(frames: training.Frames) -> dict[str, float]:
     return {"nll_marginal": nats(spread), "nll_copy": nats(copy)}
 
 
-def _death_metrics(alarm, frames: training.Frames, latents: LatentSequences) -> dict[str, float]:
+def _death_metrics(alarm, frames: batches.Frames, latents: LatentSequences) -> dict[str, float]:
     death, judged = frames.end.any(axis=1), frames.judged > 0
     alarm = alarm & judged
     leads, near = [], np.zeros_like(alarm)

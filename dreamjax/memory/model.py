@@ -14,7 +14,7 @@ from flax import nnx, struct
 from dreamjax.actions import Keys
 from dreamjax.memory import heads as outputs
 from dreamjax.memory.heads import Prediction
-from dreamjax.tasks import Task
+from dreamjax.task import Task
 from dreamjax.training.devices import plus, tile
 from dreamjax.vision import layers
 

@@ -8,7 +8,7 @@ its episodes; K ways to end. Everything is time-major. Several devices share the
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -19,11 +19,12 @@ from flax import nnx, struct
 from jax.sharding import Mesh, PartitionSpec
 
 from dreamjax.actions import Keys
-from dreamjax.memory.heads import Prediction
+from dreamjax.memory.batches import Frames, Layout, epoch_order, gather, on_device
 from dreamjax.memory.kinds import find_kind
-from dreamjax.memory.latents import LatentSequences, first_frames
-from dreamjax.memory.model import FORM, VARIANT, Carry, Mask, Memory, reset, with_events
-from dreamjax.tasks import Task
+from dreamjax.memory.latents import LatentSequences
+from dreamjax.memory.loss import memory_loss, with_guesses
+from dreamjax.memory.model import FORM, VARIANT, Carry, Memory, reset, with_events
+from dreamjax.task import Task
 from dreamjax.training.checkpoint import Store
 from dreamjax.training.devices import cast, device_memory, product_dtype, theirs
 from dreamjax.training.fit import fit
@@ -42,117 +43,6 @@ from dreamjax.training.settings import require_positive, require_within
 
 DIVERGED = 1e3  # loss of an M past hope; one that knows nothing starts below 10
 COPIES = 4  # of M's weights in training: they, the gradient, and Adam's two means
-LEAST_SPREAD = 0.1  # of rewards, in a task's scale of them: what varies less is not magnified
-PER_FRAME = ("action", "age", "follows", "judged", "end", "reward")  # fields of `Steps`
-
-
-@struct.dataclass(kw_only=True)
-class Steps:
-    """What happened after each frame; float32."""
-
-    action: jax.Array  # [..., A]
-    age: jax.Array  # [...], frames since the episode's first
-    follows: jax.Array  # [...], 1 where the next frame belongs to the same episode
-    judged: jax.Array  # [...], 1 where it is known whether the action led to an end
-    end: jax.Array  # [..., K], 1 where it did, for each way to end
-    reward: jax.Array  # [...], what the action earned
-    variance: jax.Array | float = 1.0  # [], of the rewards of the whole data set
-
-
-@struct.dataclass(kw_only=True)
-class Frames(Steps):
-    """A data set on the device, [N]: what happened, and V's posteriors [N, Z] as encoded."""
-
-    mu: jax.Array
-    logvar: jax.Array
-
-
-@struct.dataclass(kw_only=True)
-class Sequences(Steps):
-    """What M trains on: lanes of frames, [T, B]."""
-
-    z: jax.Array  # float32 [T + 1, B, Z]; z[t + 1] is what z[t] is to predict
-    valid: jax.Array  # float32 [T, B], 0 past a lane's end
-    read: jax.Array | None = None  # float32 [T, B, Z], what M reads at each step; None is z itself
-    mask: Mask | None = None  # dropout of each lane, [B, ...]; None is none
-
-
-def predict_sequences(
-    memory: Memory, carry: Carry, batch: Sequences
-) -> tuple[Carry, jax.Array, Prediction]:
-    """Teacher-forced: the last carry, nats per dimension of the next z, and predictions, [T, B]."""
-    z = batch.z[:-1] if batch.read is None else batch.read
-    carry, found = memory.sequence(carry, z, batch.action, batch.age, batch.mask)
-    return carry, found.latent.nats(batch.z[1:]), found
-
-
-def with_guesses(
-    memory: Memory, carry: Carry, batch: Sequences, share: float, normal: jax.Array
-) -> Sequences:
-    """`batch` in which M reads its own guess of z at a `share` of the steps that follow another.
-
-    Dreaming, M reads nothing but its guesses, which are never quite what a game shows; trained on
-    real latents alone it trusts them too much. Scheduled sampling (Bengio et al.,
-    arXiv:1506.03099) in two passes, as Mihaylova & Martins (arXiv:1906.07651): the first reads
-    what came and guesses. Not in the paper. Of `normal` [T, B, 2 Z + 2], standard, come
-    the guesses and the choice.
-    """
-    Z = batch.z.shape[-1]
-    found = predict_sequences(jax.lax.stop_gradient(memory), carry, batch)[2].latent
-    uniform = jax.scipy.special.ndtr(normal[..., Z:])
-    guess = found.sample_from(uniform[..., :Z], normal[..., :Z], 1.0, uniform[..., -1])
-    those = (uniform[..., -2] < share) & (batch.follows > 0)
-    came = jnp.where(those[..., None], guess, batch.z[1:])  # of the step after each
-    return batch.replace(read=jnp.concatenate((batch.z[:1], came[:-1])))
-
-
-def memory_loss(
-    memory: Memory,
-    carry: Carry,
-    batch: Sequences,
-    death_weight: float = 10.0,
-    axis: str | None = None,
-) -> tuple[jax.Array, tuple[Carry, dict[str, jax.Array]]]:
-    """Negative log likelihood of the next z in nats per dimension, plus the other heads' losses.
-
-    Of rewards that is the share of their variance that is not foreseen, or, of rewards that hardly
-    vary, the share of what would count as variance.
-
-    The original's M also learns to predict the first z of the next episode in its stream; here that
-    term is left out. An episode cut by the step limit says nothing of death at its last frame, so
-    that is left out too.
-
-    Args:
-      memory: M; the dtype of its kernels is that of the products.
-      carry: before the first frame, [B, H] of each part.
-      death_weight: how many times more a step that led to an end counts.
-      axis: of the devices that share the lanes, under `shard_map`; the losses of all add up.
-
-    Returns:
-      the loss, then the carry after the last frame and the loss's parts.
-    """
-    carry, nll, found = predict_sequences(memory, carry, batch)
-    parts = {"nll": _mean(nll, batch.follows, axis)}
-    if found.end is not None:
-        entropy = cross_entropy(found.end, batch.end, death_weight)
-        parts["death_loss"] = _mean(entropy, batch.judged, axis)
-    if found.reward is not None:
-        spread = jnp.maximum(batch.variance, (LEAST_SPREAD * memory.reward_scale) ** 2)
-        error = (found.reward - batch.reward) ** 2 / spread
-        parts["reward_loss"] = _mean(error, batch.valid, axis)
-    loss = functools.reduce(jnp.add, parts.values())
-    return loss, (carry, {"loss": loss, **parts})
-
-
-def _mean(values: jax.Array, mask: jax.Array, axis: str | None) -> jax.Array:
-    count = mask.sum() if axis is None else jax.lax.psum(mask.sum(), axis)
-    return (values * mask).sum() / jnp.maximum(count, 1.0)
-
-
-def cross_entropy(logit: jax.Array, end: jax.Array, weight: float) -> jax.Array:
-    """Nats [...] of logits of ends [..., K], summed; `weight` times as much where an end came."""
-    entropy = (jax.nn.softplus(logit) - end * logit) * (1 + (weight - 1) * end)
-    return entropy[..., 0] if entropy.shape[-1] == 1 else entropy.sum(axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,10 +72,10 @@ class MemoryConfig:
     heads: tuple[Literal["reward", "end"], ...] | None = None  # what M predicts; None is all
     # run or world whose M is trained on; None: that of a world that the run was given, or "chance"
     start_from: str | None = None
-    moments: int = 1000  # of real episodes, kept in the world for dreams to begin at
+    start_states: int = 1000  # of real episodes, kept in the world for dreams to begin at
 
     def __post_init__(self):
-        counts = "steps", "batch_size", "sequence_length", "steps_per_call", "moments"
+        counts = "steps", "batch_size", "sequence_length", "steps_per_call", "start_states"
         sized = () if self.hidden_size is None else ("hidden_size",)
         require_positive(self, *counts, "learning_rate", *sized)
         require_within(
@@ -291,7 +181,7 @@ class Trainer:
         _check_fits(task, latents)
         train, _ = latents.split(config.held_out)
         self.task, self.config = task, config
-        self.layout = Layout.of(int(train.lengths.sum()), config)
+        self.layout = Layout.of(len(train.mu), config.batch_size, config.sequence_length)
         said = log or Logbook(quiet=True)
         self.mesh = devices_for(self.layout.lanes, "memory.batch_size", said)
         self.frames = on_all(on_device(train, len(task.ends)), self.mesh)
@@ -363,26 +253,6 @@ def _check_fits(task: Task, latents: LatentSequences) -> None:
         )
 
 
-def on_device(latents: LatentSequences, num_ends: int) -> Frames:
-    """A data set's arrays where they are used, and what each frame may teach of ends."""
-    follows, last = np.ones(len(latents.mu), np.float32), latents.first + latents.lengths - 1
-    came = np.zeros((len(follows), num_ends), np.float32)
-    follows[last] = 0
-    came[last] = latents.ends[:, None] == np.arange(num_ends)
-    found = Frames(
-        mu=latents.mu,
-        logvar=latents.logvar,
-        action=latents.actions,
-        age=np.float32(np.arange(len(follows)) - np.repeat(latents.first, latents.lengths)),
-        follows=follows,
-        judged=follows + came.sum(axis=1),
-        end=came,
-        reward=latents.rewards,
-        variance=np.float32(latents.rewards.var()),
-    )
-    return jax.tree.map(jnp.asarray, found)
-
-
 def _optimiser(config: MemoryConfig) -> optax.GradientTransformation:
     low, high = config.min_learning_rate, config.learning_rate
     rate = lambda step: (high - low) * config.decay**step + low  # noqa: E731
@@ -431,66 +301,3 @@ def _update(state, plan, frames, key, config):
     gradient, metrics = jax.lax.psum((gradient, metrics), AXIS)
     updates, optimiser = theirs(_optimiser(config).update)(gradient, state.optimiser)
     return State(optax.apply_updates(state.memory, updates), optimiser, carry), metrics
-
-
-def gather(
-    frames: Frames,
-    key: jax.Array,
-    index: jax.Array,
-    valid: jax.Array,
-    normal: Callable[..., jax.Array] = jax.random.normal,
-) -> Sequences:
-    """The frames at `index`, z drawn from their posteriors by `normal`; nothing invalid counts."""
-    mu, logvar = (posterior[index].astype(jnp.float32) for posterior in (frames.mu, frames.logvar))
-    z = mu + jnp.exp(logvar / 2) * normal(key, mu.shape, mu.dtype)
-    now, valid = index[:-1], valid.astype(jnp.float32)
-    told = {name: getattr(frames, name)[now] for name in PER_FRAME}
-    told |= {name: told[name] * valid for name in ("follows", "judged")}
-    return Sequences(z=z, valid=valid, variance=frames.variance, **told)
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a stream of frames is cut: `lanes` side by side, `batches` x `length` frames each.
-
-    A lane gets at least `sequence_length` frames, or all of fewer. Lanes differ by at most one
-    frame; what lacks is padding.
-    """
-
-    lanes: int
-    batches: int
-    length: int
-
-    @classmethod
-    def of(cls, num_frames: int, config: MemoryConfig) -> "Layout":
-        """The layout of an epoch of `num_frames`."""
-        lanes = min(max(num_frames // config.sequence_length, 1), config.batch_size)
-        longest = -(-num_frames // lanes)
-        batches = -(-longest // config.sequence_length)
-        return cls(lanes, batches, -(-longest // batches))
-
-    def lanes_of(self, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The frame at each place of each lane [batches * length + 1, lanes], and validity.
-
-        A lane's last frame is followed by the next lane's first, so that it has a target.
-        """
-        edges = np.arange(self.lanes + 1) * len(order) // self.lanes
-        places = edges[:-1] + np.arange(self.batches * self.length + 1)[:, None]
-        return order[np.minimum(places, len(order) - 1)], places[:-1] < edges[1:]
-
-    def cut(self, index: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Index [batches, length + 1, lanes] and validity [batches, length, lanes]."""
-        windows = np.arange(self.batches)[:, None] * self.length + np.arange(self.length + 1)
-        return index[windows], valid[windows[:, :-1]]
-
-
-def epoch_order(lengths: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The frames of all episodes, episodes shuffled: int32 [N], a function of seed and epoch."""
-    return frames_of(np.random.default_rng((seed, epoch)).permutation(len(lengths)), lengths)
-
-
-def frames_of(episodes: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The frames of `episodes`, one after another; `lengths` are those of all episodes."""
-    those = lengths[episodes]
-    shift = np.repeat(first_frames(lengths)[episodes] - first_frames(those), those)
-    return np.arange(len(shift), dtype=np.int32) + shift.astype(np.int32)

@@ -17,12 +17,12 @@ from PIL import Image
 
 from dreamjax.actions import Actions, Box, Choice, Keys
 from dreamjax.agent import watch
-from dreamjax.controller.heads import head_of
+from dreamjax.controller.distributions import distribution_of
 from dreamjax.controller.model import Controller
-from dreamjax.dream.worlds import World
+from dreamjax.dream.world import World
 from dreamjax.memory.kinds import kind_of
 from dreamjax.memory.model import VARIANT
-from dreamjax.tasks import FRAME_SHAPE
+from dreamjax.task import FRAME_SHAPE
 from dreamjax.training import files
 
 WEIGHTS, FACTS = "weights.safetensors", "page.json"
@@ -109,7 +109,7 @@ def facts_of(world: World, controller: Controller | None) -> dict[str, Any]:
     heads = [(name, math.prod(shape)) for name, shape in memory.layout.items()]
     found["memory"] = form | {"heads": heads}
     if controller is not None:
-        bias, outputs = getattr(controller, "bias", True), head_of(task.actions).outputs
+        bias, outputs = getattr(controller, "bias", True), distribution_of(task.actions).outputs
         found["controller"] = {"hidden": controller.hidden, "bias": bias, "outputs": outputs}
     return found
 

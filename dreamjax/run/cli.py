@@ -19,7 +19,8 @@ from typing import Annotated, Any, Literal, Union
 
 import tyro
 
-from dreamjax.tasks import TASKS, find_task
+from dreamjax.dream.registration import find_task
+from dreamjax.tasks import TASKS
 from dreamjax.training import stopping
 from dreamjax.training.settings import SettingError, check_seed
 
@@ -344,7 +345,7 @@ def info() -> dict[str, Any]:
     """What `dreamjax info` tells."""
     import jax
 
-    from dreamjax.dream.worlds import first_heads
+    from dreamjax.dream.world import first_heads
     from dreamjax.game.env import games
     from dreamjax.training.checkpoint import versions
 
@@ -364,7 +365,7 @@ def parameter_counts(task: Any, heads: tuple[str, ...] | None = None) -> dict[st
     import jax
 
     from dreamjax.controller.model import controller_for
-    from dreamjax.dream.worlds import blank_models
+    from dreamjax.dream.world import blank_models
 
     models = blank_models(task, heads=heads)
     vision, memory = (sum(leaf.size for leaf in jax.tree.leaves(model)) for model in models)

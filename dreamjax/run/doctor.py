@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dreamjax.dream.worlds import TUNED, load_controller, load_world
-from dreamjax.game import rollouts
+from dreamjax.dream.world import TUNED
+from dreamjax.dream.worlds import load_controller, load_world
+from dreamjax.game import collecting, rollouts
 from dreamjax.memory.latents import read_latents
 from dreamjax.run.ledger import PHASES, Phase, decide, profiles
 from dreamjax.run.lineage import GIVEN, lies, renamed
@@ -70,7 +71,7 @@ def as_made(directory: Path, phase: Phase) -> Run:
 def _made(directory: Path, part: str) -> dict[str, Any]:
     """What a part tells of how it was made."""
     store = Store(directory / part)
-    return store.meta() if store.steps() else rollouts.claimed(directory / part) or {}
+    return store.meta() if store.steps() else collecting.claimed(directory / part) or {}
 
 
 def _config(directory: Path, section: str, made: dict[str, Any]) -> RunConfig:
@@ -114,7 +115,7 @@ def _recorded(folder: Path) -> tuple[str, Sequence[str]] | None:
             frames, episodes = frames + len(shard.frames), episodes + len(shard.lengths)
         except ValueError as error:
             damaged.append(str(error))
-    if claim.exists() and rollouts.claimed(folder) is None:
+    if claim.exists() and collecting.claimed(folder) is None:
         damaged.append(f"{claim} is damaged")
     there = f"{episodes:,} episodes, {frames:,} frames"
     return (there, damaged) if frames or damaged else None

@@ -10,11 +10,12 @@ import numpy as np
 from dreamjax.agent import evaluate, evaluation_seeds
 from dreamjax.controller.model import Controller
 from dreamjax.controller.population import Dreamt
-from dreamjax.dream.worlds import World, load_world, save_world, world_meta
+from dreamjax.dream.world import World
+from dreamjax.dream.worlds import load_world, save_world, world_meta
 from dreamjax.fidelity import compare as fidelity
+from dreamjax.fidelity.branches import WINDOW, branch_hazard
 from dreamjax.fidelity.calibrate import true_temperature
-from dreamjax.fidelity.departures import WINDOW, departures
-from dreamjax.fidelity.probe import Game, known
+from dreamjax.fidelity.salience import Game, salience_readout
 from dreamjax.game.env import make_env
 from dreamjax.game.jobs import Played, play
 from dreamjax.game.policies import play_steps
@@ -24,7 +25,7 @@ from dreamjax.run.ledger import CALIBRATE, FIDELITY, begin
 from dreamjax.run.lineage import held_below, untold
 from dreamjax.run.scores import listed, score
 from dreamjax.run.settings import WATCH_SEED, Run
-from dreamjax.tasks import Task
+from dreamjax.task import Task
 from dreamjax.training.files import write_json
 from dreamjax.training.logbook import Logbook
 
@@ -47,7 +48,9 @@ def fidelity_phase(run: Run) -> None:
     games = [frames for frames, _ in _unseen_games(run, "held", seed, seen)]
     found["vision"] = fidelity.reconstruction(world, np.concatenate(games))
     if run.task.salient is not None:
-        found["known"] = known(world, _unseen_games(run, "varied", seed + WATCH_SEED, max(2, seen)))
+        found["known"] = salience_readout(
+            world, _unseen_games(run, "varied", seed + WATCH_SEED, max(2, seen))
+        )
     found |= _shown(run, world, games, tau)
     found["controllers"] = _ranked(run, world, controller, best)
     write_json(run.directory / "fidelity.json", found)
@@ -65,7 +68,7 @@ def _held_out(run: Run, world: World, *player: Any) -> dict[str, Any]:
     young = config.grown(run.task)
     if run.task.ends and (held.lengths > young).any():
         how = {"young": young, "old": run.task.max_steps, "seed": run.seed}
-        found["departures"] = departures(world, *player, held, **how)
+        found["departures"] = branch_hazard(world, *player, held, **how)
     return found
 
 
@@ -154,8 +157,8 @@ def _ranked(run: Run, world: World, controller: Controller, best: jax.Array) -> 
             played = _played_awake(run, world, controller, one, config.controller_episodes)
             real.append(float(played.returns.mean()))
             bar.advance(1, f"real {real[-1]:.0f}")
-    agreed = fidelity.rank_correlation(dreamt, real)
-    return {"dream": [float(x) for x in dreamt], "real": real, **agreed}
+    ranks = fidelity.rank_correlation(dreamt, real)
+    return {"dream": [float(x) for x in dreamt], "real": real, **ranks}
 
 
 def print_fidelity(task: Task, found: dict[str, Any], log: Logbook) -> None:

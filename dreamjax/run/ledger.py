@@ -16,14 +16,17 @@ import numpy as np
 
 from dreamjax import recording
 from dreamjax.dream.env import EnvParams
-from dreamjax.dream.worlds import World, load_controller, load_world
-from dreamjax.game import rollouts
-from dreamjax.game.rollouts import SHAPES, UNREADABLE, by_value, differs, shard_paths
+from dreamjax.dream.world import World
+from dreamjax.dream.worlds import load_controller, load_world
+from dreamjax.game import collecting, rollouts
+from dreamjax.game.collecting import SHAPES
+from dreamjax.game.rollouts import UNREADABLE, shard_paths
 from dreamjax.memory.latents import encoded_by, name_of, read_latents
 from dreamjax.run import lineage
 from dreamjax.run.settings import CONTROLLERS, WATCH_SEED, Run
+from dreamjax.task import by_value, differs
 from dreamjax.training.checkpoint import CheckpointError, Store, digest
-from dreamjax.training.devices import is_first, product_dtype, team
+from dreamjax.training.devices import is_first, processes, product_dtype
 from dreamjax.training.files import write_json
 
 FRESH, RESUME, DONE, AGAIN, REFUSE = "fresh", "resume", "done", "again", "refuse"
@@ -114,7 +117,7 @@ def begin(run: Run, phase: Phase) -> Inputs:
     Raises:
       ValueError: it is refused, in one line; nothing has changed.
     """
-    decision = team().first_then_all(lambda: _begun(run, phase))
+    decision = processes().first_then_all(lambda: _begun(run, phase))
     if decision.fault is not None:
         raise decision.fault
     return decision.inputs
@@ -251,8 +254,8 @@ def _told(run: Run, config: Any, **facts: Any) -> dict[str, Any]:
 def _collect(run: Run) -> Inputs:
     config = run.config.collect
     how = {"policy": config.policy, "min_steps": config.min_steps}
-    rollouts.check_request(run.task, run.rollouts, config.episodes, **how)
-    return Inputs(rollouts.settings_of(run.task, seed=run.seed, **how), how, config.episodes)
+    collecting.check_request(run.task, run.rollouts, config.episodes, **how)
+    return Inputs(collecting.settings_of(run.task, seed=run.seed, **how), how, config.episodes)
 
 
 def _vision(run: Run) -> Inputs:
@@ -339,7 +342,7 @@ def played(run: Run, by: Path | None = None, episodes: int | None = None) -> Inp
 
 
 def _collected(run: Run, inputs: Inputs) -> tuple[dict[str, Any], int] | None:
-    episodes, told = [len(x) for _, x in _lengths(run.rollouts)], rollouts.claimed(run.rollouts)
+    episodes, told = [len(x) for _, x in _lengths(run.rollouts)], collecting.claimed(run.rollouts)
     return (told or {}, sum(episodes)) if episodes or told else None
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from dreamjax.controller.model import Controller
 from dreamjax.dream import worlds
-from dreamjax.dream.moments import moments_of
+from dreamjax.dream.start_states import start_states_of
 from dreamjax.memory.kinds import kind_of
 from dreamjax.memory.latents import LatentSequences, read_latents
 from dreamjax.memory.metrics import calibrated_threshold, memory_metrics
@@ -24,7 +24,7 @@ from dreamjax.memory.model import FORM, VARIANT, Memory
 from dreamjax.memory.training import MemoryConfig
 from dreamjax.run.scores import listed
 from dreamjax.run.settings import Run
-from dreamjax.tasks import Task
+from dreamjax.task import Task
 from dreamjax.training.checkpoint import CheckpointError, Store, digest
 from dreamjax.training.devices import is_first
 from dreamjax.vision.model import VAE
@@ -231,8 +231,8 @@ def bind(run: Run, vision: VAE, memory: Memory, latents: LatentSequences) -> Non
     starts = (jnp.asarray(part) for part in latents.starts(NUM_STARTS))
     tuned = {"death_threshold": threshold, "death_noise": 1.0}
     tuned["dropout"] = made["config"]["dropout"] or None
-    moments = moments_of(memory, train, run.config.memory.moments, run.seed)
-    world = worlds.World(run.task, vision, memory, *starts, **tuned, moments=moments)
+    start_states = start_states_of(memory, train, run.config.memory.start_states, run.seed)
+    world = worlds.World(run.task, vision, memory, *starts, **tuned, start_states=start_states)
     metrics = memory_metrics(memory, held) | {"death_threshold": threshold}
     run.log.log("held-out", made["step"], metrics)
     run.log.say("M on held-out episodes: " + listed(metrics))

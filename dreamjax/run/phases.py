@@ -26,8 +26,9 @@ from dreamjax.controller.policy_gradient import SHARED, Learning, learn
 from dreamjax.dream import worlds
 from dreamjax.fidelity.compare import ExploitAlarm
 from dreamjax.game import policies
+from dreamjax.game.collecting import collect
 from dreamjax.game.jobs import NONE_PLAYED, play
-from dreamjax.game.rollouts import collect, frame_counts, shard_paths
+from dreamjax.game.rollouts import frame_counts, shard_paths
 from dreamjax.memory.latents import encode_rollouts
 from dreamjax.memory.training import check_form, train_memory
 from dreamjax.recording import record
@@ -52,12 +53,20 @@ def collect_phase(run: Run) -> None:
     """Record real episodes."""
     how = begin(run, ledger.COLLECT).values | {"workers": run.config.workers}
     episodes = run.config.collect.episodes
-    collect(run.task, run.rollouts, episodes, run.seed, **how, log=run.log, team=devices.team())
+    collect(
+        run.task,
+        run.rollouts,
+        episodes,
+        run.seed,
+        **how,
+        log=run.log,
+        processes=devices.processes(),
+    )
 
 
 def vision_phase(run: Run) -> None:
     """Train V on the recorded frames."""
-    devices.team().first_then_all(lambda: frame_counts(run.rollouts, say=run.log.say))
+    devices.processes().first_then_all(lambda: frame_counts(run.rollouts, say=run.log.say))
     made = begin(run, ledger.VISION)
     kept = _kept(run, "vision", made) | {"vision": made.values}
     train_vision(run.seed, run.task, run.rollouts, run.config.vision, **kept)
@@ -67,7 +76,7 @@ def encode_phase(run: Run) -> None:
     """Encode the recorded frames with V."""
     vision, _ = begin(run, ledger.ENCODE).values
     for part in filter(shard_paths, (run.rollouts, run.played)):
-        encode_rollouts(vision, part, run.latents, log=run.log, team=devices.team())
+        encode_rollouts(vision, part, run.latents, log=run.log, processes=devices.processes())
 
 
 def memory_phase(run: Run) -> None:
@@ -98,15 +107,15 @@ def _directions(run: Run, world: worlds.World, controller: Controller) -> jax.Ar
     count, why = run.config.evolve.components, None
     if count is None:
         return None
-    if world.moments is None:
-        why = "this world holds no moments of real episodes to find components in"
+    if world.start_states is None:
+        why = "this world holds no start states of real episodes to find components in"
     if controller.hidden:
         why = "it has a hidden layer"
     if why:
         run.log.say(f"C's weights evolve one by one, not along components: {why}")
         return None
-    read = world.memory.features(world.moments.z, world.moments.carry)
-    return devices.agreed(directions(controller, read, count))
+    read = world.memory.features(world.start_states.z, world.start_states.carry)
+    return devices.from_first(directions(controller, read, count))
 
 
 def learn_phase(run: Run) -> None:
@@ -114,9 +123,9 @@ def learn_phase(run: Run) -> None:
     made = begin(run, ledger.LEARN)
     (world, params, controller, start, beside), config = made.values, run.config.learn
     dreams = [params, *(dream_of(run, other) for other in beside)]
-    if run.task.moments if config.moments is None else config.moments:
-        config = dataclasses.replace(config, moments=True)
-        dreams = [x.anywhere(dream) for x, dream in zip((world, *beside), dreams, strict=True)]
+    if run.task.branched if config.branched is None else config.branched:
+        config = dataclasses.replace(config, branched=True)
+        dreams = [x.branched(dream) for x, dream in zip((world, *beside), dreams, strict=True)]
     kept = _kept(run, "learn", made) | {"start": start}
     kept |= {"whole": params, "others": dreams[1:], "watch": _alarm(run, world, controller)}
     _save(run, "learn", made, learn(run.seed, world.env(), dreams[0], controller, config, **kept))
@@ -150,8 +159,10 @@ def evaluate_phase(run: Run) -> None:
     world, controller, weights = begin(run, ledger.EVALUATE).values
     config = run.config.evaluate
     played = {"policy": controller, "log": run.log, "workers": run.config.workers}
-    own = evaluate(world, weights, config.episodes, run.seed, team=devices.team(), **played)
-    ours = devices.together(own.returns, config.episodes)
+    own = evaluate(
+        world, weights, config.episodes, run.seed, processes=devices.processes(), **played
+    )
+    ours = devices.all_gather(own.returns, config.episodes)
     beside = {name: _returns(run, name) for name in (*BASELINES, *config.policies)}
     if devices.is_first():
         _report(run, ours, beside)
@@ -182,15 +193,20 @@ def _report(run: Run, ours: np.ndarray, beside: dict[str, np.ndarray]) -> None:
 def _returns(run: Run, policy: str) -> np.ndarray:
     """Returns of a policy in the evaluation's games."""
     episodes = run.config.evaluate.baseline_episodes
-    seeds = devices.team().own(evaluation_seeds(run.seed, episodes))
+    seeds = devices.processes().own(evaluation_seeds(run.seed, episodes))
     how = {"workers": run.config.workers, "log": run.log, "phase": policy}
     own = play(run.task, policy, seeds, **how) if seeds else NONE_PLAYED
-    return devices.together(own.returns, episodes)
+    return devices.all_gather(own.returns, episodes)
 
 
 def record_phase(run: Run, phase: Phase = ledger.RECORD) -> None:
     """Record the evolved agent at play, for M to learn from (the paper's iterative procedure)."""
-    record(begin(run, phase).values, log=run.log, workers=run.config.workers, team=devices.team())
+    record(
+        begin(run, phase).values,
+        log=run.log,
+        workers=run.config.workers,
+        processes=devices.processes(),
+    )
 
 
 PHASES: dict[str, Callable[[Run], None]] = {

@@ -15,7 +15,7 @@ from dreamjax.agent import watch
 from dreamjax.controller.model import Controller
 from dreamjax.dream.env import EnvState
 from dreamjax.dream.unroll import follow, unroll
-from dreamjax.dream.worlds import World
+from dreamjax.dream.world import World
 from dreamjax.vision.model import drawn
 
 FILM_STEPS = 420  # 8 to 14 seconds of a game

@@ -17,11 +17,12 @@ import numpy as np
 from flax import nnx
 
 from dreamjax.dream.env import PAPER_NOISE, PAPER_THRESHOLD
-from dreamjax.dream.worlds import World, first_heads, save_controller, save_world
+from dreamjax.dream.world import World, first_heads
+from dreamjax.dream.worlds import save_controller, save_world
 from dreamjax.memory.heads import places
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.model import Memory
-from dreamjax.tasks import Task
+from dreamjax.task import Task
 from dreamjax.training.checkpoint import CheckpointError, Store
 from dreamjax.training.files import writable
 from dreamjax.vision.layers import Layer

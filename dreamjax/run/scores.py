@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from dreamjax.tasks import Score
+from dreamjax.task import Score
 from dreamjax.training.logbook import Logbook
 
 

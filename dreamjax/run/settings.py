@@ -7,10 +7,11 @@ from typing import Literal
 from dreamjax.controller.evolution import EvolveConfig
 from dreamjax.controller.policy_gradient import LearnConfig
 from dreamjax.dream import env
-from dreamjax.dream.worlds import SEARCHES, TUNED, World
-from dreamjax.fidelity.departures import WINDOW
+from dreamjax.dream.world import TUNED, World
+from dreamjax.dream.worlds import SEARCHES
+from dreamjax.fidelity.branches import WINDOW
 from dreamjax.memory.training import MemoryConfig
-from dreamjax.tasks import Task
+from dreamjax.task import Task
 from dreamjax.training.checkpoint import Store
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.settings import SettingError, require_positive, require_within

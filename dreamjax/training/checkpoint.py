@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from dreamjax.training.files import FULL, writable, write_json
+from dreamjax.version import __version__
 
 FORMAT = 1
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "evosax", "gymnax", "gymnasium", "vizdoom", "numpy")
@@ -32,9 +33,7 @@ class CheckpointError(ValueError):
 
 def versions() -> dict[str, str]:
     """Versions of Python, dreamjax and the packages that shape results."""
-    import dreamjax
-
-    found = {"python": platform.python_version(), "dreamjax": dreamjax.__version__}
+    found = {"python": platform.python_version(), "dreamjax": __version__}
     for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

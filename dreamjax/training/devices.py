@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dreamjax.training import container
-from dreamjax.training.team import Team
+from dreamjax.training.processes import Processes
 
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # as /proc/cpuinfo names them
 _FIRST_GPU = 8.0  # compute capability with bfloat16 tensor cores
@@ -229,18 +229,18 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def team() -> Team:
+def processes() -> Processes:
     """The processes of this job."""
-    return Team(jax.process_index(), jax.process_count(), wait_for_all)
+    return Processes(jax.process_index(), jax.process_count(), wait_for_all)
 
 
-def agreed(array: jax.Array) -> jax.Array:
+def from_first(array: jax.Array) -> jax.Array:
     """`array` as the first process of a job has it."""
     return multihost_utils.broadcast_one_to_all(array) if in_a_job() else array
 
 
-def together(own: np.ndarray, count: int) -> np.ndarray:
-    """The rows [count, ...] of all processes, of which `Team.own` gave this one `own`."""
+def all_gather(own: np.ndarray, count: int) -> np.ndarray:
+    """The rows [count, ...] of all processes, of which `Processes.own` gave this one `own`."""
     if jax.process_count() == 1:
         return own
     whole = np.zeros((count, *own.shape[1:]), own.dtype)

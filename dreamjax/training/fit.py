@@ -84,7 +84,7 @@ def fit(
             log.log(phase, step, metrics)
             bar.advance(count * units_per_step, f"{show} {float(metrics[show]):.4g}")
             due = store is not None and time.monotonic() - saved >= store.seconds
-            stopped, due = _anywhere(stop.is_set(), due)
+            stopped, due = _in_any_process(stop.is_set(), due)
             if stopped or due:
                 save()
             if stopped:
@@ -93,7 +93,7 @@ def fit(
     return state
 
 
-def _anywhere(*here: bool) -> tuple[bool, ...]:
+def _in_any_process(*here: bool) -> tuple[bool, ...]:
     """Which of some things hold in any process of the job."""
     if jax.process_count() == 1:
         return here

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from dreamjax.game import rollouts
-from dreamjax.tasks import FRAME_SHAPE
+from dreamjax.task import FRAME_SHAPE
 
 Block = tuple[Path, ...]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dreamjax.tasks import FRAME_SHAPE
+from dreamjax.task import FRAME_SHAPE
 from dreamjax.vision.layers import Layer
 
 

@@ -17,7 +17,8 @@ from flax import nnx, struct
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from dreamjax.tasks import Colour, Task
+from dreamjax.task import Task
+from dreamjax.tasks import Colour
 from dreamjax.training.checkpoint import Store
 from dreamjax.training.devices import cast, product_dtype, theirs
 from dreamjax.training.fit import fit
@@ -163,7 +164,7 @@ def train_vision(
     Args:
       seed: of the weights, the noise and the order of the frames.
       task: gives Z.
-      rollouts_directory: shards written by `rollouts.collect`.
+      rollouts_directory: shards written by `collecting.collect`.
       vision: V to train on, if `store` has none; None starts from chance.
       log, store, meta: as for `fit`.
 

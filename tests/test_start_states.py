@@ -9,8 +9,10 @@ import pytest
 from conftest import random_memory
 from flax import nnx
 
-from dreamjax.dream.moments import moments_of
-from dreamjax.dream.worlds import World, export_world, load_world
+from dreamjax.dream.exported import export_world
+from dreamjax.dream.start_states import start_states_of
+from dreamjax.dream.world import World
+from dreamjax.dream.worlds import load_world
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.tasks import TAKE_COVER
 from dreamjax.vision.model import VAE
@@ -36,7 +38,7 @@ def latents(small_task):
 
 def test_a_moment_is_what_an_agent_has_who_played_until_then(small_task, latents):
     memory = random_memory(small_task)
-    found = moments_of(memory, latents, 40)
+    found = start_states_of(memory, latents, 40)
     step = jax.jit(lambda *now: memory(*now)[0])
     ages = found.age.astype(int)
     assert found.z.shape == (40, 6) and len(set(ages.tolist())) > 10
@@ -69,7 +71,7 @@ def test_old_moments_are_as_likely_as_young_ones_however_few_grew_old(latents, s
         seeds=np.arange(42),
         ends=None,
     )
-    found = moments_of(random_memory(small_task), many, 600)
+    found = start_states_of(random_memory(small_task), many, 600)
     ages = np.asarray(found.age)
     assert ages.max() < 100 and abs((ages < 50).mean() - 0.5) < 0.08
     assert abs((ages[:200] < 50).mean() - 0.5) < 0.12, "any beginning is a fair sample"
@@ -79,13 +81,13 @@ def test_old_moments_are_as_likely_as_young_ones_however_few_grew_old(latents, s
 
 def test_dreams_go_on_from_moments_until_the_cap(dream, latents):
     env, params = dream
-    moments = moments_of(params.memory, latents, 20)
-    params = dataclasses.replace(params, moments=moments, death_threshold=np.inf)
+    states = start_states_of(params.memory, latents, 20)
+    params = dataclasses.replace(params, start_states=states, death_threshold=np.inf)
     obs, state = jax.vmap(env.reset, (0, None))(jax.random.split(jax.random.key(0), 50), params)
-    among = (obs[:, None, :6] == moments.z).all(-1)
+    among = (obs[:, None, :6] == states.z).all(-1)
     assert among.any(1).all() and len(set(among.argmax(1).tolist())) > 10
-    np.testing.assert_array_equal(state.time, moments.age[among.argmax(1)])
-    np.testing.assert_array_equal(state.carry[0], moments.carry[0][among.argmax(1)])
+    np.testing.assert_array_equal(state.time, states.age[among.argmax(1)])
+    np.testing.assert_array_equal(state.carry[0], states.carry[0][among.argmax(1)])
     np.testing.assert_array_equal(obs[:, 6:18], state.carry[0])
     one = jax.tree.map(lambda x: x[0], state)
     params = params.replace(max_steps_in_episode=int(one.time) + 2)
@@ -100,18 +102,18 @@ def test_a_world_keeps_its_moments_and_one_without_any_says_so(latents, tmp_path
     wide = dataclasses.replace(latents, mu=np.tile(latents.mu, 11)[:, :64])
     wide = dataclasses.replace(wide, logvar=np.full(wide.mu.shape, -30, np.float16))
     memory, mu = random_memory(TAKE_COVER), jnp.zeros((2, 64))
-    moments = moments_of(memory, wide, 9)
+    states = start_states_of(memory, wide, 9)
     bare = World(TAKE_COVER, VAE(64, rngs=nnx.Rngs(0)), memory, mu, mu)
-    world = dataclasses.replace(bare, moments=moments)
+    world = dataclasses.replace(bare, start_states=states)
     assert world.digest() != bare.digest()
     export_world(tmp_path, world, None, {})
     loaded = load_world(tmp_path)
     near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)  # noqa: E731
-    jax.tree.map(near, loaded.moments, moments)
-    assert loaded.anywhere(loaded.params()).moments is loaded.moments
-    assert loaded.params().moments is None
-    monkeypatch.setattr("dreamjax.dream.worlds.MOMENTS", 4)
+    jax.tree.map(near, loaded.start_states, states)
+    assert loaded.branched(loaded.params()).start_states is loaded.start_states
+    assert loaded.params().start_states is None
+    monkeypatch.setattr("dreamjax.dream.exported.START_STATES", 4)
     export_world(tmp_path, world, None, {})
-    jax.tree.map(near, load_world(tmp_path).moments, jax.tree.map(lambda x: x[:4], moments))
-    with pytest.raises(ValueError, match="world of take-cover holds no moments of real episodes"):
-        bare.anywhere(bare.params())
+    jax.tree.map(near, load_world(tmp_path).start_states, jax.tree.map(lambda x: x[:4], states))
+    with pytest.raises(ValueError, match="world of take-cover holds no start states"):
+        bare.branched(bare.params())

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax.dream.worlds import World
+from dreamjax.dream.world import World
 from dreamjax.fidelity.compare import is_of
 from dreamjax.memory.latents import posteriors
 from dreamjax.memory.model import Memory
@@ -26,7 +26,9 @@ LENGTH = 256  # steps, a multiple of which is compiled
 Game = tuple[np.ndarray, np.ndarray]  # frames uint8 [T, 64, 64, 3] and actions [T, A]
 
 
-def known(world: World, games: Sequence[Game], seed: int = 0) -> dict[str, dict[str, float]]:
+def salience_readout(
+    world: World, games: Sequence[Game], seed: int = 0
+) -> dict[str, dict[str, float]]:
     """How well the places of salient things are read from z alone, and from all that C reads.
 
     Args:

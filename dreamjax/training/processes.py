@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class Team:
+class Processes:
     """Which of how many processes this one is; alone unless told otherwise."""
 
     index: int = 0

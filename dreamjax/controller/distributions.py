@@ -1,6 +1,6 @@
 """From C's outputs to actions: as they are done awake, and as they are drawn while C learns.
 
-A head belongs to a form of actions. Policy gradient knows heads by the five methods here alone.
+Each form of actions has its distribution. Policy gradient knows it by the five methods here alone.
 Legend: A action numbers, O outputs of C; `...` is any number of batch axes.
 """
 
@@ -17,14 +17,14 @@ from dreamjax.memory.model import pressed
 FIRST_LOG_STD = -0.7  # of a Gaussian's draws, before C's outputs are squashed
 
 
-class Head:
-    """What a head can do; `spread` is what else is learnt of its draws, None if nothing is."""
+class ActionDistribution:
+    """What can be done with one; `spread` is what else is learnt of its draws, None if nothing."""
 
     outputs: int  # O
 
     @property
     def size(self) -> int:
-        """A; O, unless a head says otherwise."""
+        """A; O, unless a distribution says otherwise."""
         return self.outputs
 
     def act(self, out: jax.Array) -> jax.Array:
@@ -52,7 +52,7 @@ class Head:
         raise NotImplementedError
 
 
-class Categorical(Head):
+class Categorical(ActionDistribution):
     """Draws one of several; a subclass tells their log probabilities."""
 
     def log_probs(self, out: jax.Array) -> jax.Array:
@@ -73,7 +73,7 @@ class Categorical(Head):
 
 
 @dataclasses.dataclass(frozen=True)
-class KeysHead(Categorical):
+class KeysDistribution(Categorical):
     """tanh of one number, the paper's; drawn, it is one of `Keys.choices`.
 
     Awake the game holds the key that the number presses, the likeliest of the choices.
@@ -101,7 +101,7 @@ class KeysHead(Categorical):
 
 
 @dataclasses.dataclass(frozen=True)
-class ChoiceHead(Categorical):
+class ChoiceDistribution(Categorical):
     """The one-hot vector of the largest of n numbers, which are the choices' logits."""
 
     choice: Choice
@@ -121,7 +121,7 @@ class ChoiceHead(Categorical):
 
 
 @dataclasses.dataclass(frozen=True)
-class BoxHead(Head):
+class BoxDistribution(ActionDistribution):
     """tanh, stretched over the box; drawn, a Gaussian around the outputs is squashed so."""
 
     box: Box
@@ -162,8 +162,8 @@ class BoxHead(Head):
         return jnp.broadcast_to(whole, out.shape[:-1])
 
 
-def head_of(actions: Actions) -> Head:
-    """The head of a form of actions."""
+def distribution_of(actions: Actions) -> ActionDistribution:
+    """The distribution of a form of actions."""
     if isinstance(actions, Keys):
-        return KeysHead(actions)
-    return ChoiceHead(actions) if isinstance(actions, Choice) else BoxHead(actions)
+        return KeysDistribution(actions)
+    return ChoiceDistribution(actions) if isinstance(actions, Choice) else BoxDistribution(actions)

@@ -1,7 +1,7 @@
 """Dreams that leave real games: does their danger stay the game's?
 
 A dream may begin as deadly as the game it left and grow kind, step by step, as what it shows
-becomes its own. Legend: E episodes, F departures, T steps of an episode, Z latent, W windows.
+becomes its own. Legend: E episodes, F branches, T steps of an episode, Z latent, W windows.
 """
 
 import functools
@@ -14,13 +14,13 @@ import numpy as np
 from dreamjax.controller.model import Controller
 from dreamjax.dream.env import EnvParams, EnvState
 from dreamjax.dream.unroll import unroll
-from dreamjax.dream.worlds import World
+from dreamjax.dream.world import World
 from dreamjax.memory.latents import LatentSequences
 
-WINDOW = 40  # steps that a chance of death is averaged over, and between two departures
+WINDOW = 40  # steps that a chance of death is averaged over, and between two branches
 
 
-def departures(
+def branch_hazard(
     world: World,
     controller: Controller,
     weights: jax.Array,

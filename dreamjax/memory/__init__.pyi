@@ -1,0 +1,14 @@
+from .heads import EventMixture as EventMixture
+from .heads import Mixture as Mixture
+from .heads import Prediction as Prediction
+from .kinds import KINDS as KINDS
+from .kinds import find_kind as find_kind
+from .latents import LatentSequences as LatentSequences
+from .latents import encode_rollouts as encode_rollouts
+from .latents import read_latents as read_latents
+from .lstm import MDNRNN as MDNRNN
+from .metrics import calibrated_threshold as calibrated_threshold
+from .metrics import memory_metrics as memory_metrics
+from .model import Memory as Memory
+from .training import MemoryConfig as MemoryConfig
+from .training import train_memory as train_memory
