@@ -16,7 +16,6 @@ from dreamjax.agent import Agent, Tape, evaluation_seeds, play_seeds
 from dreamjax.controller.population import Policy
 from dreamjax.dream.world import World
 from dreamjax.game import rollouts
-from dreamjax.memory.latents import first_frames
 from dreamjax.task import Task
 from dreamjax.training import files
 from dreamjax.training.checkpoint import digest
@@ -84,10 +83,9 @@ class Recording:
     def _plays(self, shard: rollouts.Rollouts) -> bool:
         """Whether the agent acts in the first frames as whoever recorded them did."""
         agent = Agent(self.world, self.weights, SHARD, jax.random.key(self.seed), self.policy)
-        first = first_frames(shard.lengths)
         agent.begin(np.arange(SHARD), shard.seeds.tolist())
-        action, _ = agent.act(np.arange(SHARD), shard.frames[first])
-        return np.allclose(action, shard.actions[first], 0, 0.02)
+        action, _ = agent.act(np.arange(SHARD), shard.frames[shard.first])
+        return np.allclose(action, shard.actions[shard.first], 0, 0.02)
 
 
 def _number(path: Path) -> int:

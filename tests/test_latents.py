@@ -196,5 +196,5 @@ def test_bad_directories_are_one_clear_line(vae, recorded, encoded, tmp_path):
             read_latents(directory)
         assert "\n" not in str(error.value)
     (tmp_path / "0" / "shard-00001.npz").write_bytes(b"half a file")
-    with pytest.raises(ValueError, match="shard-00001.npz is missing or damaged .* encode again"):
+    with pytest.raises(ValueError, match="shard-00001.npz is damaged .* encode again"):
         read_latents(tmp_path / "0")

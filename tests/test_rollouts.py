@@ -315,7 +315,7 @@ def test_more_than_the_disk_can_hold_is_refused_before_anything_is_written(
     sizes = [path.stat().st_size for path in rollouts.shard_paths(collected[0])]
     assert sum(sizes) > collected[1].episodes * collecting.EPISODE_BYTES
     disk = types.SimpleNamespace(total=25_000)
-    monkeypatch.setattr(rollouts.shutil, "disk_usage", lambda path: disk)
+    monkeypatch.setattr(collecting.shutil, "disk_usage", lambda path: disk)
     with pytest.raises(ValueError, match="^3 episodes need more than .*; ask for fewer") as caught:
         collect(SHORT, tmp_path, 3, 0)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
@@ -405,7 +405,7 @@ def test_damaged_settings_of_no_shards_are_written_anew(tmp_path):
 
 COLLECT = """
 import dataclasses, sys
-from dreamjax.game.rollouts import collect
+from dreamjax.game.collecting import collect
 from dreamjax.tasks import TAKE_COVER
 task = dataclasses.replace(TAKE_COVER, max_steps=60)
 collect(task, sys.argv[1], 400, 1, shard_episodes=3, workers=2)

@@ -5,6 +5,7 @@ Original: `doomrnn/extract.py`, `carracing/extract.py`.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import shutil
@@ -15,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from dreamjax.game import policies
+from dreamjax.game import policies, rollouts
 from dreamjax.game.env import RealGame, engine_seed, package
 from dreamjax.game.jobs import run_jobs
-from dreamjax.game.rollouts import _lengths, _sound, of_steps, part, read, shard_paths, write
 from dreamjax.game.workers import worker_count
 from dreamjax.task import Task, by_value, differs
 from dreamjax.training import files
@@ -104,29 +104,28 @@ def collect(
     if processes.index == 0:
         _claim(directory, task, settings, episodes, log.say)
         files.remove_stale(directory)
-    found = processes.first_then_all(lambda: dict(_lengths(directory, log.say)))
-    found = {path: len(steps) for path, steps in found.items()}
-    missing = []
+    lengths = functools.partial(
+        processes.first_then_all, lambda: rollouts.all_lengths(directory, log.say)
+    )
+    found, jobs = lengths(), []
     for shard, first in enumerate(range(0, episodes, shard_episodes)):
         path, wanted = directory / f"shard-{shard:05d}.npz", min(shard_episodes, episodes - first)
-        if found.get(path, 0) < wanted:
-            job = _ShardJob(path, task, policy, int(seed), shard, wanted, min_steps)
-            missing.append(job)
-    jobs = processes.own(missing)
-    if jobs:
+        if len(found.get(path, ())) < wanted:
+            found.pop(path, None)
+            jobs.append(_ShardJob(path, task, policy, int(seed), shard, wanted, min_steps))
+    if own := processes.own(jobs):
         list(run_jobs(task, "dreamjax.game.looking:look", [None]))
-        kept = sum(found.values()) - sum(found.get(job.path, 0) for job in missing)
-        _record_all(task, jobs, kept, workers, log)
+        _record_all(task, own, sum(map(len, found.values())), workers, log)
     processes.wait("all shards are recorded")
-    steps = processes.first_then_all(lambda: dict(_lengths(directory, log.say)))
-    _propose_scale(task, next(iter(steps)), log.say)
-    lengths = np.concatenate(list(steps.values()))
-    return Collection(directory, len(steps), len(lengths), int(lengths.sum()))
+    found = lengths()
+    _propose_scale(task, next(iter(found)), log.say)
+    frames = int(sum(steps.sum() for steps in found.values()))
+    return Collection(directory, len(found), sum(map(len, found.values())), frames)
 
 
 def _propose_scale(task: Task, shard: Path, say: Callable[[str], None]) -> None:
     """Say which `reward_scale` a game's rewards ask for, where the task's is far off."""
-    rewards = np.abs(part(shard, "rewards").astype(float))
+    rewards = np.abs(rollouts.part(shard, "rewards").astype(float))
     size = np.sqrt((rewards[rewards > 0] ** 2).mean()) if rewards.any() else task.reward_scale
     if task.step_reward is None and not 1 / FAR_OFF < size / task.reward_scale < FAR_OFF:
         say(
@@ -174,7 +173,7 @@ def check_request(
 def _claim(directory: Path, task: Task, settings: dict, episodes: int, say) -> None:
     """Write `collection.json`, or check that the one there is of the same collection."""
     path = directory / "collection.json"
-    if not path.exists() and shard_paths(directory):
+    if not path.exists() and rollouts.shard_paths(directory):
         raise ValueError(f"{directory} holds shards of unknown origin; choose another directory")
     old = {}
     if path.exists():
@@ -212,7 +211,7 @@ def _reclaimed(path: Path, task: Task, settings: dict, say: Callable[[str], None
         number = int(shard.stem.removeprefix("shard-"))
         return _was_recorded_by(_ShardJob(shard, task, policy, seed, number, size, least))
 
-    if not all(ours for _, ours in _sound(shard_paths(path.parent), is_ours, say)):
+    if not all(ours for _, ours in rollouts.sound(rollouts.shard_paths(path.parent), is_ours, say)):
         raise ValueError(
             f"{path} is damaged, and the shards beside it were not recorded by this command, as "
             "far as they tell; give the settings that they were recorded with, or choose another "
@@ -228,7 +227,7 @@ def _was_recorded_by(job: _ShardJob) -> bool:
 
     Where a game cut episodes before the cap nothing can be told, and the answer is no.
     """
-    shard, cap = read(job.path), job.task.max_steps
+    shard, cap = rollouts.read(job.path), job.task.max_steps
     in_order = itertools.islice(_episode_seeds(job), None if job.min_steps else len(shard.seeds))
     rng = np.random.default_rng(engine_seed(shard.seeds[0]))
     act, first = policies.begin(job.task, job.policy, rng), shard.lengths[0]
@@ -281,7 +280,7 @@ def record_shard(env: RealGame, job: _ShardJob, tick: Callable[[int], None]) -> 
             f"only {len(kept)} of {MAX_TRIES * job.episodes} episodes lasted {job.min_steps} "
             "steps; lower min_steps"
         )
-    write(job.path, of_steps(kept, seeds, job.task.profile))
+    rollouts.write(job.path, rollouts.of_steps(kept, seeds, job.task.profile))
 
 
 def _episode_seeds(job: _ShardJob) -> Iterator[int]:

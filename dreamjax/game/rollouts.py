@@ -10,7 +10,6 @@ import dataclasses
 import itertools
 import re
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from dreamjax.game.episodes import PER_EPISODE, DamagedShardError, Episodes, load
 from dreamjax.game.workers import default_workers
 from dreamjax.task import FRAME_SHAPE
 from dreamjax.training import files
 
 FORMAT = 1
 MAX_READERS = 16  # threads that read shards
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 _DTYPES = {
     "frames": np.uint8,
     "actions": np.float32,
@@ -36,50 +35,29 @@ _DTYPES = {
 }
 
 
-class DamagedShardError(ValueError):
-    """A shard that cannot be read as it was written; one line."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Rollouts:
-    """Whole episodes, one after another."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rollouts(Episodes):
+    """Whole episodes as they were played."""
 
     frames: np.ndarray  # uint8 [N, 64, 64, 3]; frame t is what was on the screen before action t
-    actions: np.ndarray  # float32 [N, A], in the game's action space, before any thresholding
-    rewards: np.ndarray  # float32 [N]; reward t is what action t earned
-    lengths: np.ndarray  # int32 [E]; they sum to N
-    terminated: np.ndarray  # bool [E]; True is death, False is an episode cut by the step cap
-    seeds: np.ndarray  # int64 [E]; an episode is a function of seed, policy and profile
-    profile: str  # the variant of the game that was played
-    ends: np.ndarray | None = None  # int8 [E]; of the task's, -1: cut; None is the first of them
 
     def __post_init__(self):
-        if self.ends is None:
-            object.__setattr__(self, "ends", np.where(self.terminated, 0, -1).astype(np.int8))
-        frames, episodes = len(self.frames), len(self.lengths)
-        shapes = {
-            "frames": (frames, *FRAME_SHAPE),
-            "actions": (frames, self.actions.shape[-1]),
-            "rewards": (frames,),
-            "lengths": (episodes,),
-            "terminated": (episodes,),
-            "seeds": (episodes,),
-            "ends": (episodes,),
-        }
-        for name, shape in shapes.items():
-            _check(name, getattr(self, name), _DTYPES[name], shape)
-        if self.lengths.sum() != frames or (self.lengths < 1).any():
+        super().__post_init__()
+        N, E = len(self.frames), len(self.lengths)
+        shapes = {"frames": (N, *FRAME_SHAPE), "actions": (N, self.actions.shape[-1])}
+        shapes |= {"rewards": (N,)} | dict.fromkeys(PER_EPISODE, (E,))
+        for name, dtype in _DTYPES.items():
+            array, shape = getattr(self, name), shapes[name]
+            if array.dtype != dtype or array.shape != shape:
+                raise ValueError(
+                    f"{name} must be {np.dtype(dtype)}{list(shape)}, "
+                    f"got {array.dtype}{list(array.shape)}"
+                )
+        if self.lengths.sum() != N or (self.lengths < 1).any():
             raise ValueError(
-                f"lengths must be positive and sum to the {frames} frames, "
-                f"got a sum of {self.lengths.sum()} over {episodes} episodes"
+                f"lengths must be positive and sum to the {N} frames, "
+                f"got a sum of {self.lengths.sum()} over {E} episodes"
             )
-
-
-def _check(name: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:
-    if array.dtype != dtype or array.shape != shape:
-        raise ValueError(
-            f"{name} must be {np.dtype(dtype)}{list(shape)}, got {array.dtype}{list(array.shape)}"
-        )
 
 
 def write(path: Path | str, rollouts: Rollouts) -> None:
@@ -91,21 +69,18 @@ def write(path: Path | str, rollouts: Rollouts) -> None:
     arrays = {name: getattr(rollouts, name) for name in _DTYPES}
     arrays |= {"profile": np.array(rollouts.profile), "format": np.array(FORMAT)}
     try:
-        with files.replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
-            for name, array in arrays.items():
-                _write_array(archive, name, array)
+        with (
+            files.replacing(path) as file,
+            zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        ):
+            for name, array in arrays.items():  # without dates: equal rollouts make equal files
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, np.asarray(array, order="C"))
     except files.WriteError as error:
         size = sum(array.nbytes for array in arrays.values()) / 1e6
         raise OSError(
             f"cannot write {path} (up to {size:.1f} MB needed): {error.strerror}; {error.remedy}"
         ) from error
-
-
-def _write_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
-    info = zipfile.ZipInfo(f"{name}.npy")  # a fixed date: equal rollouts make equal files
-    info.compress_type, info._compresslevel = zipfile.ZIP_DEFLATED, 1
-    with archive.open(info, "w", force_zip64=True) as entry:
-        np.lib.format.write_array(entry, np.asarray(array, order="C"), allow_pickle=False)
 
 
 def read(path: Path | str) -> Rollouts:
@@ -115,25 +90,11 @@ def read(path: Path | str) -> Rollouts:
       DamagedShardError: truncated, empty, bit-flipped or not a shard.
       FileNotFoundError: no such file.
     """
-    arrays = _load(path, [*_DTYPES, "profile"])
+    arrays = load(path, Rollouts.names(), FORMAT)
     try:
-        return Rollouts(**arrays | {"profile": str(arrays["profile"])})
+        return Rollouts(**arrays)
     except (ValueError, IndexError) as error:
         raise DamagedShardError(f"{path} is not a shard of rollouts ({error})") from None
-
-
-def _load(path: Path | str, names: Iterable[str]) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            version = int(archive["format"])
-            arrays = {name: archive[name] for name in names}
-    except FileNotFoundError:
-        raise
-    except UNREADABLE as error:
-        raise DamagedShardError(f"{path} is damaged ({str(error).splitlines()[0]})") from None
-    if version != FORMAT:
-        raise ValueError(f"{path} has shard format {version}, this dreamjax reads {FORMAT}")
-    return arrays
 
 
 def shard_paths(directory: Path | str) -> list[Path]:
@@ -144,16 +105,17 @@ def shard_paths(directory: Path | str) -> list[Path]:
 
 def frame_counts(directory: Path | str, say: Callable[[str], None] = print) -> dict[Path, int]:
     """Frames of every shard of a directory; damaged ones are set aside, and `say` told of them."""
-    return {path: int(steps.sum()) for path, steps in _lengths(directory, say)}
+    return {path: int(lengths.sum()) for path, lengths in all_lengths(directory, say).items()}
 
 
-def _lengths(directory: Path | str, say: Callable[[str], None]) -> Iterator[tuple[Path, Any]]:
-    return _sound(shard_paths(directory), lambda path: part(path, "lengths"), say)
+def all_lengths(directory: Path | str, say: Callable[[str], None]) -> dict[Path, np.ndarray]:
+    """`lengths` of every shard; the rest as for `frame_counts`."""
+    return dict(sound(shard_paths(directory), lambda path: part(path, "lengths"), say))
 
 
 def part(path: Path | str, name: str) -> np.ndarray:
     """One array of a shard, the others unread; raises as `read`."""
-    return _load(path, [name])[name]
+    return load(path, [name], FORMAT)[name]
 
 
 def read_all(
@@ -169,11 +131,11 @@ def read_all(
       say: receives one line for each shard set aside.
       ahead: how many at most wait beside the one in use.
     """
-    return _sound(paths, read, say, ahead)
+    return sound(paths, read, say, ahead)
 
 
-def _sound(paths, load, say, ahead: float = MAX_READERS) -> Iterator[tuple[Path, Any]]:
-    """`(path, load(path))` of the shards that can be read."""
+def sound(paths, load, say, ahead: float = MAX_READERS) -> Iterator[tuple[Path, Any]]:
+    """`(path, load(path))` of the shards that can be read, otherwise as `read_all`."""
     for path, loading in _read_ahead(paths, load, ahead):
         try:
             yield path, loading.result()
@@ -198,13 +160,12 @@ def _read_ahead(paths, load, ahead: float) -> Iterator[tuple[Path, Future]]:
 
 def of_steps(episodes: Sequence[list[tuple]], seeds: Sequence[int], profile: str) -> Rollouts:
     """Episodes of steps `(frame, action, reward, end)`; an end is None or -1 where none came."""
-    columns = zip(*itertools.chain.from_iterable(episodes), strict=True)
-    frames, actions, rewards, _ = (np.stack(column) for column in columns)
+    frames, actions, rewards, _ = zip(*itertools.chain.from_iterable(episodes), strict=True)
     ends = np.array([-1 if e[-1][3] is None else e[-1][3] for e in episodes], np.int8)
     return Rollouts(
-        frames=frames,
-        actions=actions.astype(np.float32),
-        rewards=rewards.astype(np.float32),
+        frames=np.stack(frames),
+        actions=np.stack(actions).astype(np.float32),
+        rewards=np.array(rewards, np.float32),
         lengths=np.array([len(episode) for episode in episodes], np.int32),
         terminated=ends >= 0,
         seeds=np.array(seeds),

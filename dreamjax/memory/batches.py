@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from dreamjax.memory.latents import LatentSequences, first_frames
+from dreamjax.game.episodes import first_frames
+from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.model import Mask
 
 PER_FRAME = ("action", "age", "follows", "judged", "end", "reward")  # fields of `Steps`

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from dreamjax.game import rollouts
+from dreamjax.game.episodes import Episodes, load
 from dreamjax.task import FRAME_SHAPE
 from dreamjax.training import files
 from dreamjax.training.checkpoint import digest
@@ -25,35 +26,16 @@ FORMAT = 1
 _CPU_BATCH = 16  # frames encoded together: what they need stays in a CPU's cache
 _AHEAD = 1e9  # bytes of frames to read ahead
 _CALL = 512  # frames in one compiled call
-_PER_FRAME = ("mu", "logvar", "actions", "rewards")
-_PER_EPISODE = ("lengths", "terminated", "seeds", "ends")
 _STRINGS = ("vision", "profile")
-_KEPT = ("actions", "rewards", *_PER_EPISODE, "profile")  # of a shard
 
 
-@dataclasses.dataclass(frozen=True)
-class LatentSequences:
-    """Whole encoded episodes, one after another; what is not said here is as of `Rollouts`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentSequences(Episodes):
+    """Whole episodes as V saw them."""
 
     mu: np.ndarray  # float16 [N, Z]; V's posterior of each frame
     logvar: np.ndarray  # as mu
-    actions: np.ndarray
-    rewards: np.ndarray
-    lengths: np.ndarray
-    terminated: np.ndarray
-    seeds: np.ndarray  # by which episodes are held out
     vision: str  # digest of the V that encoded them
-    profile: str
-    ends: np.ndarray | None = None
-
-    def __post_init__(self):
-        if self.ends is None:
-            object.__setattr__(self, "ends", np.where(self.terminated, 0, -1).astype(np.int8))
-
-    @property
-    def first(self) -> np.ndarray:
-        """The first frame of every episode, int [E]."""
-        return first_frames(self.lengths)
 
     @property
     def name(self) -> str:
@@ -92,7 +74,7 @@ class LatentSequences:
         Raises as `boundary`.
         """
         held = places(self.seeds) < self.boundary(held_out)
-        return self._select(~held), self._select(held)
+        return self.select(~held), self.select(held)
 
     def below(self, boundary: float) -> "LatentSequences":
         """The episodes every M of this `boundary` was kept from; ValueError if none."""
@@ -102,24 +84,13 @@ class LatentSequences:
                 f"M may have been trained on each of these {len(held)} episodes, as it held out "
                 f"but {boundary:.3g} of all; collect more, of which some are held out"
             )
-        return self._select(held)
-
-    def _select(self, episodes: np.ndarray) -> "LatentSequences":
-        which = dict.fromkeys(_PER_FRAME, np.repeat(episodes, self.lengths))
-        which |= dict.fromkeys(_PER_EPISODE, episodes)
-        parts = {name: getattr(self, name)[those] for name, those in which.items()}
-        return dataclasses.replace(self, **parts)
+        return self.select(held)
 
 
 def name_of(frames: int, *identity: Any) -> str:
     """A name for so many frames, of what tells them from others."""
     sha = hashlib.sha256(repr(identity).encode()).hexdigest()
     return f"{frames:,} frames ({sha[:8]})"
-
-
-def first_frames(lengths: np.ndarray) -> np.ndarray:
-    """Where each of episodes [E] that lie one after another begins, int [E]."""
-    return np.cumsum(lengths) - lengths
 
 
 def places(seeds: np.ndarray) -> np.ndarray:
@@ -163,7 +134,7 @@ def encode_rollouts(
         ahead = _AHEAD / (max(counts.values()) * prod(FRAME_SHAPE))
         for path, shard in rollouts.read_all(todo, say=log.say, ahead=ahead):
             mu, logvar = (part.astype(np.float16) for part in posteriors(vae, shard.frames))
-            kept = {name: getattr(shard, name) for name in _KEPT}
+            kept = {name: getattr(shard, name) for name in Episodes.names()}
             found = LatentSequences(mu=mu, logvar=logvar, vision=vision, **kept)
             _write(latents_directory / path.name, found)
             bar.advance(counts[path])
@@ -203,27 +174,16 @@ def _is_encoded(shard: Path, path: Path, vision: str) -> bool:
 def encoded_by(path: Path) -> str:
     """The digest of the V of a file of latents, little else of which is read; "" of a bad one."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return str(archive["vision"])
-    except rollouts.UNREADABLE:
+        return load(path, ["vision"], FORMAT)["vision"]
+    except (ValueError, OSError):
         return ""
 
 
 def _read(path: Path) -> LatentSequences:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = dict(archive)
-    except rollouts.UNREADABLE as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is missing or damaged ({reason}); encode again") from None
-    if arrays.pop("format", None) != FORMAT:
-        raise ValueError(f"{path} is not a file of latents of format {FORMAT}; encode again")
-    wanted = _PER_FRAME + _PER_EPISODE + _STRINGS
-    missing = sorted(set(wanted) - set(arrays))
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; encode again")
-    found = {name: arrays[name] for name in wanted}
-    return LatentSequences(**found | {name: str(found[name]) for name in _STRINGS})
+        return LatentSequences(**load(path, LatentSequences.names(), FORMAT))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{error}; encode again") from None
 
 
 def read_latents(directory: Path | str) -> LatentSequences:
@@ -240,8 +200,7 @@ def read_latents(directory: Path | str) -> LatentSequences:
         if len(found) > 1:
             listed = ", ".join(f"{file} of {value[:20]}" for value, file in found.items())
             raise ValueError(f"{directory} mixes more than one {name} ({listed}); encode again")
-    arrays = {
-        name: np.concatenate([getattr(part, name) for part in parts.values()])
-        for name in _PER_FRAME + _PER_EPISODE
-    }
-    return dataclasses.replace(next(iter(parts.values())), **arrays)
+    names = set(LatentSequences.names()) - set(_STRINGS)
+    columns = {name: [getattr(part, name) for part in parts.values()] for name in names}
+    joined = {name: np.concatenate(column) for name, column in columns.items()}
+    return dataclasses.replace(next(iter(parts.values())), **joined)

@@ -20,7 +20,7 @@ from dreamjax.dream.world import World
 from dreamjax.dream.worlds import load_controller, load_world
 from dreamjax.game import collecting, rollouts
 from dreamjax.game.collecting import SHAPES
-from dreamjax.game.rollouts import UNREADABLE, shard_paths
+from dreamjax.game.rollouts import shard_paths
 from dreamjax.memory.latents import encoded_by, name_of, read_latents
 from dreamjax.run import lineage
 from dreamjax.run.settings import CONTROLLERS, WATCH_SEED, Run
@@ -231,8 +231,8 @@ def profiles(directory: Path) -> Iterator[tuple[str, str]]:
     """`(folder, profile of the game)` of everything in a run directory."""
     for part in ("rollouts", "played", "latents"):
         for path in shard_paths(directory / part)[:1]:
-            with contextlib.suppress(*UNREADABLE), np.load(path) as shard:
-                yield part, str(shard["profile"])
+            with contextlib.suppress(rollouts.DamagedShardError):
+                yield part, rollouts.part(path, "profile")
     for part in ("vision", "memory", "world", *CONTROLLERS):
         store = Store(directory / part)
         if store.steps():
