@@ -5,16 +5,14 @@ n: episodes.
 
 import contextlib
 import dataclasses
-import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
 
 from dreamjax.game import policies
-from dreamjax.game.workers import RETRIES, LostError, Worker, WorkerError, silent, worker_count
+from dreamjax.game.workers import RETRIES, Worker, WorkerError, messages, worker_count
 from dreamjax.task import Task
 from dreamjax.training.logbook import Logbook
 
@@ -50,56 +48,29 @@ def run_jobs(
       WorkerError: a job was lost more than `retries` times.
       Exception: what a job raised; ImportError where the game's package is missing.
     """
-    pending, losses = deque(range(len(jobs))), [0] * len(jobs)
-    busy: dict[Worker, int] = {}  # which worker does which job
-    timeout = timeout or task.timeout
-
-    def give(worker: Worker, job: int) -> None:
-        busy[worker] = job
-        worker.send("run", target, jobs[job])
-
-    def lose(worker: Worker, reason: str) -> None:
-        job = busy.pop(worker)
-        worker.end()
-        losses[job] += 1
-        if losses[job] > retries:
-            raise WorkerError(
-                f"the game {task.name} was lost {losses[job]} times in a row: {reason}"
-            )
-        give(Worker(task, screen), job)
-
+    todo, losses = deque(range(len(jobs))), Counter()
+    idle, busy = [], {}  # workers; which of them does which job
     try:
-        for _ in range(min(worker_count(workers, len(jobs)), len(jobs))):
-            give(Worker(task, screen), pending.popleft())
-        while busy:
-            wait([worker.connection for worker in busy], timeout=0.2)
-            for worker in list(busy):
-                try:
-                    kind, value = _heard(worker, timeout)
-                except LostError as loss:
-                    lose(worker, str(loss))
-                    continue
+        while todo or busy:
+            while todo and len(busy) < worker_count(workers, len(jobs)):
+                worker = idle.pop() if idle else Worker(task, screen, timeout or task.timeout)
+                busy[worker] = todo.popleft()
+                worker.send("run", target, jobs[busy[worker]])
+            for worker, kind, value in messages(busy):
                 if kind == "tick":
                     tick(value)
                 elif kind == "run":
-                    job = busy.pop(worker)
-                    if pending:
-                        give(worker, pending.popleft())
-                    else:
-                        worker.end()
-                    yield job, value
+                    idle.append(worker)
+                    yield busy.pop(worker), value
+                elif kind == "lost":
+                    todo.appendleft(job := busy.pop(worker))
+                    losses[job] += 1
+                    if losses[job] > retries:
+                        said = f"was lost {losses[job]} times in a row: {value}"
+                        raise WorkerError(f"the game {task.name} {said}")
     finally:
-        for worker in busy:
+        for worker in (*busy, *idle):
             worker.end()
-
-
-def _heard(worker: Worker, timeout: float) -> tuple[str | None, Any]:
-    """A worker's next message, if there is one."""
-    if worker.connection.poll():
-        return worker.message()
-    if time.monotonic() - worker.heard > timeout:
-        raise silent(timeout)
-    return None, None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +110,6 @@ def play(
     seeds = [int(seed) for seed in seeds]
     if not seeds:
         raise ValueError("seeds is empty; give one seed for each episode to play")
-    scores = {}
     results = run_jobs(
         task,
         "dreamjax.game.policies:score",
@@ -147,10 +117,9 @@ def play(
         workers=workers,
         screen=":" in policy,
     )
-    log = log or Logbook(quiet=True)
+    log, scores = log or Logbook(quiet=True), {}
     with log.progress(phase, len(seeds), "episodes") as bar, contextlib.closing(results):
         for index, score in results:
             scores[index] = score
-            bar.advance(1, f"mean {np.mean([total for total, _, _ in scores.values()]):.0f}")
-    totals, lengths, terminated = zip(*(scores[i] for i in range(len(seeds))), strict=True)
-    return Played(np.array(totals), np.array(lengths), np.array(terminated))
+            bar.advance(1, f"mean {np.mean([total for total, *_ in scores.values()]):.0f}")
+    return Played(*map(np.array, zip(*(scores[i] for i in range(len(seeds))), strict=True)))

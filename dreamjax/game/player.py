@@ -63,9 +63,9 @@ class Player:
     def resume(self, game: int, seed: int, actions: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         """Begin an episode in `game` and play these actions; the last step as `step` has it."""
         frame, _ = self._game(game).reset(seed=seed)
-        last = frame, 0.0, -1, False
+        last = frame, np.float32(0), np.int8(-1), False
         for action in actions:
-            last = self._step(self._game(game), action)
+            last = self._step(game, action)
         return tuple(np.array([value]) for value in last)
 
     def step(self, games: list[int], actions: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -73,12 +73,13 @@ class Player:
 
         An end is its place in the task's, or -1 where none came.
         """
-        steps = [self._step(self._game(g), a) for g, a in zip(games, actions, strict=True)]
+        steps = map(self._step, games, actions)
         return tuple(np.stack(column) for column in zip(*steps, strict=True))
 
-    def _step(self, game: RealGame, action: np.ndarray) -> tuple:
-        frame, reward, terminated, truncated, info = game.step(action)
-        return frame, reward, info["end"] if terminated else -1, truncated
+    def _step(self, game: int, action: np.ndarray) -> tuple:
+        frame, reward, terminated, truncated, info = self._game(game).step(action)
+        end = info["end"] if terminated else -1
+        return frame, np.float32(reward), np.int8(end), truncated
 
     def _flush(self) -> None:
         self._connection.send(("tick", self._ticks))

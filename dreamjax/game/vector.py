@@ -3,16 +3,16 @@
 S: game slots in one request. A: numbers in an action.
 """
 
+import contextlib
 import dataclasses
-import time
+import functools
 from collections import deque
-from collections.abc import Iterable, Sequence
-from multiprocessing.connection import wait
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dreamjax.game.workers import RETRIES, LostError, Worker, WorkerError, silent, worker_count
+from dreamjax.game.workers import RETRIES, Worker, WorkerError, messages, worker_count
 from dreamjax.task import Task
 
 
@@ -26,7 +26,7 @@ class Steps(NamedTuple):
     truncated: np.ndarray  # bool [S]
 
 
-class VectorGame:
+class VectorGame(contextlib.AbstractContextManager):
     """Real games side by side, for an agent in this process. Use it in a `with` block.
 
     `begin` and `send` ask without waiting, and `receive` takes the answers that came, so that
@@ -56,17 +56,12 @@ class VectorGame:
         if num_games < 1:
             raise ValueError(f"num_games must be at least 1, got {num_games}")
         self.task, self.num_games = task, num_games
-        self._timeout, self._retries = timeout or task.timeout, retries
+        self._worker = functools.partial(_QueuedWorker, task, True, timeout or task.timeout)
+        self._retries = retries
         self._episodes: list[_Episode | None] = [None] * num_games
-        self._here = np.zeros(num_games, bool)  # the slot's game is where its episode is
         self._arrived: list[Steps] = []
         count = num_games if task.one_per_process else worker_count(workers, num_games)
-        self._workers = [None] * count
-        for index in range(len(self._workers)):
-            self._start(index)
-
-    def __enter__(self) -> "VectorGame":
-        return self
+        self._workers = [self._worker() for _ in range(count)]
 
     def __exit__(self, *error) -> None:
         self.close()
@@ -103,10 +98,11 @@ class VectorGame:
 
     def begin(self, slots: Sequence[int], seeds: Sequence[int]) -> None:
         """Start an episode in each slot [S], of these seeds [S]; the first frames are answered."""
-        for slot, seed in zip(slots, seeds, strict=True):
-            self._episodes[slot] = _Episode(int(seed))
-            self._here[slot] = False
-        self._ask(np.asarray(slots))
+        begun, count = [], len(self._workers)
+        for slot, seed in zip(map(int, slots), seeds, strict=True):
+            self._episodes[slot] = _Episode(slot, *divmod(slot, count), int(seed))
+            begun.append(self._episodes[slot])
+        self._ask(begun)
 
     def send(self, slots: Sequence[int], actions: np.ndarray) -> None:
         """Play one step in each slot [S] by these actions [S, A].
@@ -114,16 +110,19 @@ class VectorGame:
         Raises:
           RuntimeError: a slot has no episode.
         """
-        slots, actions = np.asarray(slots), np.asarray(actions, np.float32)
-        self._check_playing(slots)
-        for slot, action in zip(slots, actions, strict=True):
-            self._episodes[slot].actions.append(action)
-        self._ask(slots)
+        playing = [self._episodes[slot] for slot in slots]
+        if None in playing:
+            raise RuntimeError(
+                f"no episode is running in slot {slots[playing.index(None)]}; call reset() first"
+            )
+        for episode, action in zip(playing, np.asarray(actions, np.float32), strict=True):
+            episode.actions.append(action)
+        self._ask(playing)
 
     @property
     def awaited(self) -> bool:
         """Whether an answer is still to be received."""
-        return bool(self._arrived) or any(e is not None and e.asked for e in self._episodes)
+        return bool(self._arrived or self._asked())
 
     def receive(self) -> Steps:
         """The answers that have come, at least one, in any order.
@@ -137,121 +136,86 @@ class VectorGame:
         return Steps(*map(np.concatenate, zip(*arrived, strict=True)))
 
     def _all(self, slots: Sequence[int]) -> Steps:
-        """The answers of all these slots, in their order; their episodes end where one fails."""
-        found = []
-        try:
-            while self.awaited:
-                found.append(self.receive())
-        except Exception:
-            self._forget(slots)
-            raise
-        found = Steps(*map(np.concatenate, zip(*found, strict=True)))
+        """The answers of all these slots, in their order."""
+        while self._asked():
+            self._listen()
+        found = self.receive()
         order = np.argsort(found.slots)[np.argsort(np.argsort(slots))]
         return Steps(*(column[order] for column in found))
 
-    def _check_playing(self, slots: np.ndarray) -> None:
-        idle = [int(slot) for slot in slots if self._episodes[slot] is None]
-        if idle:
-            raise RuntimeError(f"no episode is running in slot {idle[0]}; call reset() first")
+    def _asked(self) -> list["_Episode"]:
+        return [episode for episode in self._episodes if episode and episode.asked]
 
-    def _ask(self, slots: np.ndarray) -> None:
-        """Ask for the last step of each slot's episode; where the game is elsewhere, for all."""
-        for slot in slots:
-            self._episodes[slot].asked = True
-        count = len(self._workers)
-        for index in np.unique(slots % count):
-            mine = slots[slots % count == index]
-            here = self._here[mine]
-            if here.any():
-                self._workers[index].step([self._place(slot) for slot in mine[here]])
-            for slot in mine[~here]:
-                self._workers[index].resume(self._place(slot))
-
-    def _place(self, slot: int) -> "_Place":
-        return _Place(int(slot), int(slot) // len(self._workers), self._episodes[slot])
+    def _ask(self, episodes: list["_Episode"]) -> None:
+        """Ask for the last step of each episode; where its game is elsewhere, for all."""
+        for episode in episodes:
+            episode.asked = True
+        for index in {episode.worker for episode in episodes}:
+            worker, mine = self._workers[index], [e for e in episodes if e.worker == index]
+            here = [episode for episode in mine if episode.here]
+            if here:
+                worker.ask(here, "step", [e.game for e in here], [e.actions[-1] for e in here])
+            for e in mine:
+                if not e.here:
+                    worker.ask([e], "resume", e.game, e.seed, e.actions)
 
     def _listen(self) -> None:
-        """Wait for a worker that was asked, and take its answer."""
-        busy = {worker.connection: i for i, worker in enumerate(self._workers) if worker.busy}
-        heard = wait(busy, timeout=min(self._patience(index) for index in busy.values()))
-        for connection, index in busy.items():
-            try:
-                if connection in heard:
-                    self._take(*self._workers[index].answer())
-                elif self._patience(index) <= 0:
-                    raise silent(self._timeout)
-            except LostError as loss:
-                self._lose(index, str(loss))
-            except Exception:  # the worker lives on, but who knows how far it came
-                self._forget([i for i, e in enumerate(self._episodes) if e and e.asked])
-                self._forget([slot for steps in self._arrived for slot in steps.slots])
-                self._arrived = []
-                raise
+        """Wait for workers that were asked, and take their answers."""
+        try:
+            for worker, kind, value in messages(w for w in self._workers if w.busy):
+                if kind == "lost":
+                    self._lose(worker, value)
+                else:
+                    self._take(*value)
+        except Exception:  # the worker lives on, but who knows how far it came
+            arrived = [slot for steps in self._arrived for slot in steps.slots]
+            for slot in [episode.slot for episode in self._asked()] + arrived:
+                self._episodes[slot] = None
+            self._arrived = []
+            raise
 
-    def _forget(self, slots: Iterable[int]) -> None:
-        for slot in slots:
-            self._episodes[slot] = None
-
-    def _patience(self, index: int) -> float:
-        """Seconds left to a worker to answer."""
-        return max(0.0, self._workers[index].heard + self._timeout - time.monotonic())
-
-    def _take(self, places: list["_Place"], values: tuple[np.ndarray, ...]) -> None:
+    def _take(self, episodes: list["_Episode"], values: tuple[np.ndarray, ...]) -> None:
         """An answer; the part of it that is no longer wanted is dropped."""
-        rows = [i for i, at in enumerate(places) if self._episodes[at.slot] is at.episode]
+        rows = [i for i, e in enumerate(episodes) if self._episodes[e.slot] is e]
         if not rows:
             return
-        slots = np.array([places[i].slot for i in rows], int)
-        self._here[slots] = True
-        frames, rewards, ends, truncated = (column[rows] for column in values)
-        found = Steps(
-            slots, frames, rewards.astype(np.float32), ends.astype(np.int8), truncated.astype(bool)
-        )
-        for slot, over in zip(slots, (ends >= 0) | truncated, strict=True):
-            self._episodes[slot].asked = False
+        found = Steps(np.array([episodes[i].slot for i in rows]), *(x[rows] for x in values))
+        for i, over in zip(rows, (found.ends >= 0) | found.truncated, strict=True):
+            episodes[i].asked, episodes[i].here = False, True
             if over:
-                self._episodes[slot] = None
+                self._episodes[episodes[i].slot] = None
         self._arrived.append(found)
 
-    def _lose(self, index: int, reason: str) -> None:
+    def _lose(self, worker: "_QueuedWorker", reason: str) -> None:
         """Replace a worker, count that its episodes were lost, and ask again."""
-        self._workers[index].end()
-        self._start(index)
-        slots = range(index, self.num_games, len(self._workers))
-        lost = {slot: self._episodes[slot] for slot in slots if self._episodes[slot] is not None}
-        for episode in lost.values():
+        index = self._workers.index(worker)
+        self._workers[index] = self._worker()
+        lost = [e for e in self._episodes if e and e.worker == index]
+        for episode in lost:
             episode.losses += 1
-        hopeless = [e for e in lost.values() if e.losses > self._retries]
+            episode.here = False
+        hopeless = [e for e in lost if e.losses > self._retries]
         if hopeless:  # one of several may be the cause
             seeds = " or ".join(str(episode.seed) for episode in hopeless)
             raise WorkerError(
                 f"the game {self.task.name} with seed {seeds} was lost {hopeless[0].losses} times: "
                 f"{reason}"
-            ) from None
-        self._ask(np.array([slot for slot, episode in lost.items() if episode.asked], int))
-
-    def _start(self, index: int) -> None:
-        """Put a new worker in place."""
-        self._here[index :: len(self._workers)] = False
-        self._workers[index] = _QueuedWorker(self.task)
+            )
+        self._ask([episode for episode in lost if episode.asked])
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Episode:
     """What is needed to play an episode again up to where it is."""
 
+    slot: int
+    game: int  # which of its worker's
+    worker: int
     seed: int
     actions: list[np.ndarray] = dataclasses.field(default_factory=list)
     losses: int = 0  # how often its worker was lost
     asked: bool = False  # its last step is awaited
-
-
-class _Place(NamedTuple):
-    """Where an episode is played: the slot, and the game of the worker."""
-
-    slot: int
-    game: int
-    episode: _Episode
+    here: bool = False  # the worker's game is where it is
 
 
 class _QueuedWorker(Worker):
@@ -260,38 +224,29 @@ class _QueuedWorker(Worker):
     So it is never idle, and neither side can fill the other's pipe.
     """
 
-    def __init__(self, task: Task):
+    def __init__(self, *args: Any):
         self._waiting, self._sent = deque(), deque([[]])  # it is told its task first
-        super().__init__(task, screen=True)
+        super().__init__(*args)
 
     @property
     def busy(self) -> bool:
         """Whether it owes an answer."""
         return bool(self._sent)
 
-    def step(self, places: list[_Place]) -> None:
-        """Ask for a step by the last action of each episode."""
-        games = [place.game for place in places]
-        actions = [place.episode.actions[-1] for place in places]
-        self._queue(places, "step", games, actions)
-
-    def resume(self, place: _Place) -> None:
-        """Ask to play an episode from its start to its last action."""
-        self._queue([place], "resume", place.game, place.episode.seed, place.episode.actions)
-
-    def _queue(self, places: list[_Place], *request: Any) -> None:
-        self._waiting.append((places, request))
+    def ask(self, episodes: list[_Episode], *request: Any) -> None:
+        """Queue a request about these episodes."""
+        self._waiting.append((episodes, request))
         self._send_on()
 
     def _send_on(self) -> None:
         while self._waiting and len(self._sent) < 2:
-            places, request = self._waiting.popleft()
-            self._sent.append(places)
+            episodes, request = self._waiting.popleft()
+            self._sent.append(episodes)
             self.send(*request)
 
-    def answer(self) -> tuple[list[_Place], tuple[np.ndarray, ...]]:
-        """The next answer, and whom it is about."""
-        places = self._sent.popleft()
-        _, values = self.message()
+    def message(self) -> tuple[str, tuple[list[_Episode], Any]]:
+        """The next answer, with whom it is about; raises as `Worker.message`."""
+        episodes = self._sent.popleft()
+        kind, value = super().message()
         self._send_on()
-        return places, values
+        return kind, (episodes, value)

@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from multiprocessing.connection import Pipe
+from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Pipe, wait
 from typing import Any
 
 from dreamjax.game.scratch import Scratch
@@ -35,12 +36,6 @@ class WorkerError(RuntimeError):
 
 class LostError(Exception):
     """A worker, or an engine in it, crashed or hangs."""
-
-
-def silent(seconds: float) -> LostError:
-    return LostError(
-        f"a worker was silent for {seconds:.0f} s; a game that needs longer says so by Task.timeout"
-    )
 
 
 class _WorkerTraceback(Exception):  # noqa: N818  # shown as the cause of the worker's own error
@@ -67,13 +62,13 @@ def games_beside(task: Task, games: int, workers: int | None) -> int:
 
 
 class Worker:
-    """One player process, seen from its parent."""
+    """One player process, seen from its parent; lost after `timeout` seconds of silence."""
 
-    def __init__(self, task: Task, screen: bool):
+    def __init__(self, task: Task, screen: bool, timeout: float):
         check_guarded()
         self._scratch = Scratch("worker")
         self.directory = self._scratch.path
-        self.heard = time.monotonic()
+        self._timeout = timeout
         self.connection, theirs = Pipe()
         with theirs, open(self.directory / "log", "wb") as log:
             self.process = subprocess.Popen(
@@ -89,22 +84,32 @@ class Worker:
 
     def send(self, *request: Any) -> None:
         """Ask; a dead worker is noticed when it fails to answer."""
-        self.heard = time.monotonic()
+        self._heard = time.monotonic()
         with contextlib.suppress(ConnectionError):
             self.connection.send(request)
 
+    @property
+    def patience(self) -> float:
+        """Seconds until it counts as lost."""
+        return max(0.0, self._heard + self._timeout - time.monotonic())
+
     def message(self) -> tuple[str, Any]:
-        """The next `(method, value)`.
+        """The next `(method, value)`; without one it is lost.
 
         Raises:
-          LostError: the worker is gone or its engine crashed.
+          LostError: the worker is silent or gone, or its engine crashed.
           Exception: what the request raised in the worker.
         """
+        if not self.connection.poll():
+            raise LostError(
+                f"a worker was silent for {self._timeout:.0f} s; a game that needs longer says so "
+                "by Task.timeout"
+            )
         try:
             kind, *content = self.connection.recv()
         except (EOFError, ConnectionError):
             raise LostError(f"a worker died{self._cause()}{self._last_words()}") from None
-        self.heard = time.monotonic()
+        self._heard = time.monotonic()
         if kind == "crash":
             raise LostError(content[0])
         if kind == "error":
@@ -133,6 +138,27 @@ class Worker:
             said = [line for line in lines if line.strip()]
             return f" saying {said[-1].strip()!r}" if said else ""
         return ""
+
+
+def messages(workers: Iterable[Worker]) -> Iterator[tuple[Worker, str, Any]]:
+    """Wait for some of these; a lost one is ended.
+
+    Yields:
+      a worker, and the method and value of its message, or "lost" and the reason.
+
+    Raises:
+      Exception: what the request raised in the worker.
+    """
+    workers = list(workers)
+    patience = min(worker.patience for worker in workers)
+    ready = wait([worker.connection for worker in workers], patience)
+    for worker in [w for w in workers if w.connection in ready or not w.patience]:
+        try:
+            kind, value = worker.message()
+        except LostError as loss:
+            worker.end()
+            kind, value = "lost", str(loss)
+        yield worker, kind, value
 
 
 def python(code: str) -> list[str]:
