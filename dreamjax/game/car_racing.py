@@ -64,25 +64,23 @@ class _Road:
 
     def __init__(self, game: Any, theirs: Any):
         self._game, self._size, self._track = game, (theirs.WINDOW_W, theirs.WINDOW_H), None
-        self._field = np.float64([(1, 1), (1, -1), (-1, -1), (-1, 1)]) * theirs.PLAYFIELD
+        field = np.float64([(1, 1), (1, -1), (-1, -1), (-1, 1)]) * theirs.PLAYFIELD
         places = np.mgrid[-20:20:2, -20:20:2].reshape(2, 400).T[:, None]
         corners = np.float64([(1, 0), (0, 0), (0, 1), (1, 1)])
-        self._grass = (places + corners) * theirs.GRASS_DIM
+        self._ground = np.concatenate(([field], (places + corners) * theirs.GRASS_DIM))
 
     def __call__(self, zoom: float, translation: tuple[float, float], angle: float) -> None:
         """In the place of `CarRacing._render_road`."""
-        if self._track is not self._game.road_poly:
-            self._track = self._game.road_poly
-            self._shapes = np.concatenate((self._grass, [corners for corners, _ in self._track]))
-        self._draw(self._field, self._game.bg_color, zoom, translation, angle)
-        for shape in self._shown(zoom, translation, angle):
-            road = shape - len(self._grass)
-            colour = self._game.grass_color if road < 0 else [int(x) for x in self._track[road][1]]
-            self._draw(self._shapes[shape], colour, zoom, translation, angle)
-
-    def _draw(self, corners: np.ndarray, colour: Any, *view: Any) -> None:
-        surface = self._game.surf
-        self._game._draw_colored_polygon(surface, corners.tolist(), colour, *view, clip=False)
+        game, view = self._game, (zoom, translation, angle)
+        if self._track is not game.road_poly:
+            self._track = game.road_poly
+            self._shapes = np.concatenate((self._ground, [corners for corners, _ in self._track]))
+        for shape in self._shown(*view):
+            colour = game.grass_color if shape else game.bg_color
+            if shape >= len(self._ground):
+                colour = [int(x) for x in self._track[shape - len(self._ground)][1]]
+            corners = self._shapes[shape].tolist()
+            game._draw_colored_polygon(game.surf, corners, colour, *view, clip=False)
 
     def _shown(self, zoom: float, translation: tuple[float, float], angle: float) -> np.ndarray:
         """Which shapes may touch the screen, in their order."""
@@ -95,14 +93,12 @@ class _Road:
 
 def leftwards(actions: Actions, rng: np.random.Generator) -> policies.Policy:
     """Always the same gas and a little to the left, as tracks go: the best blind player found."""
-    del actions, rng
     action = np.array([-0.03, 0.1, 0.0], np.float32)
     return lambda step, frame=None: action
 
 
 def steady(actions: Actions, rng: np.random.Generator) -> policies.Policy:
     """Steers for the middle of the road some way ahead, slower in bends: the fixed rule."""
-    del actions, rng
     return _Driver()
 
 
@@ -161,7 +157,6 @@ class _Driver:
         self._aside, self._last = 0.0, None
 
     def __call__(self, step: int, frame: np.ndarray) -> np.ndarray:
-        del step
         action = self._steered(frame)
         last, self._last = self._last, frame.astype(np.int16)
         if last is not None and abs(self._last - last).mean() < STILL:

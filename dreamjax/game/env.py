@@ -72,7 +72,9 @@ def opened(task: Task) -> gymnasium.Env:
     try:
         game = make()
     except BaseException as error:
-        if isinstance(error, EngineCrashError | KeyboardInterrupt) or _tells_a_remedy(error):
+        ours = isinstance(error, OSError) and error.errno is None
+        told = ours or (isinstance(error, ImportError) and "pip install" in str(error))
+        if told or isinstance(error, EngineCrashError | KeyboardInterrupt):
             raise
         kind = ImportError if isinstance(error, ImportError) else GameError
         raise kind(
@@ -85,12 +87,6 @@ def opened(task: Task) -> gymnasium.Env:
             "one, or wrap what it is"
         )
     return game
-
-
-def _tells_a_remedy(error: Exception) -> bool:
-    """Whether an error is one of our own games', or of the system."""
-    own = isinstance(error, OSError) and error.errno is None
-    return own or (isinstance(error, ImportError) and "pip install" in str(error))
 
 
 def in_a_sentence(error: BaseException) -> str:
@@ -166,7 +162,7 @@ class RealGame(gymnasium.Wrapper):
         answer = self._ask("reset", **asked, **({} if options is None else {"options": options}))
         is_pair = isinstance(answer, tuple | list) and len(answer) == 2
         obs, info = answer if is_pair else (answer, None)
-        return self._seen(obs), self._noted("reset", info)
+        return self._seen(obs), self._noted(info, "reset")
 
     def step(self, action):
         """Play one step, `task.frame_skip` frames or fewer; see `gymnasium.Env.step`.
@@ -199,12 +195,10 @@ class RealGame(gymnasium.Wrapper):
 
     def _frames(self, action):
         """What a step's last frame answers, and the rewards of all."""
-        earned, skipped = 0.0, self.task.frame_skip - 1
-        if skipped:
-            self._draw(False)
-        for frame in range(skipped + 1):
-            if skipped and frame == skipped:
-                self._draw(not self._dark)
+        earned, last = 0.0, self.task.frame_skip - 1
+        for frame in range(last + 1):
+            if last:
+                self._draw(frame == last and not self._dark)
             obs, reward, terminated, truncated, info = self._frame(action)
             earned += reward
             if terminated or truncated:
@@ -214,55 +208,48 @@ class RealGame(gymnasium.Wrapper):
 
     def _frame(self, action):
         """The five values of one frame."""
-        answer = self._ask("step", action)
-        if not isinstance(answer, tuple | list):
-            answer = ()
-        if len(answer) == 4 and isinstance(answer[3], Mapping):  # before there was `truncated`
-            obs, reward, done, info = answer
-            cut = info.get("TimeLimit.truncated", False)
-            answer = obs, reward, self._truth(done) and not cut, cut, info
-        if len(answer) != 5:
-            raise self._refused(
-                "step", "returned other than (obs, reward, terminated, truncated, info)"
-            )
-        obs, reward, terminated, truncated, info = answer
-        paid = reward if type(reward) is float else self._one(reward, float)
-        if not abs(paid) < _LARGEST:
-            raise self._refused("step", f"paid {reprlib.repr(reward)}; pay finite numbers")
-        over = self._truth(terminated), self._truth(truncated)
-        return obs, paid, *over, self._noted("step", info)
+        match self._ask("step", action):
+            case (obs, reward, terminated, truncated, info):
+                terminated = self._truth(terminated)
+            case (obs, reward, done, Mapping() as info):  # before there was `truncated`
+                truncated = info.get("TimeLimit.truncated", False)
+                terminated = self._truth(done) and not truncated
+            case _:
+                raise self._refused(
+                    "returned other than (obs, reward, terminated, truncated, info)"
+                )
+        return obs, self._one(reward), terminated, self._truth(truncated), self._noted(info)
 
     def _check_paid(self, earned: float, over: bool) -> None:
         """Refuse what float32 cannot hold, and other than the task says of every step."""
-        if not abs(earned) < _LARGEST or (earned and abs(earned) < _SMALLEST):
-            raise self._refused("step", f"paid {earned:g}, which float32 cannot hold; scale it")
         constant = self.task.step_reward
+        if not math.isfinite(earned):
+            raise self._refused(f"paid {earned}; pay finite numbers")
+        if abs(earned) >= _LARGEST or 0 < abs(earned) < _SMALLEST:
+            raise self._refused(f"paid {earned:g}, which float32 cannot hold; scale it")
         if constant is not None and not over and not math.isclose(earned, constant, rel_tol=1e-5):
-            raise self._refused("step", f"paid {earned:g}, but Task.step_reward is {constant:g}")
+            raise self._refused(f"paid {earned:g}, but Task.step_reward is {constant:g}")
 
-    def _noted(self, method: str, info: Any) -> dict[str, Any]:
+    def _noted(self, info: Any, method: str = "step") -> dict[str, Any]:
         if info is None:
             return {}
         if not isinstance(info, Mapping):
-            raise self._refused(method, f"returned {reprlib.repr(info)} in place of the dict info")
+            raise self._refused(f"returned {reprlib.repr(info)} in place of the dict info", method)
         return dict(info)
 
     def _truth(self, value: Any) -> bool:
         """True or false, which may come as an array, as 0 or 1, or false as None."""
-        found = False if value is None else self._one(value, float)
+        found = 0.0 if value is None else self._one(value)
         if found not in (0, 1):
-            raise self._refused("step", f"answered {value!r} where True or False belongs")
+            raise self._refused(f"answered {value!r} where True or False belongs")
         return bool(found)
 
-    def _one(self, value: Any, kind: type) -> Any:
+    def _one(self, value: Any) -> float:
         """A single number, or truth, that may come as an array of one."""
         try:
-            return kind(value if np.ndim(value) == 0 else np.asarray(value).item())
+            return float(np.asarray(value).item() if np.ndim(value) else value)
         except (TypeError, ValueError):
-            said = reprlib.repr(value)
-            raise self._refused(
-                "step", f"answered {said} where one {kind.__name__} belongs"
-            ) from None
+            raise self._refused(f"answered {reprlib.repr(value)} where one float belongs") from None
 
     def _ask(self, method: str, *args: Any, **named: Any) -> Any:
         """What the game answers; its own errors in one line."""
@@ -276,12 +263,16 @@ class RealGame(gymnasium.Wrapper):
                 said += "; define reset(self, *, seed=None, options=None)"
             elif method == "reset":
                 said += "; Task.seeds says how many seeds it takes"
-            raise self._refused(method, said) from error
+            raise self._refused(said, method) from error
 
-    def _refused(self, method: str, said: str) -> GameError:
+    def _refused(self, said: str, method: str = "step") -> GameError:
         """An error that names the game, what was asked of it, and when."""
-        when = "" if method == "reset" else f" at step {self._steps} of the episode"
-        return GameError(f"{self.task.name}: {method}{when} with seed {self._seed} {said}")
+        when = f"with seed {self._seed}" if method == "reset" else self._when
+        return GameError(f"{self.task.name}: {method} {when} {said}")
+
+    @property
+    def _when(self) -> str:
+        return f"at step {self._steps} of the episode with seed {self._seed}"
 
     def _draw(self, on: bool) -> None:
         """Tell a game that can be told whether its frames are looked at."""
@@ -299,13 +290,9 @@ class RealGame(gymnasium.Wrapper):
         except (EngineCrashError, MemoryError):
             raise
         except Exception as error:
-            said = (
-                str(error) if isinstance(error, ValueError) else f"fails ({in_a_sentence(error)})"
-            )
-            raise GameError(
-                f"{self.task.name} at step {self._steps} of the episode with seed {self._seed} "
-                f"{said}"
-            ) from error
+            plain = isinstance(error, ValueError)
+            said = str(error) if plain else f"fails ({in_a_sentence(error)})"
+            raise GameError(f"{self.task.name} {self._when} {said}") from error
 
     def _end(self, info: dict[str, Any]) -> int:
         ends = self.task.ends
@@ -335,11 +322,7 @@ class RealGame(gymnasium.Wrapper):
 
 
 def _with_actions(task: Task, game: gymnasium.Env) -> Task:
-    """`task`, whose actions are the game's, if it did not tell them.
-
-    Raises:
-      GameError: it told others, or they are of no known form.
-    """
+    """`task`, whose actions are the game's; GameError if it told others, or of no known form."""
     space = getattr(game, "action_space", None)
     try:
         theirs = actions_of(space)

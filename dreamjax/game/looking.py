@@ -10,14 +10,13 @@ CONTRAST = 32  # between the darkest and the brightest value that a game shows, 
 LEAST_LOOKS, MOST_LOOKS = 4, 64  # steps that `look` plays: at first, and until it sees so much
 
 
-def look(game: "RealGame", job: None, tick: Callable[[int], None]) -> None:
+def look(game: RealGame, job: None, tick: Callable[[int], None]) -> None:
     """Look at a game before anything of it is recorded; runs in a worker that then ends.
 
     Raises:
       GameError: it shows next to nothing, a process can hold only one such game though the task
         does not say so, or as `RealGame`.
     """
-    del job
     task, rng = game.task, np.random.default_rng(0)
     low, high, over = 255, 0, True
     for step in range(MOST_LOOKS):
@@ -39,7 +38,7 @@ def look(game: "RealGame", job: None, tick: Callable[[int], None]) -> None:
         _look_beside(game, tick)
 
 
-def _look_beside(game: "RealGame", tick: Callable[[int], None]) -> None:
+def _look_beside(game: RealGame, tick: Callable[[int], None]) -> None:
     """Play a second game in this process, while the first is in the middle of an episode."""
     task = game.task
     try:

@@ -25,64 +25,56 @@ class Eye:
     """Shows the picture of a game, of its observation or its `render`, as uint8 [H, W, 3].
 
     Values in [0, 1], [-1, 1] or [0, 65535] are scaled, alpha is dropped, grey becomes RGB, channels
-    may come first, and of a stack of pictures the last one counts.
-
-    Args:
-      game: the game.
-      asked: `Task.picture`.
-
-    Raises:
-      ValueError: the game shows no picture there.
+    may come first, and of a stack of pictures the last one counts. `asked` is `Task.picture`;
+    ValueError if the game shows no picture there.
     """
 
     def __init__(self, game: gymnasium.Env, asked: str | None = None):
-        self._game, self._span = game, None
+        self._game = game
         space = getattr(game, "observation_space", None)
         draws = game.render_mode in DRAWING
-        found = {k: box for k, box in _boxes(space).items() if _span_of(box)}
-        found |= {RENDER: None} if draws else {}
+        found = _spans(space) | ({RENDER: None} if draws else {})
         if asked is None and draws:  # symbols may look like pictures, what is drawn is one
             asked = OBSERVATION if OBSERVATION in found and _is_plain(space) else RENDER
-        shown = found if asked is None else {k: box for k, box in found.items() if k == asked}
+        shown = found if asked is None else {k: x for k, x in found.items() if k == asked}
+        if len(shown) != 1 and asked is not None:
+            has = ", ".join(found) or "none"
+            raise ValueError(f"has no picture {asked!r}, as Task.picture says; it has {has}")
         if len(shown) != 1:
             several = f"; name one by Task.picture: {', '.join(shown)}" if shown else ""
-            if asked is not None:
-                raise ValueError(f"has no picture {asked!r}, as Task.picture says; {_has(found)}")
             raise ValueError(
                 f"shows no pictures: its observations are {in_a_line(space)}, not uint8 [height, "
                 f"width, 3], and its render_mode is {game.render_mode}, not 'rgb_array'{several}"
             )
-        self._where, box = shown.popitem()
-        self._span = box and _span_of(box)
+        self._where, self._span = shown.popitem()
 
     def see(self, obs: Any) -> np.ndarray:
-        """The picture that belongs to an observation.
-
-        Raises:
-          ValueError: it is none: another shape, or values beyond those of the first.
-        """
+        """The picture of an observation; ValueError if it is none, or beyond the first's values."""
         if self._where == RENDER:
             found = self._game.render()
             found = found[-1] if isinstance(found, list) and found else found
         else:
             found = obs if self._where == OBSERVATION else obs[self._where]
-        picture = np.asarray(found)
-        lay = _layout(picture.shape)
-        if lay is None or picture.dtype.kind not in "buif":
+        picture, rgb = np.asarray(found), None
+        if picture.dtype.kind in "buif":
+            if self._span is None and picture.any():  # a black one tells nothing
+                self._span = _span_seen(picture)
+            rgb = _rgb(_as_bytes(picture, *(self._span or SPANS[0])))
+        if rgb is None:
             raise ValueError(
                 f"shows {picture.dtype}{list(picture.shape)}, which is no picture; show uint8 "
                 "[height, width, 3]"
             )
-        if self._span is None and picture.any():  # a black one tells nothing
-            self._span = _span_seen(picture)
-        return lay(_as_bytes(picture, *(self._span or SPANS[0])))
+        return rgb
 
 
-def _boxes(space: gymnasium.Space) -> dict[str, gymnasium.spaces.Box]:
-    """The parts of an observation that have the shape of a picture, by where they are."""
+def _spans(space: gymnasium.Space) -> dict[str, tuple[float, float]]:
+    """Where observations have shape and bounds of a picture, and from what to what its values."""
     parts = space.spaces if isinstance(space, gymnasium.spaces.Dict) else {OBSERVATION: space}
-    is_box = gymnasium.spaces.Box
-    return {k: x for k, x in parts.items() if isinstance(x, is_box) and _layout(x.shape)}
+    boxes = {k: x for k, x in parts.items() if isinstance(x, gymnasium.spaces.Box)}
+    boxes = {k: x for k, x in boxes.items() if _rgb(np.broadcast_to(0, x.shape)) is not None}
+    spans = {k: _span_of(x) for k, x in boxes.items()}
+    return {k: span for k, span in spans.items() if span}
 
 
 def _is_plain(space: gymnasium.Space) -> bool:
@@ -93,7 +85,7 @@ def _is_plain(space: gymnasium.Space) -> bool:
 
 
 def _span_of(box: gymnasium.spaces.Box) -> tuple[float, float] | None:
-    """The values of a picture by its declared bounds; None where they are none of a picture."""
+    """The values by their declared bounds; None where these are none of a picture."""
     low, high = float(np.min(box.low)), float(np.max(box.high))
     if box.dtype == np.uint8 and high > 127:  # some end at 254, or begin at 16
         return SPANS[0]
@@ -122,44 +114,31 @@ def _as_bytes(picture: np.ndarray, low: float, high: float) -> np.ndarray:
     return ((values - low) * (255 / (high - low)) + 0.5).clip(0, 255).astype(np.uint8)
 
 
-def _layout(shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray] | None:
-    """What makes [H, W, 3] of pictures of that shape; None where it is none of a picture."""
-    if len(shape) == 4:
-        inner = _layout(shape[1:])
-        return inner and (lambda stack: inner(stack[-1]))
-    if len(shape) == 2:
-        return lambda grey: np.repeat(grey[..., None], 3, axis=2)
-    if len(shape) != 3 or 0 in shape:
+def _rgb(picture: np.ndarray) -> np.ndarray | None:
+    """Its colours [H, W, 3], None if it has no picture's shape; ValueError of channels unknown."""
+    if picture.ndim == 4:
+        return _rgb(picture[-1]) if len(picture) else None
+    if picture.ndim == 2:
+        picture = picture[..., None]
+    if picture.ndim != 3 or 0 in picture.shape:
         return None
-    if shape[2] in (1, 3, 4):
-        return {1: lambda x: np.repeat(x, 3, axis=2), 3: lambda x: x, 4: _opaque}[shape[2]]
-    if shape[0] in (1, 3):
-        return lambda x: _layout(x.shape[1:] + x.shape[:1])(np.moveaxis(x, 0, 2))
-    if min(shape[1:]) < SMALLEST or shape[0] % 3 == 0:  # a stack of grey, or of colours?
-        return None
-    return lambda stack: np.repeat(stack[-1][..., None], 3, axis=2)
-
-
-def _opaque(picture: np.ndarray) -> np.ndarray:
-    """RGB of RGBA [H, W, 4]."""
-    if np.ptp(picture[..., 3]):
+    if picture.shape[2] not in (1, 3, 4):
+        if len(picture) in (1, 3):
+            picture = np.moveaxis(picture, 0, 2)
+        elif min(picture.shape[1:]) < SMALLEST or len(picture) % 3 == 0:
+            return None  # a stack of grey, or of colours?
+        else:
+            picture = picture[-1][..., None]
+    if picture.shape[2] == 4 and np.ptp(picture[..., 3]):
         raise ValueError(
             "shows four channels of which the last is no alpha but varies; show uint8 [height, "
             "width, 3]"
         )
-    return picture[..., :3]
-
-
-def _has(found: dict[str, Any]) -> str:
-    return f"it has {', '.join(found)}" if found else "it has none"
+    return np.broadcast_to(picture[..., :3], (*picture.shape[:2], 3))
 
 
 def shrunk(picture: np.ndarray, crop: tuple[int, int, int, int] | None) -> np.ndarray:
-    """What V sees of a picture uint8 [height, width, 3], uint8 [64, 64, 3].
-
-    Raises:
-      ValueError: the crop is no part of the picture.
-    """
+    """What V sees of a picture [H, W, 3], uint8 [64, 64, 3]; ValueError if it has no such crop."""
     height, width = picture.shape[:2]
     if crop is not None:
         top, bottom, left, right = crop

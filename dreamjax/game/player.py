@@ -2,12 +2,12 @@
 
 It imports no JAX, so it starts fast and stays small. It answers requests `(method, *arguments)`
 that arrive on an inherited pipe with `(method, value)`, `("crash", reason)` or
-`("error", type, message, traceback)`, and sends `("tick", steps)` while a long one runs. Started
+`("error", exception, traceback)`, and sends `("tick", steps)` while a long one runs. Started
 by `dreamjax.game.workers` in a process group of its own, in the directory of its parent.
 """
 
+import collections
 import contextlib
-import functools
 import os
 import signal
 import sys
@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from dreamjax.game import scratch
-from dreamjax.game.env import EngineCrashError, RealGame, make_env
+from dreamjax.game.env import EngineCrashError, in_a_sentence, make_env
+from dreamjax.game.workers import WorkerError
 from dreamjax.importing import find
 from dreamjax.task import Task
 from dreamjax.training.settings import PLAYING
@@ -35,22 +36,16 @@ class Player:
 
     def __init__(self, connection: Connection):
         self._connection = connection
-        self._games: dict[int, RealGame] = {}
         self._ticks, self._ticked = 0, time.monotonic()
 
     def open(self, task: Task, screen: bool) -> None:
         """Play games of this task; each is started when it is first played."""
-        self._make = functools.partial(make_env, task, screen=screen)
-
-    def _game(self, number: int) -> RealGame:
-        if number not in self._games:
-            self._games[number] = self._make()
-        return self._games[number]
+        self._games = collections.defaultdict(lambda: make_env(task, screen=screen))
 
     def run(self, target: str, job: Any) -> Any:
         """`target(game, job, tick)` for the "module:function" `target`."""
         self._ticked = time.monotonic()
-        value = find(target)(self._game(0), job, self.tick)
+        value = find(target)(self._games[0], job, self.tick)
         self._flush()
         return value
 
@@ -62,7 +57,7 @@ class Player:
 
     def resume(self, game: int, seed: int, actions: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         """Begin an episode in `game` and play these actions; the last step as `step` has it."""
-        frame, _ = self._game(game).reset(seed=seed)
+        frame, _ = self._games[game].reset(seed=seed)
         last = frame, np.float32(0), np.int8(-1), False
         for action in actions:
             last = self._step(game, action)
@@ -77,7 +72,7 @@ class Player:
         return tuple(np.stack(column) for column in zip(*steps, strict=True))
 
     def _step(self, game: int, action: np.ndarray) -> tuple:
-        frame, reward, terminated, truncated, info = self._game(game).step(action)
+        frame, reward, terminated, truncated, info = self._games[game].step(action)
         end = info["end"] if terminated else -1
         return frame, np.float32(reward), np.int8(end), truncated
 
@@ -108,19 +103,15 @@ def _answer(player: Player, method: str, *arguments: Any) -> tuple:
     except EngineCrashError as error:
         return "crash", str(error)
     except BaseException as error:  # also what would end this process
-        return "error", _builtin(error), _said(error), traceback.format_exc()
+        return "error", _told(error), traceback.format_exc()
 
 
-def _said(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return type(error).__name__
-
-
-def _builtin(error: BaseException) -> str:
-    """The name of Python's own exception that an error is a kind of."""
-    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
+def _told(error: BaseException) -> Exception:
+    """An error as the parent can raise it: of a kind of Python's own, or a `WorkerError`."""
+    for kind in (ValueError, ImportError, ArithmeticError, OSError, RuntimeError, MemoryError):
+        if isinstance(error, kind):
+            return kind(" ".join(str(error).split()) or type(error).__name__)
+    return WorkerError(in_a_sentence(error))
 
 
 def _outlive_not(parent: int) -> None:

@@ -25,7 +25,7 @@ def uniform(actions: Actions, rng: np.random.Generator) -> Policy:
 
 def held(actions: Actions, rng: np.random.Generator) -> Policy:
     """A uniform action held for k steps, k uniform in 1..10, both redrawn each time."""
-    return _holding(lambda last: actions.draw(rng), lambda: int(rng.integers(1, 11)))
+    return holding(lambda last: (actions.draw(rng), int(rng.integers(1, 11))))
 
 
 def varied(actions: Actions, rng: np.random.Generator) -> Policy:
@@ -37,24 +37,25 @@ def varied(actions: Actions, rng: np.random.Generator) -> Policy:
     """
     longest = int(np.exp(rng.uniform(0.0, np.log(240.0))))
     first, second = actions.corners(rng)
+    swings = rng.choice([True, False])
 
-    def swing(last: np.ndarray | None) -> np.ndarray:
-        return second if last is first else first
+    def choose(last: np.ndarray | None) -> tuple[np.ndarray, int]:
+        opposite = second if last is first else first
+        action = opposite if swings else actions.draw(rng)
+        return action, int(rng.integers((longest + 1) // 2, longest + 1))
 
-    choose = rng.choice([swing, lambda last: actions.draw(rng)])
-    return _holding(choose, lambda: int(rng.integers((longest + 1) // 2, longest + 1)))
+    return holding(choose)
 
 
-def _holding(
-    choose: Callable[[np.ndarray | None], np.ndarray], draw_hold: Callable[[], int]
-) -> Policy:
-    """Hold an action, choose the next from the last."""
+def holding(choose: Callable[[np.ndarray | None], tuple[np.ndarray, int]]) -> Policy:
+    """Hold an action for some steps; `choose` draws both from the last action."""
     action, until = None, 0
 
     def policy(step: int, frame: np.ndarray | None = None) -> np.ndarray:
         nonlocal action, until
         if step >= until:
-            action, until = choose(action), step + draw_hold()
+            action, steps = choose(action)
+            until = step + steps
         return action
 
     return policy

@@ -12,12 +12,13 @@ import shutil
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 
+from dreamjax.actions import Actions
 from dreamjax.game import leash, policies
 from dreamjax.game.env import EngineCrashError
 from dreamjax.game.scratch import SHARED, Scratch
@@ -39,36 +40,32 @@ def make_vizdoom() -> gymnasium.Env:
     return TakeCover(TAKE_COVER_VIZDOOM.profile)
 
 
-def left_and_right(actions, rng: np.random.Generator) -> Callable[[int], np.ndarray]:
+def left_and_right(actions: Actions, rng: np.random.Generator) -> policies.Policy:
     """`BLIND_HOLD` steps left, as many right, and again."""
-    del rng
-    sides = tuple(np.asarray(bound, np.float32) for bound in (actions.low, actions.high))
-    return lambda step, frame=None: sides[step // BLIND_HOLD % 2]
+    space = actions.space()
+    return lambda step, frame=None: (space.low, space.high)[step // BLIND_HOLD % 2]
 
 
-def sweeps(actions, rng: np.random.Generator) -> Callable[[int], np.ndarray]:
+def sweeps(actions: Actions, rng: np.random.Generator) -> policies.Policy:
     """Across the room and back, broken off at times: the old games that M sees too few of.
 
     Whoever keeps moving lives long. After each way, most or all of the room's width, an action is
     drawn and held for 2 to 40 steps instead, with a probability of the episode's own in 0..0.7.
     """
-    sides = [np.asarray(bound, np.float32) for bound in (actions.low, actions.high)]
+    sides = actions.space().low, actions.space().high
     side, broken = int(rng.integers(2)), 0.7 * rng.random()
-    action, until = None, 0
 
-    def policy(step: int, frame: np.ndarray | None = None) -> np.ndarray:
-        nonlocal side, action, until
-        if step >= until and rng.random() < broken:
-            action, until = actions.draw(rng), step + int(rng.integers(2, 41))
-        elif step >= until:
-            side = 1 - side
-            action, until = sides[side], step + int(rng.integers(70, BLIND_HOLD + 11))
-        return action
+    def choose(last: np.ndarray | None) -> tuple[np.ndarray, int]:
+        nonlocal side
+        if rng.random() < broken:
+            return actions.draw(rng), int(rng.integers(2, 41))
+        side = 1 - side
+        return sides[side], int(rng.integers(70, BLIND_HOLD + 11))
 
-    return policy
+    return policies.holding(choose)
 
 
-def habits(actions, rng: np.random.Generator) -> Callable[[int], np.ndarray]:
+def habits(actions: Actions, rng: np.random.Generator) -> policies.Policy:
     """Every place and every age: `varied` in three episodes of four, `sweeps` in the fourth."""
     return (sweeps if rng.random() < SWEEPS else policies.varied)(actions, rng)
 
@@ -91,11 +88,7 @@ MEMORY = "/dev/shm"  # where the system keeps what processes share
 
 
 def check():
-    """The package vizdoom.
-
-    Raises:
-      ImportError: it is not installed.
-    """
+    """The package vizdoom; ImportError, with the remedy, where it is not installed."""
     try:
         import vizdoom
     except ImportError as error:

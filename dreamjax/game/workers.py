@@ -5,7 +5,6 @@ process group and a scratch directory of its own, every answer has a time limit,
 is lost is killed with its engines and replaced.
 """
 
-import builtins
 import contextlib
 import math
 import os
@@ -26,7 +25,6 @@ RETRIES = 3  # how often a job or a reset is tried again after its worker was lo
 PLAYER = (  # a worker's code; a script that it imports finds the words that it was started with
     "sys.argv[:] = {words!a}; from dreamjax.game.player import main; main({pipe}, {parent})"
 )
-TOLD = ValueError, ImportError, ArithmeticError, OSError, RuntimeError, MemoryError  # of a worker
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -36,11 +34,6 @@ class WorkerError(RuntimeError):
 
 class LostError(Exception):
     """A worker, or an engine in it, crashed or hangs."""
-
-
-class _WorkerTraceback(Exception):  # noqa: N818  # shown as the cause of the worker's own error
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
 
 
 def default_workers() -> int:
@@ -113,7 +106,8 @@ class Worker:
         if kind == "crash":
             raise LostError(content[0])
         if kind == "error":
-            _raise(*content)
+            error, trace = content
+            raise error from RuntimeError(f"\n{trace}")
         return kind, content[0]
 
     def end(self) -> None:
@@ -165,13 +159,3 @@ def python(code: str) -> list[str]:
     """The command that runs `code` in a Python that finds modules exactly where this one does."""
     path = [os.path.abspath(place) for place in sys.path]
     return [sys.executable, "-c", f"import sys; sys.path[:] = {path!a}; {code}"]
-
-
-def _raise(name: str, message: str, trace: str) -> None:
-    """Raise a worker's exception here, in one line, with its traceback as the cause."""
-    kind = getattr(builtins, name)
-    told = issubclass(kind, TOLD) and kind is not KeyError
-    message = " ".join(message.split()) or name
-    raise (kind(message) if told else WorkerError(f"{name}: {message}")) from _WorkerTraceback(
-        trace
-    )
