@@ -1,8 +1,8 @@
 """The process that plays real games for a parent.
 
 It imports no JAX, so it starts fast and stays small. It answers requests `(method, *arguments)`
-that arrive on an inherited pipe with `(method, value)`, `("crash", reason)` or
-`("error", exception, traceback)`, and sends `("tick", steps)` while a long one runs. Started
+that arrive on an inherited pipe with `(method, value)`, `("lost", why the engine crashed)` or
+`("error", (exception, traceback))`, and sends `("tick", steps)` while a long one runs. Started
 by `dreamjax.game.workers` in a process group of its own, in the directory of its parent.
 """
 
@@ -101,9 +101,9 @@ def _answer(player: Player, method: str, *arguments: Any) -> tuple:
     try:
         return method, getattr(player, method)(*arguments)
     except EngineCrashError as error:
-        return "crash", str(error)
+        return "lost", str(error)
     except BaseException as error:  # also what would end this process
-        return "error", _told(error), traceback.format_exc()
+        return "error", (_told(error), traceback.format_exc())
 
 
 def _told(error: BaseException) -> Exception:

@@ -32,19 +32,17 @@ class Scratch:
         sweep()
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=f"dreamjax-{kind}-"))
-            self._lock = os.open(self.path / LOCK, os.O_CREAT | os.O_RDWR)  # no child inherits it
+            self._lock = open(self.path / LOCK, "w")  # noqa: SIM115  # no child inherits it
             with contextlib.suppress(OSError):  # a file system without locks is never swept
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
             if (self.path / LOCK).exists():
                 return
-            os.close(self._lock)  # a sweep took it for litter before it was locked
+            self._lock.close()  # a sweep took it for litter before it was locked
 
     def clear(self) -> None:
         """`clear` it and let it go; once more does no harm."""
         clear(self.path)
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            os.close(lock)
+        self._lock.close()
 
 
 def sweep() -> None:

@@ -41,7 +41,11 @@ class VectorGame(contextlib.AbstractContextManager):
       retries: how often an episode is tried again.
 
     Raises:
-      ValueError: `num_games` or `workers` is not positive.
+      ValueError: `num_games` or `workers` is not positive; an action the game does not know.
+      RuntimeError: a slot has no episode.
+      ImportError: the game's package is missing.
+      WorkerError: an episode was lost more than `retries` times.
+      Where an answer is an error, the episodes of all slots that were awaited are over.
     """
 
     def __init__(
@@ -75,10 +79,6 @@ class VectorGame(contextlib.AbstractContextManager):
         """Start an episode in each slot [S]; nothing may be awaited.
 
         Returns first frames, uint8 [S, 64, 64, 3].
-
-        Raises:
-          ImportError: the game's package is missing.
-          WorkerError: an episode was lost more than `retries` times.
         """
         self.begin(slots, seeds)
         return self._all(slots).frames
@@ -87,11 +87,6 @@ class VectorGame(contextlib.AbstractContextManager):
         """Play one step in each slot [S] by actions [S, A]; nothing may be awaited.
 
         Returns frames, rewards, ends and truncated of `Steps`, in the order of `slots`.
-
-        Raises:
-          ValueError: an action the game does not know. The episodes of all these slots are over.
-          RuntimeError: a slot has no episode.
-          WorkerError: as for `reset`.
         """
         self.send(slots, actions)
         return self._all(slots)[1:]
@@ -105,11 +100,7 @@ class VectorGame(contextlib.AbstractContextManager):
         self._ask(begun)
 
     def send(self, slots: Sequence[int], actions: np.ndarray) -> None:
-        """Play one step in each slot [S] by these actions [S, A].
-
-        Raises:
-          RuntimeError: a slot has no episode.
-        """
+        """Play one step in each slot [S] by these actions [S, A]; what follows is answered."""
         playing = [self._episodes[slot] for slot in slots]
         if None in playing:
             raise RuntimeError(
@@ -125,11 +116,7 @@ class VectorGame(contextlib.AbstractContextManager):
         return bool(self._arrived or self._asked())
 
     def receive(self) -> Steps:
-        """The answers that have come, at least one, in any order.
-
-        Raises:
-          As `reset` and `step`; the episodes of all slots that were awaited are then over.
-        """
+        """The answers that have come, at least one, in any order."""
         while not self._arrived:
             self._listen()
         arrived, self._arrived = self._arrived, []
@@ -164,7 +151,7 @@ class VectorGame(contextlib.AbstractContextManager):
         try:
             for worker, kind, value in messages(w for w in self._workers if w.busy):
                 if kind == "lost":
-                    self._lose(worker, value)
+                    self._lose(worker, value[1])
                 else:
                     self._take(*value)
         except Exception:  # the worker lives on, but who knows how far it came
@@ -245,8 +232,9 @@ class _QueuedWorker(Worker):
             self.send(*request)
 
     def message(self) -> tuple[str, tuple[list[_Episode], Any]]:
-        """The next answer, with whom it is about; raises as `Worker.message`."""
+        """As `Worker.message`, whose value comes with the episodes that it is about."""
         episodes = self._sent.popleft()
         kind, value = super().message()
-        self._send_on()
+        if kind != "lost":  # else its pipe may be full
+            self._send_on()
         return kind, (episodes, value)

@@ -32,10 +32,6 @@ class WorkerError(RuntimeError):
     """The real game could not be kept running; one line."""
 
 
-class LostError(Exception):
-    """A worker, or an engine in it, crashed or hangs."""
-
-
 def default_workers() -> int:
     """Cores this process may use, at least one."""
     tied = hasattr(os, "sched_getaffinity")
@@ -87,28 +83,23 @@ class Worker:
         return max(0.0, self._heard + self._timeout - time.monotonic())
 
     def message(self) -> tuple[str, Any]:
-        """The next `(method, value)`; without one it is lost.
+        """The next `(method, value)`, or `("lost", reason)` if it is silent, gone or crashed.
 
         Raises:
-          LostError: the worker is silent or gone, or its engine crashed.
           Exception: what the request raised in the worker.
         """
         if not self.connection.poll():
-            raise LostError(
-                f"a worker was silent for {self._timeout:.0f} s; a game that needs longer says so "
-                "by Task.timeout"
-            )
+            how = "a game that needs longer says so by Task.timeout"
+            return "lost", f"a worker was silent for {self._timeout:.0f} s; {how}"
         try:
-            kind, *content = self.connection.recv()
+            kind, value = self.connection.recv()
         except (EOFError, ConnectionError):
-            raise LostError(f"a worker died{self._cause()}{self._last_words()}") from None
+            return "lost", f"a worker died{self._cause()}{self._last_words()}"
         self._heard = time.monotonic()
-        if kind == "crash":
-            raise LostError(content[0])
         if kind == "error":
-            error, trace = content
+            error, trace = value
             raise error from RuntimeError(f"\n{trace}")
-        return kind, content[0]
+        return kind, value
 
     def end(self) -> None:
         """Kill the worker with its engines, and remove what they leave behind."""
@@ -135,23 +126,14 @@ class Worker:
 
 
 def messages(workers: Iterable[Worker]) -> Iterator[tuple[Worker, str, Any]]:
-    """Wait for some of these; a lost one is ended.
-
-    Yields:
-      a worker, and the method and value of its message, or "lost" and the reason.
-
-    Raises:
-      Exception: what the request raised in the worker.
-    """
+    """Wait for some of these, at least one: each with its `message`; a lost one is ended."""
     workers = list(workers)
     patience = min(worker.patience for worker in workers)
     ready = wait([worker.connection for worker in workers], patience)
     for worker in [w for w in workers if w.connection in ready or not w.patience]:
-        try:
-            kind, value = worker.message()
-        except LostError as loss:
+        kind, value = worker.message()
+        if kind == "lost":
             worker.end()
-            kind, value = "lost", str(loss)
         yield worker, kind, value
 
 
