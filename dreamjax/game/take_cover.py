@@ -212,23 +212,13 @@ def _leash(game, directory: Path) -> None:
     even where it or this process dies as it starts. Only Linux can do so.
     """
     script, engine = directory / "engine", Path(check().__file__).with_name("vizdoom")
-    words = sys.executable, "-IS", os.path.abspath(leash.__file__), str(os.getpid()), str(engine)
-    script.write_bytes(os.fsencode(_LEASHED.format(command=shlex.join(words), shared=SHARED)))
+    words = [sys.executable, "-IS", os.path.abspath(leash.__file__)]
+    words += [str(word) for word in (directory / SHARED, os.getpid(), engine)]
+    script.write_bytes(os.fsencode(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n'))
     script.chmod(0o700)
     runs = os.access(script, os.X_OK) and os.access(engine, os.X_OK)  # a folder may be noexec
     if sys.platform == "linux" and runs:
         game.set_vizdoom_path(str(script))
-
-
-_LEASHED = """#!/bin/sh
-for word; do
-  if [ "$before" = +viz_instance_id ]; then
-    for name in MQCtr MQDoom SM; do : > "${{0%/*}}/{shared}$name$word"; done
-  fi
-  before=$word
-done
-exec {command} "$@"
-"""
 
 
 def engine_files() -> list[str]:
