@@ -5,7 +5,6 @@ Original: `doomrnn/extract.py`, `carracing/extract.py`.
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import shutil
@@ -28,10 +27,8 @@ from dreamjax.training.settings import check_guarded
 
 EPISODE_BYTES = 10_000  # less than most games need; the paper's need about a million
 FAR_OFF = 30  # times by which rewards may differ from the task's reward_scale
-SHAPES = (  # fields of a game that shape its recordings
-    *("profile", "actions", "picture", "crop", "ends"),
-    *("frame_skip", "max_steps", "seeds"),
-)
+# Fields of a game that shape its recordings.
+SHAPES = ("profile", "actions", "picture", "crop", "ends", "frame_skip", "max_steps", "seeds")
 MAX_TRIES = 1000  # episodes played for each one kept before `min_steps` counts as too high
 _CLAIMS = {"task", "profile", "max_steps", "policy", "seed", "shard_episodes", "min_steps"}
 
@@ -104,23 +101,22 @@ def collect(
     if processes.index == 0:
         _claim(directory, task, settings, episodes, log.say)
         files.remove_stale(directory)
-    lengths = functools.partial(
-        processes.first_then_all, lambda: rollouts.all_lengths(directory, log.say)
-    )
-    found, jobs = lengths(), []
+    found, jobs = _lengths(directory, log.say, processes), []
     for shard, first in enumerate(range(0, episodes, shard_episodes)):
         path, wanted = directory / f"shard-{shard:05d}.npz", min(shard_episodes, episodes - first)
         if len(found.get(path, ())) < wanted:
             found.pop(path, None)
             jobs.append(_ShardJob(path, task, policy, int(seed), shard, wanted, min_steps))
-    if own := processes.own(jobs):
-        list(run_jobs(task, "dreamjax.game.looking:look", [None]))
-        _record_all(task, own, sum(map(len, found.values())), workers, log)
+    _record_all(task, processes.own(jobs), sum(map(len, found.values())), workers, log)
     processes.wait("all shards are recorded")
-    found = lengths()
+    found = _lengths(directory, log.say, processes)
     _propose_scale(task, next(iter(found)), log.say)
-    frames = int(sum(steps.sum() for steps in found.values()))
-    return Collection(directory, len(found), sum(map(len, found.values())), frames)
+    steps = np.concatenate(list(found.values()))
+    return Collection(directory, len(found), len(steps), int(steps.sum()))
+
+
+def _lengths(directory: Path, say: Callable[[str], None], processes: Processes) -> dict:
+    return processes.first_then_all(lambda: rollouts.all_lengths(directory, say))
 
 
 def _propose_scale(task: Task, shard: Path, say: Callable[[str], None]) -> None:
@@ -201,8 +197,7 @@ def claimed(directory: Path) -> dict[str, Any] | None:
 def _reclaimed(path: Path, task: Task, settings: dict, say: Callable[[str], None]) -> dict:
     """No settings at all, in place of a damaged `collection.json` of these settings.
 
-    Raises:
-      ValueError: a shard beside it shows that they were others, or does not show it.
+    ValueError if a shard beside it shows that they were others, or does not show it.
     """
     names = "policy", "seed", "shard_episodes", "min_steps"
     policy, seed, size, least = (settings[name] for name in names)
@@ -242,6 +237,9 @@ def _was_recorded_by(job: _ShardJob) -> bool:
 
 
 def _record_all(task, jobs: list[_ShardJob], kept: int, count: int | None, log: Logbook) -> None:
+    if not jobs:
+        return
+    list(run_jobs(task, "dreamjax.game.looking:look", [None]))
     frames, start = 0, time.monotonic()
 
     def tick(steps: int, episodes: int = 0) -> None:

@@ -78,11 +78,7 @@ def check(name: str) -> None:
 
 
 def begin(task: Task, name: str, rng: np.random.Generator) -> Policy:
-    """A policy at the beginning of an episode of a task.
-
-    Raises:
-      ValueError: the task's own policy is neither a known one nor "module:function".
-    """
+    """A policy at the beginning of an episode; ValueError if the task's own is not to be found."""
     name = {BLIND: task.blind, HABITS: task.habits}.get(name, name)
     policy = POLICIES[name] if name in POLICIES else find(name)
     return policy(task.actions, rng)

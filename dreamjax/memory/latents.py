@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -66,7 +66,7 @@ class LatentSequences(Episodes):
             raise ValueError(f"cannot hold out one of {len(place)} episodes; collect more")
         return float(np.clip(held_out, np.nextafter(place.min(), 1), place.max()))
 
-    def split(self, held_out: float = 0.1) -> tuple["LatentSequences", "LatentSequences"]:
+    def split(self, held_out: float = 0.1) -> tuple[Self, Self]:
         """Divide whole episodes into `(train, held)`, at least one on each side.
 
         An episode is held out by its own seed alone. So whatever is recorded later, what was held
@@ -76,7 +76,7 @@ class LatentSequences(Episodes):
         held = places(self.seeds) < self.boundary(held_out)
         return self.select(~held), self.select(held)
 
-    def below(self, boundary: float) -> "LatentSequences":
+    def below(self, boundary: float) -> Self:
         """The episodes every M of this `boundary` was kept from; ValueError if none."""
         held = places(self.seeds) < boundary
         if not held.any():
@@ -114,11 +114,8 @@ def encode_rollouts(
 
     Args:
       vae, log, processes: V; as for `collecting.collect`.
-      rollouts_directory: shards written by `collecting.collect`.
+      rollouts_directory: shards written by `collecting.collect`; ValueError if there are none.
       latents_directory: receives one file for each shard.
-
-    Raises:
-      ValueError: no rollouts there.
     """
     processes = processes or Processes()
     counts = processes.first_then_all(
@@ -187,11 +184,7 @@ def _read(path: Path) -> LatentSequences:
 
 
 def read_latents(directory: Path | str) -> LatentSequences:
-    """All encoded episodes of a directory.
-
-    Raises:
-      ValueError: none there, a damaged file, or files of more than one V or game.
-    """
+    """All encoded episodes of a directory; ValueError if none, one is bad, or of several Vs."""
     parts = {path: _read(path) for path in rollouts.shard_paths(directory)}
     if not parts:
         raise ValueError(f"no latents in {directory}; encode some rollouts first")

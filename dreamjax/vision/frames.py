@@ -23,10 +23,8 @@ class FrameStream:
     """Batches of B frames of the shards in `directory`, functions of these, seed and step alone.
 
     Every frame comes once in each epoch; a batch may span two epochs. `memory` is in bytes of
-    frames to hold; a block has at least one shard, and one is read ahead.
-
-    Raises:
-      ValueError: no frames there.
+    frames to hold; a block has at least one shard, and one is read ahead. ValueError if there are
+    no frames.
     """
 
     def __init__(self, directory: Path | str, batch_size: int, seed: int, memory: float):

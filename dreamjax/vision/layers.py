@@ -7,6 +7,7 @@ Shapes: B batch, C channels and [H, W] of the larger image, D channels and [h, w
 """
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,13 +92,8 @@ def _columns(kernel: jax.Array) -> jax.Array:
     return kernel.transpose(3, 0, 1, 2).reshape(kernel.shape[-1], -1)
 
 
-@jax.custom_vjp
-def _narrow(kernel: jax.Array, image: jax.Array) -> jax.Array:
+def _narrow_forward(kernel: jax.Array, image: jax.Array) -> tuple[jax.Array, Any]:
     """VALID stride-2 convolution, [C, H, W, B] -> [D, h, w, B], kernel [size, size, C, D]."""
-    return _narrow_forward(kernel, image)[0]
-
-
-def _narrow_forward(kernel, image):
     patches = _patches(image.astype(kernel.dtype), len(kernel))
     return _product(_columns(kernel), patches), (kernel, patches, image.shape)
 
@@ -108,6 +104,7 @@ def _narrow_backward(saved, gradient):
     return d_kernel, _fold(_product(_rows(kernel), gradient), len(kernel), H, W)
 
 
+_narrow = jax.custom_vjp(lambda kernel, image: _narrow_forward(kernel, image)[0])
 _narrow.defvjp(_narrow_forward, _narrow_backward)
 
 
@@ -130,13 +127,8 @@ _look.defvjp(
 )
 
 
-@jax.custom_vjp
-def _widen(kernel: jax.Array, image: jax.Array) -> jax.Array:
+def _widen_forward(kernel: jax.Array, image: jax.Array) -> tuple[jax.Array, Any]:
     """Transpose of `_narrow`, [D, h, w, B] -> [C, H, W, B], kernel [size, size, C, D]."""
-    return _widen_forward(kernel, image)[0]
-
-
-def _widen_forward(kernel, image):
     image = image.astype(kernel.dtype)
     H, W = (_STRIDE * (n - 1) + len(kernel) for n in image.shape[1:3])
     return _fold(_product(_rows(kernel), image), len(kernel), H, W), (kernel, image)
@@ -148,6 +140,7 @@ def _widen_backward(saved, gradient):
     return _outer(patches, image, kernel), d_image
 
 
+_widen = jax.custom_vjp(lambda kernel, image: _widen_forward(kernel, image)[0])
 _widen.defvjp(_widen_forward, _widen_backward)
 
 
