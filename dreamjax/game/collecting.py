@@ -101,7 +101,7 @@ def collect(
     if processes.index == 0:
         _claim(directory, task, settings, episodes, log.say)
         files.remove_stale(directory)
-    found, jobs = _lengths(directory, log.say, processes), []
+    found, jobs = rollouts.all_lengths(directory, log.say, processes), []
     for shard, first in enumerate(range(0, episodes, shard_episodes)):
         path, wanted = directory / f"shard-{shard:05d}.npz", min(shard_episodes, episodes - first)
         if len(found.get(path, ())) < wanted:
@@ -109,14 +109,10 @@ def collect(
             jobs.append(_ShardJob(path, task, policy, int(seed), shard, wanted, min_steps))
     _record_all(task, processes.own(jobs), sum(map(len, found.values())), workers, log)
     processes.wait("all shards are recorded")
-    found = _lengths(directory, log.say, processes)
+    found = rollouts.all_lengths(directory, log.say, processes)
     _propose_scale(task, next(iter(found)), log.say)
     steps = np.concatenate(list(found.values()))
     return Collection(directory, len(found), len(steps), int(steps.sum()))
-
-
-def _lengths(directory: Path, say: Callable[[str], None], processes: Processes) -> dict:
-    return processes.first_then_all(lambda: rollouts.all_lengths(directory, say))
 
 
 def _propose_scale(task: Task, shard: Path, say: Callable[[str], None]) -> None:
@@ -168,12 +164,11 @@ def check_request(
 
 def _claim(directory: Path, task: Task, settings: dict, episodes: int, say) -> None:
     """Write `collection.json`, or check that the one there is of the same collection."""
-    path = directory / "collection.json"
+    path, old = directory / "collection.json", claimed(directory) or {}
     if not path.exists() and rollouts.shard_paths(directory):
         raise ValueError(f"{directory} holds shards of unknown origin; choose another directory")
-    old = {}
-    if path.exists():
-        old = claimed(directory) or _reclaimed(path, task, settings, say)
+    if path.exists() and not old:
+        _set_aside(path, task, settings, say)
     for name, value in settings.items():
         if differs(old.get(name, value), value):
             raise ValueError(
@@ -194,8 +189,8 @@ def claimed(directory: Path) -> dict[str, Any] | None:
     return found if whole and type(found.get("episodes")) is int else None
 
 
-def _reclaimed(path: Path, task: Task, settings: dict, say: Callable[[str], None]) -> dict:
-    """No settings at all, in place of a damaged `collection.json` of these settings.
+def _set_aside(path: Path, task: Task, settings: dict, say: Callable[[str], None]) -> None:
+    """Make room for `collection.json` of these settings, in place of a damaged one of the same.
 
     ValueError if a shard beside it shows that they were others, or does not show it.
     """
@@ -214,7 +209,6 @@ def _reclaimed(path: Path, task: Task, settings: dict, say: Callable[[str], None
         )
     path.rename(path.with_name(f"{path.name}.corrupt"))
     say(f"{path} is damaged; set aside as {path.name}.corrupt and written anew")
-    return {}
 
 
 def _was_recorded_by(job: _ShardJob) -> bool:
@@ -249,9 +243,8 @@ def _record_all(task, jobs: list[_ShardJob], kept: int, count: int | None, log: 
         bar.advance(episodes, f"{frames:,} frames, {rate:,.0f} frames/s")
 
     total = kept + sum(job.episodes for job in jobs)
-    results = run_jobs(
-        task, "dreamjax.game.collecting:record_shard", jobs, workers=count, tick=tick
-    )
+    target = "dreamjax.game.collecting:record_shard"
+    results = run_jobs(task, target, jobs, workers=count, tick=tick)
     with log.progress("collect", total, "episodes", kept) as bar, contextlib.closing(results):
         for index, _ in results:
             tick(0, jobs[index].episodes)

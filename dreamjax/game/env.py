@@ -62,12 +62,7 @@ def make_env(task: Task, *, screen: bool = True) -> gymnasium.Env:
 
 
 def opened(task: Task) -> gymnasium.Env:
-    """What a task's `make` returns.
-
-    Raises:
-      ImportError: the game's package is missing.
-      GameError: it fails otherwise, or returns no gymnasium environment.
-    """
+    """What a task's `make` returns; ImportError if a package is missing, or else GameError."""
     make = find(task.make)
     try:
         game = make()

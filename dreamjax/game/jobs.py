@@ -110,13 +110,8 @@ def play(
     seeds = [int(seed) for seed in seeds]
     if not seeds:
         raise ValueError("seeds is empty; give one seed for each episode to play")
-    results = run_jobs(
-        task,
-        "dreamjax.game.policies:score",
-        [(policy, seed) for seed in seeds],
-        workers=workers,
-        screen=":" in policy,
-    )
+    jobs, looks = [(policy, seed) for seed in seeds], ":" in policy
+    results = run_jobs(task, "dreamjax.game.policies:score", jobs, workers=workers, screen=looks)
     log, scores = log or Logbook(quiet=True), {}
     with log.progress(phase, len(seeds), "episodes") as bar, contextlib.closing(results):
         for index, score in results:

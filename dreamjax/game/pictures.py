@@ -71,10 +71,16 @@ class Eye:
 def _spans(space: gymnasium.Space) -> dict[str, tuple[float, float]]:
     """Where observations have shape and bounds of a picture, and from what to what its values."""
     parts = space.spaces if isinstance(space, gymnasium.spaces.Dict) else {OBSERVATION: space}
-    boxes = {k: x for k, x in parts.items() if isinstance(x, gymnasium.spaces.Box)}
-    boxes = {k: x for k, x in boxes.items() if _rgb(np.broadcast_to(0, x.shape)) is not None}
-    spans = {k: _span_of(x) for k, x in boxes.items()}
-    return {k: span for k, span in spans.items() if span}
+    found = {}
+    for where, box in parts.items():
+        is_box = isinstance(box, gymnasium.spaces.Box)
+        if is_box and _rgb(np.broadcast_to(0, box.shape)) is not None:
+            span = float(np.min(box.low)), float(np.max(box.high))
+            if box.dtype == np.uint8 and span[1] > 127:  # some end at 254, or begin at 16
+                span = SPANS[0]
+            if span in SPANS:
+                found[where] = span
+    return found
 
 
 def _is_plain(space: gymnasium.Space) -> bool:
@@ -82,14 +88,6 @@ def _is_plain(space: gymnasium.Space) -> bool:
     shape = space.shape or ()
     large = len(shape) in (2, 3) and min(shape[:2]) >= SMALLEST
     return large and shape[2:] in ((), (1,), (3,))
-
-
-def _span_of(box: gymnasium.spaces.Box) -> tuple[float, float] | None:
-    """The values by their declared bounds; None where these are none of a picture."""
-    low, high = float(np.min(box.low)), float(np.max(box.high))
-    if box.dtype == np.uint8 and high > 127:  # some end at 254, or begin at 16
-        return SPANS[0]
-    return (low, high) if (low, high) in SPANS else None
 
 
 def _span_seen(picture: np.ndarray) -> tuple[float, float]:

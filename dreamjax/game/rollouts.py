@@ -7,6 +7,7 @@ Shapes: N frames of a shard, E its episodes (laid one after another), A numbers 
 
 import collections
 import dataclasses
+import functools
 import itertools
 import re
 import zipfile
@@ -21,6 +22,7 @@ from dreamjax.game.episodes import PER_EPISODE, DamagedShardError, Episodes, loa
 from dreamjax.game.workers import default_workers
 from dreamjax.task import FRAME_SHAPE
 from dreamjax.training import files
+from dreamjax.training.processes import Processes
 
 FORMAT = 1
 MAX_READERS = 16  # threads that read shards
@@ -47,12 +49,9 @@ class Rollouts(Episodes):
         shapes = {"frames": (N, *FRAME_SHAPE), "actions": (N, self.actions.shape[-1])}
         shapes |= {"rewards": (N,)} | dict.fromkeys(PER_EPISODE, (E,))
         for name, dtype in _DTYPES.items():
-            array, shape = getattr(self, name), shapes[name]
-            if array.dtype != dtype or array.shape != shape:
-                raise ValueError(
-                    f"{name} must be {np.dtype(dtype)}{list(shape)}, "
-                    f"got {array.dtype}{list(array.shape)}"
-                )
+            array, wanted = getattr(self, name), f"{np.dtype(dtype)}{list(shapes[name])}"
+            if (found := f"{array.dtype}{list(array.shape)}") != wanted:
+                raise ValueError(f"{name} must be {wanted}, got {found}")
         if self.lengths.sum() != N or (self.lengths < 1).any():
             raise ValueError(
                 f"lengths must be positive and sum to the {N} frames, "
@@ -63,8 +62,7 @@ class Rollouts(Episodes):
 def write(path: Path | str, rollouts: Rollouts) -> None:
     """Write a shard so that `path` is either what it was or the whole new shard.
 
-    Raises:
-      OSError: the disk refused (full, read-only); one line with path, size and remedy.
+    The OSError of a disk that refuses (full, read-only) is one line with path, size and remedy.
     """
     arrays = {name: getattr(rollouts, name) for name in _DTYPES}
     arrays |= {"profile": np.array(rollouts.profile), "format": np.array(FORMAT)}
@@ -103,14 +101,18 @@ def shard_paths(directory: Path | str) -> list[Path]:
     return sorted(path for path in found if re.fullmatch(r"shard-\d{5,}\.npz", path.name))
 
 
-def frame_counts(directory: Path | str, say: Callable[[str], None] = print) -> dict[Path, int]:
+def frame_counts(
+    directory: Path | str, say: Callable[[str], None] = print, processes: Processes | None = None
+) -> dict[Path, int]:
     """Frames of every shard of a directory; damaged ones are set aside, and `say` told of them."""
-    return {path: int(lengths.sum()) for path, lengths in all_lengths(directory, say).items()}
+    lengths = all_lengths(directory, say, processes or Processes())
+    return {path: int(steps.sum()) for path, steps in lengths.items()}
 
 
-def all_lengths(directory: Path | str, say: Callable[[str], None]) -> dict[Path, np.ndarray]:
+def all_lengths(directory: Path | str, say, processes: Processes) -> dict[Path, np.ndarray]:
     """`lengths` of every shard; the rest as for `frame_counts`."""
-    return dict(sound(shard_paths(directory), lambda path: part(path, "lengths"), say))
+    read = functools.partial(part, name="lengths")
+    return processes.first_then_all(lambda: dict(sound(shard_paths(directory), read, say)))
 
 
 def part(path: Path | str, name: str) -> np.ndarray:

@@ -85,8 +85,7 @@ class Worker:
     def message(self) -> tuple[str, Any]:
         """The next `(method, value)`, or `("lost", reason)` if it is silent, gone or crashed.
 
-        Raises:
-          Exception: what the request raised in the worker.
+        What the request raised in the worker is raised here.
         """
         if not self.connection.poll():
             how = "a game that needs longer says so by Task.timeout"

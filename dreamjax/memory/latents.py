@@ -118,9 +118,7 @@ def encode_rollouts(
       latents_directory: receives one file for each shard.
     """
     processes = processes or Processes()
-    counts = processes.first_then_all(
-        lambda: rollouts.frame_counts(rollouts_directory, say=log.say)
-    )
+    counts = rollouts.frame_counts(rollouts_directory, log.say, processes)
     if not counts:
         raise ValueError(f"no rollouts in {rollouts_directory}; collect some first")
     latents_directory, vision = files.writable(latents_directory), digest(vae)
@@ -163,9 +161,9 @@ def _is_encoded(shard: Path, path: Path, vision: str) -> bool:
     try:
         found = _read(path)
         same = np.array_equal(found.actions, rollouts.part(shard, "actions"))
+        return same and found.vision == vision and len(found.mu) == len(found.actions)
     except ValueError:
         return False
-    return same and found.vision == vision and len(found.mu) == len(found.actions)
 
 
 def encoded_by(path: Path) -> str:
