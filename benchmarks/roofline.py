@@ -256,7 +256,7 @@ def encoding(vision: VAE) -> Call:
 def memory_update(task: Task, config: MemoryConfig) -> tuple[Call, int]:
     """One update of M at its full batch, and its frames."""
     config = dataclasses.replace(config, steps=1, steps_per_call=1, bfloat16=True)
-    trainer = memory_training.Trainer(0, task, random_latents(config, task), config)
+    trainer = memory_training.Trainer(task, random_latents(config, task), config, 0)
     layout = trainer.layout
     plan = trainer._plan(range(1))
     given = trainer.initial(), trainer.frames, plan, trainer._key_noise
@@ -267,7 +267,7 @@ def memory_update(task: Task, config: MemoryConfig) -> tuple[Call, int]:
 def learn_update(world: World, hidden: int, config: LearnConfig) -> Call:
     """One update of `learn`: its dreams, then its passes over them."""
     params = world.params(dtype=jnp.dtype(jnp.bfloat16))
-    run = Updates(0, world.env(), world.controller(hidden), config)
+    run = Updates(world.env(), world.controller(hidden), config, 0)
     return Call(run.update, run.initial(params), jnp.int32(0), params)
 
 

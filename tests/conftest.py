@@ -97,7 +97,7 @@ def world(tmp_path_factory):
     memory = random_memory(TAKE_COVER, death_bias=0.0)
     vision = VAE(64, rngs=nnx.Rngs(1))
     made = World(TAKE_COVER, vision, memory, mu, mu - 2, death_threshold=3.0, death_noise=1.0)
-    export_world(folder, made, None, {})
+    export_world(folder, made)
     return folder
 
 

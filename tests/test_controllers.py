@@ -255,7 +255,7 @@ def test_every_head_and_form_learns_to_balance(env, controller):
         eval_every=40,
         eval_rollouts=128,
     )
-    found = learn(1, env, PARAMS, controller, config)
+    found = learn(env, PARAMS, controller, config, 1)
     assert found.best_score > 55  # of 60
     assert found.best.shape == (controller.num_params,)
     spread = found.network.spread

@@ -53,15 +53,15 @@ played = LatentSequences(
     vision="v",
     profile=task.profile,
 )
-trainer = Trainer(0, task, played, config)
+trainer = Trainer(task, played, config, 0)
 told, _, losses = trainer(trainer.initial(), 0)
 
 params = ProbeParams(target=jnp.zeros(3), max_steps_in_episode=jnp.int32(30))
 small = {"num_envs": 16, "num_steps": 8, "num_minibatches": 2, "eval_rollouts": 16}
-learnt = learn(0, Balance(), params, CONTROLLER, LearnConfig(steps=256, **small))
+learnt = learn(Balance(), params, CONTROLLER, LearnConfig(steps=256, **small), 0)
 population.COMPACTION = 0.1  # fewer loops to compile
 generations = {"generations": 4, "population": 10, "rollouts": 3, "eval_every": 2}
-evolved = evolve(0, Balance(), params, CONTROLLER, 3, EvolveConfig(**generations, eval_rollouts=20))
+evolved = evolve(Balance(), params, CONTROLLER, EvolveConfig(**generations, eval_rollouts=20), 0)
 found = {"evolved": evolved, "seen": seen.optimizer, "told": told, "learnt": learnt}
 found["metrics"] = metrics, losses
 shared = devices_for(100, "vision.batch_size", Logbook(quiet=True)).size

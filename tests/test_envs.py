@@ -97,7 +97,7 @@ def test_a_car_is_dreamt_by_its_name(tmp_path):
     """With rewards that differ, and actions of three numbers."""
     memory, mu = random_memory(CAR_RACING, death_bias=-9.0), jnp.zeros((3, 32))
     vision = VAE(32, rngs=nnx.Rngs(0))
-    export_world(tmp_path, World(CAR_RACING, vision, memory, mu, mu), None, {})
+    export_world(tmp_path, World(CAR_RACING, vision, memory, mu, mu))
     env, params = gymnax.make("DreamCarRacing-v1", world=tmp_path)
     obs, state = env.reset(jax.random.key(0), params)
     assert obs.shape == (288,)

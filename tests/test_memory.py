@@ -352,10 +352,10 @@ def test_events_are_learned_where_latents_jump_together():
         size = dreamt @ jump / (jump @ jump)
         return ((size > 0.25) & (size < 0.75)).mean(), (size >= 0.75).mean()
 
-    memory = train_memory(0, task, latents, config, log=QUIET)
+    memory = train_memory(task, latents, config, 0, log=QUIET)
     assert jumps(memory)[1] == 0  # as with 12 other seeds
     config = dataclasses.replace(config, decay=0.99, num_events=2)
-    half, whole = jumps(train_memory(0, task, latents, config, log=QUIET, memory=memory))
+    half, whole = jumps(train_memory(task, latents, config, 0, log=QUIET, memory=memory))
     # over 12 seeds 0.039 ± 0.002 and 0.001 ± 0.0006; 0.047 of the real frames jump
     # (in bfloat16 one seed of four dreams 0.027 of half jumps)
     assert 0.03 < whole < 0.07 and half < 0.01
@@ -473,7 +473,7 @@ def marked():
         held_out=0.2,
         steps_per_call=40,
     )
-    memory = train_memory(0, TWO_ENDS, latents, config, log=QUIET)
+    memory = train_memory(TWO_ENDS, latents, config, 0, log=QUIET)
     return memory, latents.split(config.held_out)[1]
 
 
@@ -586,7 +586,7 @@ def test_dropout_and_guesses_are_trained_with(tmp_path):
     seen = {
         digest(
             train_memory(
-                0, small(TAKE_COVER), latents, dataclasses.replace(config, **change),
+                small(TAKE_COVER), latents, dataclasses.replace(config, **change), 0,
                 log=Logbook(quiet=True),
             )
         )
@@ -733,7 +733,7 @@ TOY = MemoryConfig(
 @pytest.fixture(scope="module")
 def counting():
     """An M that was trained on `countdown`."""
-    return train_memory(0, COUNTDOWN, countdown(), TOY, log=QUIET)
+    return train_memory(COUNTDOWN, countdown(), TOY, 0, log=QUIET)
 
 
 def test_it_learns_a_countdown_to_death(counting):
@@ -757,7 +757,7 @@ class Interrupting(Logbook):
 def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
     latents = random_latents([20, 9, 31, 14, 26], [True, False, True, True, False])
     config = MemoryConfig(steps=8, batch_size=3, sequence_length=8, steps_per_call=2)
-    arguments, store = (5, small(TAKE_COVER), latents, config), Store(tmp_path)
+    arguments, store = (small(TAKE_COVER), latents, config, 5), Store(tmp_path)
     unbroken = train_memory(*arguments, log=QUIET)
     with pytest.raises(KeyboardInterrupt):
         train_memory(*arguments, log=Interrupting(quiet=True), store=store)
@@ -769,7 +769,7 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
 def test_training_goes_on_from_an_m_that_is_given(counting):
     little = dataclasses.replace(TOY, steps=1, learning_rate=1e-6, sequence_length=12)
     given = jax.tree.map(jnp.array, counting)  # it is donated
-    further = train_memory(1, COUNTDOWN, countdown(), little, log=QUIET, memory=given)
+    further = train_memory(COUNTDOWN, countdown(), little, 1, log=QUIET, memory=given)
     for a, b in zip(*map(jax.tree.leaves, (further, counting)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)  # Adam's first step is its rate
 
@@ -862,7 +862,7 @@ def test_padding_has_no_weight():
 def test_bad_input_is_one_line(task, changes, match):
     latents = random_latents([4, 5], [True, True])
     with pytest.raises(ValueError, match=match):
-        train_memory(0, task, latents, MemoryConfig(**changes), log=QUIET)
+        train_memory(task, latents, MemoryConfig(**changes), 0, log=QUIET)
 
 
 # Metrics

@@ -28,10 +28,12 @@ from benchmarks import (
 )
 from benchmarks.world import DEATHS_PER_STEP, stand_in, step_flops
 from dreamjax.controller.evolution import EvolveConfig
+from dreamjax.controller.player import Player
 from dreamjax.controller.population import rollout
 from dreamjax.controller.strategies import STRATEGIES
 from dreamjax.dream.exported import export_world
 from dreamjax.dream.gymnax_env import NamedDream
+from dreamjax.dream.world import World
 from dreamjax.dream.worlds import load_world
 from dreamjax.game import rollouts
 from dreamjax.memory.heads import Mixture
@@ -275,7 +277,7 @@ def test_a_watched_dream_is_the_plain_one_where_one_world_dreams_and_watches(tmp
     bias[...] = bias[...].at[-1].add(0.1)  # lives of some 30 steps
     controller = world.controller()
     weights = 0.1 * jax.random.normal(jax.random.key(0), (controller.num_params,))
-    export_world(tmp_path, world, weights, {})
+    export_world(tmp_path, world, Player(controller, weights))
     settings = ensemble.Config((str(tmp_path),), copies=1, jitter=0.2, dreams=8)
     alone, shaken = ensemble.main(settings).values()
     params = load_world(tmp_path).params(settings.temperature)
@@ -296,8 +298,8 @@ def test_gradient_and_evolution_both_run(monkeypatch):
     settings = gradient.Config(steps=1, lanes=2, horizon=3, population=4, rollouts=1, dreams=2)
     ways = {"nothing", "gradient", "policy gradient"}
     assert set(gradient.main(settings)) == ways, "the shipped C is too large for CMA-ES"
-    linear = lambda name, world: (world.controller(), jnp.zeros(1088))  # noqa: E731
-    monkeypatch.setattr(gradient, "load_controller", linear)
+    linear = lambda world: world.player_of(jnp.zeros(1088))  # noqa: E731
+    monkeypatch.setattr(World, "player", property(linear))
     assert set(gradient.main(settings)) == {*ways, "evolution"}
 
 

@@ -306,7 +306,7 @@ def recorded(tmp_path_factory):
 
 
 def train(recorded, config, store=None):
-    return train_vision(0, TAKE_COVER, recorded, config, log=Logbook(quiet=True), store=store)
+    return train_vision(TAKE_COVER, recorded, config, 0, log=Logbook(quiet=True), store=store)
 
 
 @pytest.mark.smoke
@@ -332,7 +332,7 @@ def test_v_is_trained_to_be_read_and_resumes_with_its_reader(recorded, tmp_path)
     assert checkpoint.digest(loaded) == checkpoint.digest(stages[0])
     task = dataclasses.replace(TAKE_COVER, salient=None)
     with pytest.raises(ValueError, match="take-cover has no salient colour to read; leave out"):
-        train_vision(0, task, recorded, read, log=Logbook(quiet=True))
+        train_vision(task, recorded, read, 0, log=Logbook(quiet=True))
 
 
 def test_what_the_divergence_counts_is_trained_with(recorded, monkeypatch):

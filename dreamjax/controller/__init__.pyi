@@ -9,6 +9,7 @@ from .evolution import evolve as evolve
 from .model import LinearController as LinearController
 from .model import MLPController as MLPController
 from .model import controller_for as controller_for
+from .player import Player as Player
 from .policy_gradient import LearnConfig as LearnConfig
 from .policy_gradient import Learning as Learning
 from .policy_gradient import learn as learn

@@ -21,7 +21,8 @@ from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dreamjax.controller.elsewhere import suited
-from dreamjax.controller.model import Controller, checked_weights, rescaled_layer
+from dreamjax.controller.model import Controller, rescaled_layer
+from dreamjax.controller.player import Player, form_of
 from dreamjax.controller.population import (
     EVALUATION,
     Watch,
@@ -140,16 +141,21 @@ class Learning:
     env_state: Any
     best: jax.Array
     best_score: jax.Array
+    controller: Controller = struct.field(pytree_node=False)
+
+    @property
+    def player(self) -> Player:
+        """The C to use: `best`."""
+        return Player(self.controller, self.best, dream=float(self.best_score))
 
 
 def learn(
-    seed: int,
     env: Any,
     env_params: Any,
-    controller: Controller,
+    player: Player | Controller,
     config: LearnConfig,
+    seed: int,
     *,
-    start: jax.Array | None = None,
     whole: Any = None,
     others: Sequence[Any] = (),
     log: Logbook | None = None,
@@ -157,26 +163,28 @@ def learn(
     meta: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
 ) -> Learning:
-    """Learn a controller's weights in a gymnax environment.
+    """Learn a C's weights in a gymnax environment.
 
-    While it learns, C draws its actions; awake it does the likeliest of what it would
-    draw, or its mean.
+    While it learns, C draws its actions; awake it does the likeliest of what it would draw, or its
+    mean.
 
     Args:
-      seed, env, env_params, log, store, meta: as for `evolve`.
-      controller: C, whose distribution acts as the environment is to be acted on.
+      env, env_params, seed, log, store, meta: as for `evolve`.
+      player: a form of C, whose `initial` plays at random; or a player, to go on from its weights.
       config: sizes and rates.
-      start: [D] weights to go on from; `controller.initial`, which plays at random, if None.
       whole: parameters of the evaluations, where those of `env_params` are no whole episodes.
       others: parameters of more environments, which take turns with `env_params`, an update each.
       watch: called after each evaluation with the average and its return; its answer is logged.
 
     Returns:
-      The final `Learning`; `best` is the controller to use.
+      The final `Learning`, whose `player` is the C to use.
+
+    Raises:
+      ValueError: an environment that this C cannot play, or more devices than can share it.
     """
-    log = log or Logbook(quiet=True)
+    log, (controller, start) = log or Logbook(quiet=True), form_of(player)
     mesh = devices_for(config.shared, SHARED, log)
-    updates = Updates(seed, suited(env, env_params, controller), controller, config, mesh)
+    updates = Updates(suited(env, env_params, controller), controller, config, seed, mesh)
     turns = [on_all(params, mesh) for params in _of_one_form((env_params, *others))]
     whole = turns[0] if whole is None else on_all(whole, mesh)
 
@@ -207,7 +215,7 @@ def _of_one_form(turns: Sequence[Any]) -> Sequence[Any]:
 class Updates:
     """Compiled updates of one learning, by the devices of `mesh`, or by the default one."""
 
-    def __init__(self, seed: int, env: Any, controller: Controller, config: LearnConfig, mesh=None):
+    def __init__(self, env: Any, controller: Controller, config: LearnConfig, seed: int, mesh=None):
         config = config.of(getattr(env, "task", None))
         self.key, self.config = jax.random.key(seed), config
         self.env = env.with_survival() if hasattr(env, "with_survival") else env
@@ -223,7 +231,7 @@ class Updates:
         key_network, key_reset = jax.random.split(self.key)
         weights = self.controller.initial(jax.random.fold_in(key_network, EVALUATION))
         if start is not None:
-            weights = checked_weights(start, self.controller.num_params)
+            weights = start
         network = initial_network(key_network, self.controller, weights, self.config.critic)
         obs, env_state = loop = jax.jit(self._begun)(key_reset, env_params)
         scales = jax.jit(self._watched)(network, loop, env_params)
@@ -238,6 +246,7 @@ class Updates:
             env_state=env_state,
             best=jnp.array(network.weights),
             best_score=jnp.float32(-jnp.inf),
+            controller=self.controller,
         )
         if self.mesh is None:
             return state

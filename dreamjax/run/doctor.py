@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamjax.dream.world import TUNED
-from dreamjax.dream.worlds import load_controller, load_world
+from dreamjax.dream.worlds import load_world
 from dreamjax.game import collecting, rollouts
 from dreamjax.memory.latents import read_latents
 from dreamjax.run.ledger import PHASES, Phase, decide, profiles
@@ -136,8 +136,8 @@ def _loaded(directory: Path, part: str) -> Finding:
     try:
         world = load_world(directory)
         if part == "controller":
-            weights = load_controller(directory, world)[1]
-            return Finding(part, f"{len(weights):,} weights", damaged, "it plays")
+            there = f"{len(world.player.weights):,} weights"
+            return Finding(part, there, damaged, "it plays")
         models = f"V {digest(world.vision)[:12]}, M {digest(world.memory)[:12]}"
         there = f"{world.task.profile}, {world.digest()[:12]}: {models}"
         return Finding(part, there, damaged, "dreamt as it is")

@@ -4,11 +4,10 @@ import contextlib
 import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 
 from dreamjax.agent import evaluate, evaluation_seeds
-from dreamjax.controller.model import Controller
+from dreamjax.controller.player import Player
 from dreamjax.controller.population import Dreamt
 from dreamjax.dream.world import World
 from dreamjax.dream.worlds import load_world, save_world, world_meta
@@ -34,15 +33,16 @@ SIDES = ("dream", "real")
 
 def fidelity_phase(run: Run) -> None:
     """Compare the dream with the game; write fidelity.json."""
-    world, controller, best = begin(run, FIDELITY).values
+    world, player = begin(run, FIDELITY).values
     world, config = run.config.dream.of(world), run.config.fidelity
     tau = world.params().temperature
-    found = _held_out(run, world, controller, best) | {"policies": {}}
+    found = _held_out(run, world, player) | {"policies": {}}
     for name in fidelity.BLINDFOLDED:
         dreamt = fidelity.dreamt_play(world, name, config.episodes, run.seed, tau)
         found["policies"][name] = _compared(run.task, dreamt, _played_blindly(run, name))
-    dreamt = fidelity.dreamt_returns(world, controller, best[None], config.episodes, run.seed)
-    real = _played_awake(run, world, controller, best, config.real_episodes, log=run.log)
+    population = player.controller, player.weights[None]
+    dreamt = fidelity.dreamt_returns(world, *population, config.episodes, run.seed)
+    real = _played_awake(run, world, player, config.real_episodes, log=run.log)
     found["policies"]["C"] = _compared(run.task, dreamt, real)
     seen, seed = config.seen, run.seed + WATCH_SEED
     games = [frames for frames, _ in _unseen_games(run, "held", seed, seen)]
@@ -52,12 +52,12 @@ def fidelity_phase(run: Run) -> None:
             world, _unseen_games(run, "varied", seed + WATCH_SEED, max(2, seen))
         )
     found |= _shown(run, world, games, tau)
-    found["controllers"] = _ranked(run, world, controller, best)
+    found["controllers"] = _ranked(run, world, player)
     write_json(run.directory / "fidelity.json", found)
     print_fidelity(run.task, found, run.log)
 
 
-def _held_out(run: Run, world: World, *player: Any) -> dict[str, Any]:
+def _held_out(run: Run, world: World, player: Player) -> dict[str, Any]:
     """How M does on the encoded episodes that neither it nor its forebears were trained on."""
     if not run.latents.exists():
         return {}
@@ -68,7 +68,7 @@ def _held_out(run: Run, world: World, *player: Any) -> dict[str, Any]:
     young = config.grown(run.task)
     if run.task.ends and (held.lengths > young).any():
         how = {"young": young, "old": run.task.max_steps, "seed": run.seed}
-        found["departures"] = branch_hazard(world, *player, held, **how)
+        found["departures"] = branch_hazard(world, player, held, **how)
     return found
 
 
@@ -127,9 +127,9 @@ def _shown(run: Run, world: World, games: list[np.ndarray], tau: float) -> dict[
     return found
 
 
-def _played_awake(run: Run, world: World, controller, weights, episodes: int, **how) -> Played:
-    how |= {"policy": controller, "workers": run.config.workers}
-    return evaluate(world, weights, episodes, run.seed + WATCH_SEED, **how)
+def _played_awake(run: Run, world: World, player: Player, episodes: int, **how) -> Played:
+    how["workers"] = run.config.workers
+    return evaluate(world, player, episodes, run.seed + WATCH_SEED, **how)
 
 
 def _compared(task: Task, dreamt: Dreamt, real: Any) -> dict[str, Any]:
@@ -146,15 +146,15 @@ def _compared(task: Task, dreamt: Dreamt, real: Any) -> dict[str, Any]:
     return found
 
 
-def _ranked(run: Run, world: World, controller: Controller, best: jax.Array) -> dict[str, Any]:
+def _ranked(run: Run, world: World, player: Player) -> dict[str, Any]:
     """Scores of controllers of every quality, in the dream and in the game, and how they agree."""
     config = run.config.fidelity
-    weights = fidelity.controllers_between(best, config.controllers, run.seed)
-    rollouts = 16 * config.controller_episodes
-    dreamt, real = fidelity.dreamt_scores(world, controller, weights, rollouts, run.seed), []
+    form, rollouts = player.controller, 16 * config.controller_episodes
+    weights = fidelity.controllers_between(player.weights, config.controllers, run.seed)
+    dreamt, real = fidelity.dreamt_scores(world, form, weights, rollouts, run.seed), []
     with run.log.progress("controllers", len(weights), "controllers") as bar:
         for one in weights:
-            played = _played_awake(run, world, controller, one, config.controller_episodes)
+            played = _played_awake(run, world, Player(form, one), config.controller_episodes)
             real.append(float(played.returns.mean()))
             bar.advance(1, f"real {real[-1]:.0f}")
     ranks = fidelity.rank_correlation(dreamt, real)

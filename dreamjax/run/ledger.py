@@ -17,7 +17,7 @@ import numpy as np
 from dreamjax import recording
 from dreamjax.dream.env import EnvParams
 from dreamjax.dream.world import World
-from dreamjax.dream.worlds import load_controller, load_world
+from dreamjax.dream.worlds import load_world
 from dreamjax.game import collecting, rollouts
 from dreamjax.game.collecting import SHAPES
 from dreamjax.game.rollouts import UNREADABLE, shard_paths
@@ -302,18 +302,18 @@ def _memory(run: Run) -> Inputs:
 
 
 def _search(run: Run, section: str) -> Inputs:
-    """The world, its dream, the form of C, the weights to learn on, and the worlds beside it."""
+    """The world, its dream, the C or form of C to begin with, and the worlds beside it."""
     world, learns, config = load_world(run.directory), section == "learn", run.config
     beside = lineage.worlds_beside(run, world) if learns else []
-    params, controller = dream_of(run, world), world.controller(config.hidden(run.task, section))
+    params, player = dream_of(run, world), world.controller(config.hidden(run.task, section))
     facts = {"world": world.digest(), "products": str(product_dtype(config.dream.bfloat16))}
     facts |= {"beside": [x.digest()[:12] for x in beside], "dropout": params.dropout}
     for name in ("temperature", "death_threshold", "death_noise"):
         facts[name] = float(getattr(params, name))
-    facts["controller_hidden"], own = controller.hidden, getattr(config, section)
-    start = lineage.controller_to_learn_on(run, controller) if learns else None
+    facts["controller_hidden"], own = player.hidden, getattr(config, section)
+    player = lineage.player_to_learn_on(run, player) if learns else player
     total = own.updates if learns else own.generations
-    return Inputs(_told(run, own, **facts), (world, params, controller, start, beside), total)
+    return Inputs(_told(run, own, **facts), (world, params, player, beside), total)
 
 
 def dream_of(run: Run, world: World) -> EnvParams:
@@ -325,17 +325,16 @@ def dream_of(run: Run, world: World) -> EnvParams:
 def _player(run: Run) -> Inputs:
     """V, M and C awake."""
     world = load_world(run.directory)
-    return Inputs(values=(world, *load_controller(run.directory, world)))
+    return Inputs(values=(world, world.player))
 
 
 def played(run: Run, by: Path | None = None, episodes: int | None = None) -> Inputs:
     """What `record` is to play: C of this run, or of the run at `by` so many in all."""
     player = dataclasses.replace(run, directory=by or run.directory)
-    world, controller, weights = _player(player).values
     first = len(shard_paths(player.played)) if by else 0
     games = run.played, episodes or run.config.collect.episodes, run.seed + WATCH_SEED
-    asked = recording.Recording(world, weights, *games, controller, first)
-    return Inputs({"player": asked.player[:12]}, asked, len(asked.paths))
+    asked = recording.Recording(*_player(player).values, *games, first)
+    return Inputs({"player": asked.identity[:12]}, asked, len(asked.paths))
 
 
 # What there is of them, and what of that gives way

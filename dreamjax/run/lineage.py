@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from dreamjax.controller.model import Controller
+from dreamjax.controller.player import Player
 from dreamjax.dream import worlds
 from dreamjax.dream.start_states import start_states_of
+from dreamjax.dream.world import World, blank_models, known_kind
 from dreamjax.memory.kinds import kind_of
 from dreamjax.memory.latents import LatentSequences, read_latents
 from dreamjax.memory.metrics import calibrated_threshold, memory_metrics
@@ -96,7 +98,7 @@ def load_vision(run: Run) -> VAE:
     store = run.store("vision")
     if not store.directory.exists() and (run.directory / "world").exists():
         return worlds.load_world(run.directory).vision
-    return store.load(worlds.blank_models(run.task)[0], prefix=".model")[0]
+    return store.load(blank_models(run.task)[0], prefix=".model")[0]
 
 
 def vision_to_train_on(run: Run) -> VAE | None:
@@ -118,7 +120,7 @@ def _vision_of(source: Path | str, task: Task) -> VAE:
     store = Store(worlds.folder_of(source) / "vision")
     if not store.steps():
         return worlds.load_world(source).vision
-    return store.load(worlds.blank_models(task)[0], prefix=".model")[0]
+    return store.load(blank_models(task)[0], prefix=".model")[0]
 
 
 def _is_trained_on_from(run: Run, theirs: str) -> bool:
@@ -232,7 +234,7 @@ def bind(run: Run, vision: VAE, memory: Memory, latents: LatentSequences) -> Non
     tuned = {"death_threshold": threshold, "death_noise": 1.0}
     tuned["dropout"] = made["config"]["dropout"] or None
     start_states = start_states_of(memory, train, run.config.memory.start_states, run.seed)
-    world = worlds.World(run.task, vision, memory, *starts, **tuned, start_states=start_states)
+    world = World(run.task, vision, memory, *starts, **tuned, start_states=start_states)
     metrics = memory_metrics(memory, held) | {"death_threshold": threshold}
     run.log.log("held-out", made["step"], metrics)
     run.log.say("M on held-out episodes: " + listed(metrics))
@@ -270,7 +272,7 @@ def portable(made: dict[str, Any], home: Path) -> dict[str, Any]:
     return made | {"config": config}
 
 
-def worlds_beside(run: Run, world: worlds.World) -> list[worlds.World]:
+def worlds_beside(run: Run, world: World) -> list[World]:
     """The worlds that `learn.worlds` names, in which the same C can dream."""
     found = []
     for source in run.config.learn.worlds:
@@ -289,7 +291,7 @@ def worlds_beside(run: Run, world: worlds.World) -> list[worlds.World]:
     return found
 
 
-def _sizes(world: worlds.World) -> Any:
+def _sizes(world: World) -> Any:
     """The form of a world's M."""
     return jax.tree.structure(world.memory), [x.shape for x in jax.tree.leaves(world.memory)]
 
@@ -299,19 +301,20 @@ def _in_half(vision: VAE) -> str:
     return digest(jax.tree.map(lambda x: x.astype(jnp.float16), vision))
 
 
-def controller_to_learn_on(run: Run, controller: Controller) -> jax.Array | None:
-    """The weights [D] that `start_from` names, perhaps of another world, where none are yet."""
+def player_to_learn_on(run: Run, controller: Controller) -> Player | Controller:
+    """The C that `start_from` names, perhaps of another world, or a form where it has begun."""
     source = run.config.learn.start_from
     if source is None or run.store("learn").steps():
-        return None
-    theirs, weights = worlds.load_controller(source, worlds.load_world(source))
+        return controller
+    player = worlds.load_player(source)
+    theirs = player.controller
     if theirs != controller:
         raise CheckpointError(
             f"C of {source} reads {theirs.num_features} numbers and has {theirs.hidden} hidden "
             f"units, but this run asks for {controller.num_features} and {controller.hidden}; set "
             "--controller-hidden as it was, or learn from nothing"
         )
-    return weights
+    return player
 
 
 def memory_to_train_on(run: Run, config: MemoryConfig, vision: VAE) -> Memory | None:
@@ -339,10 +342,10 @@ def _memory_of(source: Path | str, task: Task) -> tuple[Memory, str]:
     if not meta:
         world = worlds.load_world(source)
         return world.memory, digest(world.vision)
-    worlds.known_kind(meta["config"], store.directory)
+    known_kind(meta["config"], store.directory)
     had = {name: meta["config"].get(name, 0) for name in VARIANT}
     had |= {name: meta["config"][name] for name in FORM if meta["config"][name] is not None}
-    memory = store.load(worlds.blank_models(task, **had)[1], prefix=".memory")[0]
+    memory = store.load(blank_models(task, **had)[1], prefix=".memory")[0]
     return memory, meta["vision"]
 
 

@@ -22,8 +22,11 @@ from dreamjax.agent import evaluate, evaluation_seeds
 from dreamjax.controller.components import directions
 from dreamjax.controller.evolution import Evolution, evolve
 from dreamjax.controller.model import Controller
+from dreamjax.controller.player import Player, form_of
 from dreamjax.controller.policy_gradient import SHARED, Learning, learn
 from dreamjax.dream import worlds
+from dreamjax.dream.exported import export_world
+from dreamjax.dream.world import World
 from dreamjax.fidelity.compare import ExploitAlarm
 from dreamjax.game import policies
 from dreamjax.game.collecting import collect
@@ -69,7 +72,7 @@ def vision_phase(run: Run) -> None:
     devices.processes().first_then_all(lambda: frame_counts(run.rollouts, say=run.log.say))
     made = begin(run, ledger.VISION)
     kept = _kept(run, "vision", made) | {"vision": made.values}
-    train_vision(run.seed, run.task, run.rollouts, run.config.vision, **kept)
+    train_vision(run.task, run.rollouts, run.config.vision, run.seed, **kept)
 
 
 def encode_phase(run: Run) -> None:
@@ -85,7 +88,7 @@ def memory_phase(run: Run) -> None:
     vision, latents, config, began = made.values
     keep_given(run)
     kept = _kept(run, "memory", made) | {"memory": began}
-    memory = train_memory(run.seed, run.task, latents, config, **kept)
+    memory = train_memory(run.task, latents, config, run.seed, **kept)
     if devices.is_first():
         bind(run, vision, memory, latents)
 
@@ -93,16 +96,15 @@ def memory_phase(run: Run) -> None:
 def evolve_phase(run: Run) -> None:
     """Evolve C inside the dream."""
     made = begin(run, ledger.EVOLVE)
-    world, params, controller, *_ = made.values
-    kept = _kept(run, "evolve", made) | {"directions": _directions(run, world, controller)}
-    if kept["directions"] is None:
-        kept["start"] = controller.initial(jax.random.key(run.seed))
-    kept["watch"] = _alarm(run, world, controller)
-    dream = world.env(), params, controller, controller.num_params
-    _save(run, "evolve", made, evolve(run.seed, *dream, run.config.evolve, **kept))
+    world, params, form, _ = made.values
+    kept = _kept(run, "evolve", made) | {"watch": _alarm(run, world, form)}
+    kept["directions"] = _directions(run, world, form)
+    _save(
+        run, "evolve", made, evolve(world.env(), params, form, run.config.evolve, run.seed, **kept)
+    )
 
 
-def _directions(run: Run, world: worlds.World, controller: Controller) -> jax.Array | None:
+def _directions(run: Run, world: World, controller: Controller) -> jax.Array | None:
     """The directions [S, D] in which C evolves; None is one weight by one."""
     count, why = run.config.evolve.components, None
     if count is None:
@@ -121,14 +123,14 @@ def _directions(run: Run, world: worlds.World, controller: Controller) -> jax.Ar
 def learn_phase(run: Run) -> None:
     """Learn C inside the dream by policy gradient."""
     made = begin(run, ledger.LEARN)
-    (world, params, controller, start, beside), config = made.values, run.config.learn
+    (world, params, player, beside), config = made.values, run.config.learn
     dreams = [params, *(dream_of(run, other) for other in beside)]
     if run.task.branched if config.branched is None else config.branched:
         config = dataclasses.replace(config, branched=True)
         dreams = [x.branched(dream) for x, dream in zip((world, *beside), dreams, strict=True)]
-    kept = _kept(run, "learn", made) | {"start": start}
-    kept |= {"whole": params, "others": dreams[1:], "watch": _alarm(run, world, controller)}
-    _save(run, "learn", made, learn(run.seed, world.env(), dreams[0], controller, config, **kept))
+    kept = _kept(run, "learn", made) | {"whole": params, "others": dreams[1:]}
+    kept["watch"] = _alarm(run, world, form_of(player)[0])
+    _save(run, "learn", made, learn(world.env(), dreams[0], player, config, run.seed, **kept))
 
 
 def _kept(run: Run, folder: str, made: Inputs) -> dict[str, Any]:
@@ -138,12 +140,11 @@ def _kept(run: Run, folder: str, made: Inputs) -> dict[str, Any]:
 def _save(run: Run, phase: str, made: Inputs, found: Evolution | Learning) -> None:
     if not np.isfinite(found.best_score):
         raise ValueError(f"{phase} has evaluated no C yet; raise --{worlds.SEARCHES[phase]}")
-    told, (world, _, controller, *_) = portable(made.facts, run.directory), made.values
-    meta = {**told, "phase": phase, "dream": float(found.best_score)}
-    worlds.save_controller(run.directory, world, found.best, meta, controller)
+    told = portable(made.facts, run.directory)
+    found.player.save(run.directory, made.values[0], told | {"phase": phase})
 
 
-def _alarm(run: Run, world: worlds.World, controller: Controller) -> ExploitAlarm | None:
+def _alarm(run: Run, world: World, controller: Controller) -> ExploitAlarm | None:
     episodes = run.config.evaluate.watch_episodes
     if not episodes or not devices.is_first():
         return None
@@ -156,20 +157,18 @@ def evaluate_phase(run: Run) -> None:
 
     The processes of a job share the games; the first writes.
     """
-    world, controller, weights = begin(run, ledger.EVALUATE).values
+    world, player = begin(run, ledger.EVALUATE).values
     config = run.config.evaluate
-    played = {"policy": controller, "log": run.log, "workers": run.config.workers}
-    own = evaluate(
-        world, weights, config.episodes, run.seed, processes=devices.processes(), **played
-    )
+    how = {"log": run.log, "workers": run.config.workers, "processes": devices.processes()}
+    own = evaluate(world, player, config.episodes, run.seed, **how)
     ours = devices.all_gather(own.returns, config.episodes)
     beside = {name: _returns(run, name) for name in (*BASELINES, *config.policies)}
     if devices.is_first():
-        _report(run, ours, beside)
-        pictures.film(world, weights, run.directory / "dream.gif", run.seed, controller)
+        _report(run, player, ours, beside)
+        pictures.film(world, player, run.directory / "dream.gif", run.seed)
 
 
-def _report(run: Run, ours: np.ndarray, beside: dict[str, np.ndarray]) -> None:
+def _report(run: Run, player: Player, ours: np.ndarray, beside: dict[str, np.ndarray]) -> None:
     """Write and print the score table, and draw the curves."""
     results = {
         "task": run.task.name,
@@ -179,7 +178,7 @@ def _report(run: Run, ours: np.ndarray, beside: dict[str, np.ndarray]) -> None:
         "policies": {name: score(beside[name]) for name in run.config.evaluate.policies},
         "paper": published(run.task.paper),
         "ours": score(ours),
-        "dream": Store(run.directory / "controller").meta()["dream"],
+        "dream": player.dream,
         "seed": run.seed,
         "versions": versions(),
     }
@@ -294,11 +293,11 @@ def export(directory: Path, target: Path) -> None:
     files = (directory / f"{name}.json" for name in ("results", "fidelity"))
     facts = {path.stem: json.loads(path.read_text()) if path.exists() else None for path in files}
     facts["world"] = Store(directory / "world").meta()
-    form = weights = None
+    player = None
     if controller.steps():
-        form, weights = worlds.load_controller(directory, world)
-        facts |= {"controller": controller.meta(), "dream": controller.meta()["dream"]}
-    worlds.export_world(target, world, weights, facts, form)
+        player = world.player
+        facts["controller"] = controller.meta()
+    export_world(target, world, player, facts)
 
 
 @contextlib.contextmanager
