@@ -24,7 +24,8 @@ from dreamjax import agent
 from dreamjax.agent import BATCH, GAMES
 from dreamjax.controller import population
 from dreamjax.controller.model import Controller
-from dreamjax.controller.policy_gradient import LearnConfig, Updates
+from dreamjax.controller.policy_gradient import Updates
+from dreamjax.controller.ppo import LearnConfig
 from dreamjax.dream.world import World
 from dreamjax.memory import latents
 from dreamjax.memory import training as memory_training

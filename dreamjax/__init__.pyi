@@ -12,10 +12,10 @@ from .controller.model import LinearController as LinearController
 from .controller.model import MLPController as MLPController
 from .controller.model import controller_for as controller_for
 from .controller.player import Player as Player
-from .controller.policy_gradient import LearnConfig as LearnConfig
 from .controller.policy_gradient import Learning as Learning
 from .controller.policy_gradient import learn as learn
 from .controller.population import Dreamt as Dreamt
+from .controller.ppo import LearnConfig as LearnConfig
 from .dream.env import DreamEnv as DreamEnv
 from .dream.env import EnvParams as EnvParams
 from .dream.env import EnvState as EnvState
@@ -47,7 +47,7 @@ from .memory.lstm import MDNRNN as MDNRNN
 from .memory.model import Memory as Memory
 from .memory.training import MemoryConfig as MemoryConfig
 from .memory.training import train_memory as train_memory
-from .run.phases import run_phases as run_phases
+from .run.running import run_phases as run_phases
 from .run.settings import Run as Run
 from .run.settings import RunConfig as RunConfig
 from .task import Score as Score

@@ -22,8 +22,8 @@ from flax import nnx
 from dreamjax.agent import evaluate, step_awake
 from dreamjax.controller.model import Controller
 from dreamjax.controller.player import Player
-from dreamjax.controller.policy_gradient import LearnConfig, Updates
-from dreamjax.controller.ppo import Network, Steps, critic, initial_network, scales_of
+from dreamjax.controller.policy_gradient import Updates
+from dreamjax.controller.ppo import LearnConfig, Network, Steps, critic, initial_network, scales_of
 from dreamjax.dream.world import World
 from dreamjax.dream.worlds import load_player, load_world, save_world
 from dreamjax.fidelity.compare import dreamt_scores

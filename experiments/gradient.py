@@ -23,7 +23,8 @@ import tyro
 from dreamjax.controller.evolution import EvolveConfig, Generations
 from dreamjax.controller.model import Controller
 from dreamjax.controller.player import Player
-from dreamjax.controller.policy_gradient import LearnConfig, learn
+from dreamjax.controller.policy_gradient import learn
+from dreamjax.controller.ppo import LearnConfig
 from dreamjax.dream.env import DreamEnv, EnvParams
 from dreamjax.dream.world import World
 from dreamjax.dream.worlds import load_world

@@ -17,7 +17,8 @@ import numpy as np
 import tyro
 
 from dreamjax.agent import evaluate
-from dreamjax.controller.policy_gradient import LearnConfig, learn
+from dreamjax.controller.policy_gradient import learn
+from dreamjax.controller.ppo import LearnConfig
 from dreamjax.dream.world import World
 from dreamjax.dream.worlds import load_world
 from dreamjax.fidelity.compare import dreamt_scores

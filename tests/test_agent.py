@@ -14,8 +14,8 @@ from processes import children, engines_in, running
 
 from dreamjax import agent
 from dreamjax.agent import Agent, evaluate, evaluation_seeds
-from dreamjax.controller.policy_gradient import LearnConfig, Updates
-from dreamjax.controller.ppo import initial_network
+from dreamjax.controller.policy_gradient import Updates
+from dreamjax.controller.ppo import LearnConfig, initial_network
 from dreamjax.dream.env import EnvState
 from dreamjax.dream.world import World
 from dreamjax.dream.worlds import load_world

@@ -23,7 +23,8 @@ from dreamjax.controller.model import (
     checked_weights,
     controller_for,
 )
-from dreamjax.controller.policy_gradient import LearnConfig, learn
+from dreamjax.controller.policy_gradient import learn
+from dreamjax.controller.ppo import LearnConfig
 from dreamjax.tasks import CAR_RACING, TAKE_COVER
 
 KEYS, CHOICE = KeysDistribution(), ChoiceDistribution(Choice(4, start=2))

@@ -10,8 +10,8 @@ from probes import CONTROLLER, Balance, ProbeParams
 
 from dreamjax.controller.model import LinearController, MLPController, controller_for
 from dreamjax.controller.player import Player
-from dreamjax.controller.policy_gradient import LearnConfig, Updates, learn
-from dreamjax.controller.ppo import Steps, advantages, critic, scales_of
+from dreamjax.controller.policy_gradient import Updates, learn
+from dreamjax.controller.ppo import LearnConfig, Steps, advantages, critic, scales_of
 from dreamjax.dream.env import DreamEnv
 from dreamjax.dream.worlds import load_world
 from dreamjax.memory.heads import total_logit

@@ -21,8 +21,11 @@ from dreamjax.game.rollouts import shard_paths
 from dreamjax.memory.latents import places, read_latents
 from dreamjax.run import cli, ledger
 from dreamjax.run.doctor import as_made
-from dreamjax.run.ledger import AGAIN, DONE, FRESH, PHASES, REFUSE, RESUME, check_game, decide
-from dreamjax.run.lineage import held_below, is_same, judged_below, way
+from dreamjax.run.game import check_game, note_game
+from dreamjax.run.ledger import AGAIN, DONE, FRESH, REFUSE, RESUME, decide
+from dreamjax.run.lineage import held_below, judged_below
+from dreamjax.run.phases import PHASES
+from dreamjax.run.places import is_same, way
 from dreamjax.run.presets import PRESETS
 from dreamjax.run.settings import Run
 from dreamjax.training.checkpoint import CheckpointError, Store, digest
@@ -291,7 +294,7 @@ def test_an_edited_game_is_refused_before_anything_is_done(name, run, smoke):
 def test_what_cannot_change_data_may_be_edited(harmless, tmp_path):
     for phase in PHASES.values():
         (tmp_path / phase.folder).mkdir(exist_ok=True)
-        ledger._note_game(of(tmp_path), phase)
+        note_game(of(tmp_path), phase.folder, phase.task)
     check_game(of(tmp_path, dataclasses.replace(SHORT, **harmless)))
 
 

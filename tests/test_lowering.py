@@ -16,7 +16,8 @@ from jax import export
 from dreamjax import agent
 from dreamjax.controller.evolution import EvolveConfig, Generations
 from dreamjax.controller.model import controller_for
-from dreamjax.controller.policy_gradient import LearnConfig, Updates
+from dreamjax.controller.policy_gradient import Updates
+from dreamjax.controller.ppo import LearnConfig
 from dreamjax.memory import latents, training
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.training import MemoryConfig, Trainer

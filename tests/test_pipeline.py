@@ -17,14 +17,14 @@ from PIL import Image
 from short_cover import SHORT
 
 from dreamjax.controller.components import directions
-from dreamjax.controller.policy_gradient import LearnConfig
+from dreamjax.controller.ppo import LearnConfig
 from dreamjax.dream.world import TUNED
 from dreamjax.dream.worlds import adopt_world, load_player, load_world, save_world
 from dreamjax.memory.latents import read_latents
 from dreamjax.memory.model import with_events
 from dreamjax.run import cli
-from dreamjax.run.phases import export, phases_of
 from dreamjax.run.presets import PRESETS
+from dreamjax.run.running import export, phases_of
 from dreamjax.run.settings import DreamConfig
 from dreamjax.tasks import GAMES, TAKE_COVER, TASKS
 from dreamjax.training.checkpoint import CheckpointError, Store, digest, versions

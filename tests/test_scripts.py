@@ -39,8 +39,8 @@ from dreamjax.game import rollouts
 from dreamjax.memory.heads import Mixture
 from dreamjax.memory.training import MemoryConfig
 from dreamjax.run import cli
-from dreamjax.run.phases import phases_of
 from dreamjax.run.presets import PRESETS
+from dreamjax.run.running import phases_of
 from dreamjax.tasks import TAKE_COVER
 from dreamjax.training.devices import product_dtype
 from experiments import deaths, ensemble, gradient, mosaic, open_loop, ppo, strategies

@@ -91,6 +91,7 @@ class MemoryConfig:
         )
         find_kind(self.kind)
 
+    formerly = {"moments": "start_states"}  # settings by the names that older checkpoints have
     grows = ("steps",)  # settings that a later call may raise
 
     def of(self, task: Task) -> "MemoryConfig":

@@ -10,7 +10,7 @@ from dreamjax.agent import evaluate, evaluation_seeds
 from dreamjax.controller.player import Player
 from dreamjax.controller.population import Dreamt
 from dreamjax.dream.world import World
-from dreamjax.dream.worlds import load_world, save_world, world_meta
+from dreamjax.dream.worlds import save_world, world_meta
 from dreamjax.fidelity import compare as fidelity
 from dreamjax.fidelity.branches import WINDOW, branch_hazard
 from dreamjax.fidelity.calibrate import true_temperature
@@ -20,8 +20,9 @@ from dreamjax.game.jobs import Played, play
 from dreamjax.game.policies import play_steps
 from dreamjax.memory.latents import posteriors, read_latents
 from dreamjax.memory.metrics import memory_metrics
-from dreamjax.run.ledger import CALIBRATE, FIDELITY, begin
-from dreamjax.run.lineage import held_below, untold
+from dreamjax.run.ledger import Inputs
+from dreamjax.run.lineage import held_below
+from dreamjax.run.places import untold
 from dreamjax.run.scores import listed, score
 from dreamjax.run.settings import WATCH_SEED, Run
 from dreamjax.task import Task
@@ -31,9 +32,9 @@ from dreamjax.training.logbook import Logbook
 SIDES = ("dream", "real")
 
 
-def fidelity_phase(run: Run) -> None:
-    """Compare the dream with the game; write fidelity.json."""
-    world, player = begin(run, FIDELITY).values
+def compare(run: Run, made: Inputs) -> dict[str, Any]:
+    """Everything that is measured of the dream beside the game."""
+    world, player = made.values
     world, config = run.config.dream.of(world), run.config.fidelity
     tau = world.params().temperature
     found = _held_out(run, world, player) | {"policies": {}}
@@ -53,6 +54,11 @@ def fidelity_phase(run: Run) -> None:
         )
     found |= _shown(run, world, games, tau)
     found["controllers"] = _ranked(run, world, player)
+    return found
+
+
+def report(run: Run, made: Inputs, found: dict[str, Any]) -> None:
+    """Write and print what was measured."""
     write_json(run.directory / "fidelity.json", found)
     print_fidelity(run.task, found, run.log)
 
@@ -72,22 +78,20 @@ def _held_out(run: Run, world: World, player: Player) -> dict[str, Any]:
     return found
 
 
-def calibrate_phase(run: Run) -> None:
+def calibrate(run: Run, made: Inputs) -> None:
     """Give the run's world the temperature at which its dreams last as long as games.
 
     The other settings of the dream are as asked for, and kept as well.
     """
-    if run.task.step_reward is None or not run.task.ends:
-        raise ValueError(
-            f"games of {run.task.name} are not told apart by how long they last; choose its "
-            "temperature by --dream.temperature"
-        )
-    begin(run, CALIBRATE)
-    world, made = run.config.dream.of(load_world(run.directory)), world_meta(run.directory)
+    world = run.config.dream.of(made.values)
     names = fidelity.BLINDFOLDED
     lived = {name: float(_played_blindly(run, name).lengths.mean()) for name in names}
     tau, dreamt = true_temperature(world, lived, run.config.fidelity.episodes, run.seed)
-    save_world(run.directory, dataclasses.replace(world, temperature=round(tau, 2)), untold(made))
+    save_world(
+        run.directory,
+        dataclasses.replace(world, temperature=round(tau, 2)),
+        untold(world_meta(run.directory)),
+    )
     told = ", ".join(f"{name} {dreamt[name]:.0f} ({lived[name]:.0f})" for name in names)
     run.log.say(f"temperature {tau:.2f}; steps in dreams near it (in games): {told}")
 
