@@ -1,4 +1,4 @@
-"""Each room of the package imports from those before it alone, and no file goes in a circle."""
+"""Each room imports from those before it alone, and no file goes in a circle."""
 
 import ast
 import graphlib

@@ -14,16 +14,6 @@ import jax.numpy as jnp
 from flax import struct
 
 from dreamjax.controller.model import Controller
-from dreamjax.controller.ppo import (
-    Network,
-    Scales,
-    Steps,
-    advantages,
-    critic,
-    initial_network,
-    ppo_loss,
-    scales_of,
-)
 from dreamjax.task import GAMMA, Task
 from dreamjax.training.devices import plus
 from dreamjax.training.settings import SettingError, require_positive, require_within
