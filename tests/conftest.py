@@ -8,11 +8,14 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+import compiled
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "DREAMJAX_TESTS" not in os.environ:  # the first process; those of pytest-xdist inherit it
     shared = os.environ["DREAMJAX_TESTS"] = tempfile.mkdtemp(prefix="dreamjax-tests-")
     atexit.register(shutil.rmtree, shared, ignore_errors=True)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{shared}/compiled")
+    compiled.tidy(compiled.home())
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled.folder()))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     path = [os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(path)  # commands find the games that lie here
@@ -50,6 +53,15 @@ def random_memory(task, seed=0, death_bias=-3.0):
     memory.head_kernel[...] = memory.head_kernel[...].at[:, end].multiply(8.0)
     memory.head_bias[...] = memory.head_bias[...].at[end].set(death_bias)
     return memory
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run the slow tests too")
+
+
+def pytest_configure(config):
+    if config.getoption("--all"):
+        config.option.markexpr = ""
 
 
 def pytest_xdist_auto_num_workers():

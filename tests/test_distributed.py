@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from command import dreamjax, environ, finish, kill, start, wait_for
+from command import environ, finish, kill, start, wait_for
 from soak import artefacts, differences
 
 from dreamjax.run.pictures import read_metrics
@@ -155,7 +155,7 @@ def test_two_processes_one_of_which_is_lost(tmp_path):
     assert [status for status, *_ in ended] == [0, 0], ended
     assert json.loads((run / "results.json").read_text())["ours"]["n"] == 3
     words = [*RUN, *SHORT, f"--evolve.generations={done + 2}", "--run-dir", alone]
-    assert dreamjax(*words, **on(2))[0] == 0
+    assert alone(*words, **on(2))[0] == 0
     assert history(run) == history(alone)
     assert set(differences(artefacts(run), artefacts(alone))) <= {"curves"}  # V's losses round
 

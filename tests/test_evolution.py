@@ -278,6 +278,7 @@ def test_lazy_decomposition_follows_the_full_one():
     assert never.mean() - max(lazy.mean(), full.mean()) > 2
 
 
+@pytest.mark.numerics
 def test_a_resumed_evolution_repeats_an_unbroken_one(tmp_path):
     def run(generations, store=None):
         config = EvolveConfig(

@@ -116,6 +116,7 @@ def test_a_sequence_is_its_steps_and_a_restart_forgets():
     assert memory.reads == ("h",) and memory.feature_size == 6 + 12
 
 
+@pytest.mark.numerics
 def test_its_training_resumes(tmp_path):
     config = dataclasses.replace(TOY, kind=KIND, hidden_size=8, steps=4, steps_per_call=2)
     arguments, store = (COUNTDOWN, countdown(), config, 5), Store(tmp_path)

@@ -90,6 +90,7 @@ def a_batch(run, count=64):
     return network, Steps(obs, choice, log_prob, blank, blank, blank, blank), advantage
 
 
+@pytest.mark.numerics
 def test_the_first_gradient_is_the_policy_gradient():
     run = updates(dataclasses.replace(SMALL, ent_coef=1e-9))
     network, steps, advantage = a_batch(run)
@@ -124,6 +125,7 @@ def test_entropy_keeps_choices_open():
     np.testing.assert_allclose(losses[0] - losses[1], 0.5 * entropy, rtol=1e-4)
 
 
+@pytest.mark.numerics
 def test_a_resumed_learning_repeats_an_unbroken_one(tmp_path):
     unbroken = learn(Balance(), PARAMS, CONTROLLER, SMALL, 1)
     run = updates()

@@ -143,6 +143,7 @@ def numpy_step(memory, c, h, z, action, restart):
     return c, h, out[: 3 * K * Z].reshape(3, K, Z), out[3 * K * Z :]
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("task", [TAKE_COVER, CAR_RACING])
 @pytest.mark.parametrize("restart", [0.0, 1.0])
 def test_a_step_equals_numpy(task, restart):
@@ -224,6 +225,7 @@ def test_log_prob_of_a_far_point_is_finite():
     assert np.isfinite(mixture.log_prob(jnp.full(4, 1e4))).all()
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("tau", [0.1, 1.0, 1.5])
 def test_samples_have_the_moments_of_the_tempered_mixture(tau):
     mixture, n = random_mixture(3, 5, 4), 100_000
@@ -238,6 +240,7 @@ def test_samples_have_the_moments_of_the_tempered_mixture(tau):
     assert (np.abs(z.var(0) - variance) < 5 * error).all() and (error < 0.02 * variance).all()
 
 
+@pytest.mark.numerics
 def test_samples_collapse_to_the_likeliest_mean_as_tau_falls():
     mixture = random_mixture(0, 7, 5, 4)
     best = np.argmax(mixture.logits, axis=-2)[:, None]
@@ -508,6 +511,7 @@ def test_two_ways_to_end_are_told_apart(marked):
 # The training pass is the step, scanned
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("task", [TAKE_COVER, CAR_RACING])
 def test_sequences_equal_steps_in_value_and_gradient(task):
     memory = MDNRNN(small(task), rngs=nnx.Rngs(0))
@@ -595,6 +599,7 @@ def test_dropout_and_guesses_are_trained_with(tmp_path):
     assert len(seen) == 4
 
 
+@pytest.mark.numerics
 def test_bfloat16_gradients_point_where_float32_s_do():
     memory, batch = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0)), random_sequences(T=40, B=8)
 
@@ -612,6 +617,7 @@ def test_bfloat16_gradients_point_where_float32_s_do():
 # The loss
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     ("task", "variance", "spread"),
     [(TAKE_COVER, 2.5, None), (CAR_RACING, 2.5, 2.5), (CAR_RACING, 1e-4, 0.3**2)],
@@ -754,6 +760,7 @@ class Interrupting(Logbook):
         os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.numerics
 def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
     latents = random_latents([20, 9, 31, 14, 26], [True, False, True, True, False])
     config = MemoryConfig(steps=8, batch_size=3, sequence_length=8, steps_per_call=2)

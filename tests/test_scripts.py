@@ -43,7 +43,7 @@ from dreamjax.run.presets import PRESETS
 from dreamjax.run.running import phases_of
 from dreamjax.tasks import TAKE_COVER
 from dreamjax.training.devices import product_dtype
-from experiments import deaths, ensemble, gradient, mosaic, open_loop, ppo, strategies
+from experiments import deaths, ensemble, gradient, mosaic, open_loop, own_game, ppo, strategies
 
 
 @pytest.fixture(scope="module")
@@ -402,3 +402,13 @@ def test_ppo_learns_to_turn_the_right_way():
     z = jax.random.normal(jax.random.key(0), (256, world.task.latent_size))
     # 0.91 ± 0.01 over seeds; an untrained one is right half the time
     assert (ppo.apply(network, z)[0].argmax(axis=-1) == pointed(z)).mean() > 0.8
+
+
+@pytest.mark.slow
+def test_a_game_in_one_file_is_learnt(tmp_path, monkeypatch):
+    """experiments/own_game.py as it is, but with as many steps as a smoke run has."""
+    monkeypatch.setattr(own_game, "SETTINGS", PRESETS["smoke"])
+    own_game.main(own_game.Config(tmp_path))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["task"] == "catch" and results["ours"]["n"] == 4
+    assert (tmp_path / "dream.gif").exists()
