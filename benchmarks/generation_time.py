@@ -23,13 +23,13 @@ def measure(world: World, kind: str, generations: int = 3) -> list[timing.Row]:
     controller, dtype = world.controller(), product_dtype()
     params = world.params(dtype=dtype)
     config = EvolveConfig(generations=10_000, eval_every=10_000)
-    runner = Generations(0, world.env(), params, controller, controller.num_params, config)
+    runner = Generations(world.env(), params, controller, config, 0)
     start = time.perf_counter()
-    state, count, _ = runner(runner.initial(), 0, params)
+    state, count, _ = runner(runner.initial(), 0)
     compile_and_first = time.perf_counter() - start
     done, valid, start = 0, 0.0, time.perf_counter()
     while done < generations:
-        state, count, metrics = runner(state, WARM_UP + done, params)
+        state, count, metrics = runner(state, WARM_UP + done)
         done += count
         valid += metrics["valid_steps"]
     taken = time.perf_counter() - start

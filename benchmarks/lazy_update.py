@@ -36,12 +36,12 @@ def measure(
 def _evolved(world: World, config: EvolveConfig, seed: int, interval: int | None):
     """Return of the final mean, and seconds a generation without the compilation."""
     params, controller = world.params(), world.controller()
-    run = Generations(seed, world.env(), params, controller, controller.num_params, config)
+    run = Generations(world.env(), params, controller, config, seed)
     if interval is not None:
         run.strategy.interval = interval
     state, step, start = run.initial(), 0, None
     while step < config.generations:
-        state, done, metrics = run(state, step, params)
+        state, done, metrics = run(state, step)
         step += done
         start = start or (time.perf_counter(), step)
     taken = (time.perf_counter() - start[0]) / max(step - start[1], 1)

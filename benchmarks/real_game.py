@@ -48,7 +48,7 @@ def _awake_rate(world: World, episodes: int) -> float:
     """Steps/s of V, M and a random C, compiled and with all engines running."""
     weights = 0.1 * jax.random.normal(jax.random.key(0), (world.controller().num_params,))
     games = games_at_once(world.task, episodes, None)
-    agent = Agent(world, weights, games, jax.random.key(0))
+    agent = Agent(world, world.player_of(weights), games, jax.random.key(0))
     with (
         VectorGame(world.task, games) as game,
         Logbook(quiet=True).progress("awake", episodes, "episodes") as bar,

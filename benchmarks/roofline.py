@@ -24,7 +24,8 @@ from dreamjax import agent
 from dreamjax.agent import BATCH, GAMES
 from dreamjax.controller import population
 from dreamjax.controller.model import Controller
-from dreamjax.controller.policy_gradient import LearnConfig, Updates
+from dreamjax.controller.policy_gradient import Updates
+from dreamjax.controller.ppo import LearnConfig
 from dreamjax.dream.world import World
 from dreamjax.memory import latents
 from dreamjax.memory import training as memory_training
@@ -256,7 +257,7 @@ def encoding(vision: VAE) -> Call:
 def memory_update(task: Task, config: MemoryConfig) -> tuple[Call, int]:
     """One update of M at its full batch, and its frames."""
     config = dataclasses.replace(config, steps=1, steps_per_call=1, bfloat16=True)
-    trainer = memory_training.Trainer(0, task, random_latents(config, task), config)
+    trainer = memory_training.Trainer(task, random_latents(config, task), config, 0)
     layout = trainer.layout
     plan = trainer._plan(range(1))
     given = trainer.initial(), trainer.frames, plan, trainer._key_noise
@@ -267,7 +268,7 @@ def memory_update(task: Task, config: MemoryConfig) -> tuple[Call, int]:
 def learn_update(world: World, hidden: int, config: LearnConfig) -> Call:
     """One update of `learn`: its dreams, then its passes over them."""
     params = world.params(dtype=jnp.dtype(jnp.bfloat16))
-    run = Updates(0, world.env(), world.controller(hidden), config)
+    run = Updates(world.env(), world.controller(hidden), config, 0)
     return Call(run.update, run.initial(params), jnp.int32(0), params)
 
 

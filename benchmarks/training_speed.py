@@ -59,7 +59,7 @@ def vision_rows(batch: int = 100, steps: int = 8) -> list[timing.Row]:
 def memory_rows(steps: int = 4) -> list[timing.Row]:
     """M's training rate, and its share of the matrix rate, at the paper's batch."""
     config = dataclasses.replace(m.MemoryConfig(), steps=steps, steps_per_call=steps)
-    trainer = m.Trainer(0, TAKE_COVER, random_latents(config), config)
+    trainer = m.Trainer(TAKE_COVER, random_latents(config), config, 0)
     state = trainer.initial()
 
     def train():

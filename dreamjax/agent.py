@@ -7,13 +7,12 @@ that are looked at together.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax.controller.population import Policy
+from dreamjax.controller.player import Player
 from dreamjax.dream.world import World
 from dreamjax.game.env import engine_seed
 from dreamjax.game.jobs import NONE_PLAYED, Played
@@ -35,24 +34,25 @@ class Agent:
 
     Args:
       world: V and M.
-      weights: C's weights, [D] or whatever `policy` reads.
+      player: C, whose form is called `(weights, features [F]) -> action [A]`.
       num_games: G.
       key: PRNG key of V's sampling.
-      policy: `(weights, features [F]) -> action [A]`, hashable; None is the controller
-        of this game that has such weights.
       dtype: of the operands of V's and M's products; None is what the device multiplies fastest.
+
+    Raises:
+      ValueError: a C of another world.
     """
 
     def __init__(
         self,
         world: World,
-        weights: Any,
+        player: Player,
         num_games: int,
         key: jax.Array,
-        policy: Policy | None = None,
         dtype: jax.typing.DTypeLike | None = None,
     ):
-        self._weights, self._key = weights, key
+        player.check(world)
+        self._player, self._key = player, key
         dtype = product_dtype() if dtype is None else dtype
         models = cast((world.vision, world.memory), dtype)
         self._arrays, self._form = jax.tree.flatten(models)  # once: each call would take 40 us
@@ -60,7 +60,6 @@ class Agent:
         self._carry = world.memory.initial_carry((num_games + 1,))  # the last fills batches up
         self._seeds = np.zeros(num_games + 1, np.uint32)
         self._age = np.zeros(num_games + 1, np.int32)
-        self._policy = policy or world.controller_of(weights)
         self._batch_size = batch_size()
 
     def begin(self, slots: np.ndarray, seeds: list[int]) -> None:
@@ -88,9 +87,9 @@ class Agent:
         slots = np.append(slots, np.full(left, self.num_games))
         frames = np.concatenate((frames, np.zeros((left, *FRAME_SHAPE), np.uint8)))
         now = slots, frames, self._seeds[slots], self._age[slots]
-        self._carry, *found = _act(
-            self._policy, self._form, self._key, self._weights, self._arrays, self._carry, *now
-        )
+        policy, weights = self._player.controller, self._player.weights
+        models = self._key, weights, self._arrays, self._carry
+        self._carry, *found = _act(policy, self._form, *models, *now)
         return tuple(np.asarray(column)[:shown] for column in found)
 
 
@@ -153,11 +152,10 @@ def evaluation_seeds(seed: int, episodes: int) -> list[int]:
 
 def evaluate(
     world: World,
-    weights: Any,
+    player: Player,
     episodes: int,
     seed: int,
     *,
-    policy: Policy | None = None,
     log: Logbook | None = None,
     workers: int | None = None,
     processes: Processes | None = None,
@@ -165,16 +163,16 @@ def evaluate(
     """Play the real game with V, M and C.
 
     Args:
-      world, weights, policy: see `Agent`.
+      world, player: V and M, and the C that plays.
       episodes, seed: how many, of which games (see `evaluation_seeds`); V samples by it too.
       log, workers: shows progress; processes, None is one a core.
       processes: the processes that share the games among them; None is this one alone.
 
     Returns:
-      `Played`, in the order of the seeds; of a team's, this process's own.
+      `Played`, in the order of the seeds; of several processes', this one's own.
 
     Raises:
-      ValueError: no episodes asked for.
+      ValueError: no episodes asked for, or a C of another world.
       ImportError: the game is not installed; says how to install it.
       WorkerError: the game could not be kept running.
     """
@@ -182,14 +180,14 @@ def evaluate(
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     seeds = (processes or Processes()).own(evaluation_seeds(seed, episodes))
     log = log or Logbook(quiet=True)
-    player = world, weights, policy, seed
-    return play_seeds("evaluate", *player, seeds, Tape(), log, workers) if seeds else NONE_PLAYED
+    asked = world, player, seed, seeds
+    return play_seeds("evaluate", *asked, Tape(), log, workers) if seeds else NONE_PLAYED
 
 
-def play_seeds(phase, world, weights, policy, seed, seeds, tape, log, workers=None) -> Played:
+def play_seeds(phase, world, player, seed, seeds, tape, log, workers=None) -> Played:
     """`play_all` of games and an agent made for it; arguments as for `evaluate`."""
     games = games_at_once(world.task, len(seeds), workers)
-    agent = Agent(world, weights, games, jax.random.key(seed), policy)
+    agent = Agent(world, player, games, jax.random.key(seed))
     with (
         VectorGame(world.task, games, workers) as game,
         log.progress(phase, len(seeds), "episodes") as bar,
@@ -198,7 +196,7 @@ def play_seeds(phase, world, weights, policy, seed, seeds, tape, log, workers=No
 
 
 def watch(
-    world: World, weights: Any, seed: int, steps: int, policy: Policy | None = None
+    world: World, player: Player, seed: int, steps: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Play an evaluation's first episode, at most `steps` of it; the rest as for `evaluate`.
 
@@ -206,8 +204,8 @@ def watch(
       frames uint8 [T, 64, 64, 3], the latents [T, Z] that V saw in them, and the actions [T, A].
     """
     task = dataclasses.replace(world.task, max_steps=min(world.task.max_steps, steps))
-    player, reel = (dataclasses.replace(world, task=task), weights, policy, seed), _Reel()
-    play_seeds("watch", *player, evaluation_seeds(seed, 1), reel, Logbook(quiet=True))
+    asked, reel = (dataclasses.replace(world, task=task), player, seed), _Reel()
+    play_seeds("watch", *asked, evaluation_seeds(seed, 1), reel, Logbook(quiet=True))
     return tuple(map(np.stack, zip(*reel.steps, strict=True)))
 
 

@@ -7,13 +7,12 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from dreamjax.agent import Agent, Tape, evaluation_seeds, play_seeds
-from dreamjax.controller.population import Policy
+from dreamjax.controller.player import Player
 from dreamjax.dream.world import World
 from dreamjax.game import rollouts
 from dreamjax.task import Task
@@ -32,11 +31,10 @@ class Recording:
     """Real episodes that V, M and C are to record: whose they are, and what of them is there."""
 
     world: World
-    weights: Any  # C's
+    player: Player
     directory: Path  # of the shards, beside which is kept which agent played which
     episodes: int  # how many; rounded up to whole shards
     seed: int  # chooses the games, which are none of any evaluation's
-    policy: Policy | None = None  # as for `Agent`
     first: int = 0  # shards before this one are others' to play
 
     @property
@@ -51,9 +49,9 @@ class Recording:
         return [odd - 1 for odd in evaluation_seeds(self.seed, end)[-SHARD:]]
 
     @functools.cached_property
-    def player(self) -> str:
-        """The identity of the agent."""
-        return digest((self.world.arrays(), self.weights))
+    def identity(self) -> str:
+        """What tells this agent from others."""
+        return digest((self.world.arrays(), self.player.weights))
 
     def players(self) -> dict[str, str]:
         """Who played which shard, as far as is known."""
@@ -78,11 +76,11 @@ class Recording:
         if rollouts.part(path, "seeds").tolist() != self.seeds(path):
             return False
         known = players.get(path.name)
-        return self._plays(rollouts.read(path)) if known is None else known == self.player
+        return self._plays(rollouts.read(path)) if known is None else known == self.identity
 
     def _plays(self, shard: rollouts.Rollouts) -> bool:
         """Whether the agent acts in the first frames as whoever recorded them did."""
-        agent = Agent(self.world, self.weights, SHARD, jax.random.key(self.seed), self.policy)
+        agent = Agent(self.world, self.player, SHARD, jax.random.key(self.seed))
         agent.begin(np.arange(SHARD), shard.seeds.tolist())
         action, _ = agent.act(np.arange(SHARD), shard.frames[shard.first])
         return np.allclose(action, shard.actions[shard.first], 0, 0.02)
@@ -112,8 +110,7 @@ def record(
         return
     seeds = [seed for path in missing for seed in asked.seeds(path)]
     tape = ShardTape(missing, seeds, asked.world.task)
-    player = asked.world, asked.weights, asked.policy, asked.seed
-    play_seeds("record", *player, seeds, tape, log, workers)
+    play_seeds("record", asked.world, asked.player, asked.seed, seeds, tape, log, workers)
 
 
 def _claimed(asked: Recording, log: Logbook, first: bool) -> list[Path]:
@@ -128,7 +125,7 @@ def _claimed(asked: Recording, log: Logbook, first: bool) -> list[Path]:
         for path in damaged:
             path.rename(path.with_name(f"{path.name}.corrupt"))
             log.say(f"{path} is damaged; set aside as {path.name}.corrupt and played again")
-        mine = {path.name: asked.player for path in asked.paths}
+        mine = {path.name: asked.identity for path in asked.paths}
         files.write_json(asked.directory / PLAYERS, asked.players() | mine)
     return ours
 

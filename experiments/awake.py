@@ -21,10 +21,11 @@ from flax import nnx
 
 from dreamjax.agent import evaluate, step_awake
 from dreamjax.controller.model import Controller
-from dreamjax.controller.policy_gradient import LearnConfig, Updates
-from dreamjax.controller.ppo import Network, Steps, critic, initial_network, scales_of
+from dreamjax.controller.player import Player
+from dreamjax.controller.policy_gradient import Updates
+from dreamjax.controller.ppo import LearnConfig, Network, Steps, critic, initial_network, scales_of
 from dreamjax.dream.world import World
-from dreamjax.dream.worlds import load_controller, load_world, save_controller, save_world
+from dreamjax.dream.worlds import load_player, load_world, save_world
 from dreamjax.fidelity.compare import dreamt_scores
 from dreamjax.game.vector import VectorGame
 from dreamjax.memory.model import VARIANT
@@ -76,7 +77,8 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
         controller = world.controller()
         start = controller.initial(jax.random.key(config.seed))
     else:
-        controller, start = load_controller(config.start, world)
+        player = load_player(config.start, world)
+        controller, start = player.controller, player.weights
     found = {"before": judged("before", world, controller, start, config)}
     after = learnt(world, controller, start, config, learning)
     if config.run_dir is not None:
@@ -100,14 +102,14 @@ def keep(directory: Path, world: World, controller: Controller, weights: jax.Arr
     """Store world and C, and what C earns in the dream that it never saw."""
     (found,) = dreamt_scores(world, controller, weights[None], DREAMS, seed=0)
     save_world(directory, world, {})
-    save_controller(directory, world, weights, {"dream": float(found)}, controller)
+    Player(controller, weights, dream=float(found)).save(directory, world)
 
 
 def judged(
     name: str, world: World, controller: Controller, weights: jax.Array, config: Config
 ) -> dict[str, Any]:
     """C's score in the real game, which is printed."""
-    played = evaluate(world, weights, config.episodes, config.seed, policy=controller)
+    played = evaluate(world, Player(controller, weights), config.episodes, config.seed)
     found = score(played.returns)
     print(
         "{:<8}{mean:.0f} ± {std:.0f}, n {n}, 95 % interval {ci95}".format(name, **found), flush=True
@@ -119,12 +121,12 @@ def learnt(
     world: World, controller: Controller, start: jax.Array, config: Config, learning: LearnConfig
 ) -> jax.Array:
     """C's averaged weights after `config.steps` steps of the real game."""
-    updates = Updates(config.seed, world.env(), controller, learning)
+    updates = Updates(world.env(), controller, learning, config.seed)
     network = initial_network(jax.random.key(config.seed), controller, start, learning.critic)
     optimiser, average = updates.optimiser.init(network), start
     improve = jax.jit(updates.improve)
     with VectorGame(world.task, config.num_envs) as game:
-        player = Player(world, updates, game, config.seed)
+        player = Playing(world, updates, game, config.seed)
         scales = scales_of(player.play(network, config.num_steps))
         network = updates.rescaled(network, scales).replace(weights=start)
         for number in range(learning.updates):
@@ -139,7 +141,7 @@ def learnt(
     return average
 
 
-class Player:
+class Playing:
     """C, drawing its actions, in games that go on from one update to the next."""
 
     def __init__(self, world: World, updates: Updates, game: VectorGame, seed: int):

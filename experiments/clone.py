@@ -21,6 +21,7 @@ import tyro
 
 from dreamjax.agent import evaluate
 from dreamjax.controller.model import Controller
+from dreamjax.controller.player import Player
 from dreamjax.dream.worlds import load_world
 from dreamjax.run.scores import score
 from dreamjax.tasks import TAKE_COVER
@@ -70,7 +71,7 @@ def main(config: Config) -> dict[str, Any]:
         rows = tuple(map(np.concatenate, zip(*data, strict=True)))
         weights, cost = cloned(controller, rows, config)
         print(f"round {number}: {len(lived)} games ended; {cost:.4f} hits to expect", flush=True)
-    played = evaluate(world, weights, config.episodes, config.seed, policy=controller)
+    played = evaluate(world, Player(controller, weights), config.episodes, config.seed)
     found = score(played.returns)
     print("the clone: {mean:.0f} ± {std:.0f}, n {n}, 95 % interval {ci95}".format(**found))
     return found

@@ -17,11 +17,10 @@ import numpy as np
 import tyro
 from flax import struct
 
-from dreamjax.controller.model import Controller
 from dreamjax.controller.population import rollout
 from dreamjax.dream.env import DreamEnv, EnvParams, EnvState
 from dreamjax.dream.world import World
-from dreamjax.dream.worlds import load_controller, load_world
+from dreamjax.dream.worlds import load_world
 from dreamjax.memory.model import Carry, Memory
 from dreamjax.training.checkpoint import digest
 
@@ -109,9 +108,8 @@ def main(config: Config) -> dict[str, np.ndarray]:
     worlds = [load_world(source) for source in config.worlds]
     if len({digest(world.vision) for world in worlds}) > 1:
         raise ValueError("these worlds have different V; use worlds trained on the same latents")
-    player = load_controller(config.worlds[0], worlds[0])
     names, params = company(worlds, config)
-    lived = np.asarray(play_all(params, params[0].memory, worlds[0], *player, config))
+    lived = np.asarray(play_all(params, params[0].memory, worlds[0], config))
     for name, steps in zip(names, lived, strict=True):
         error = steps.std(ddof=1) / np.sqrt(len(steps))
         print(f"{name:<40}{steps.mean():>8.0f} ± {error:.0f} (standard error)")
@@ -122,23 +120,21 @@ def play_all(
     dreams: list[EnvParams],
     watcher: Memory,
     world: World,
-    controller: Controller,
-    weights: jax.Array,
     config: Config,
 ) -> jax.Array:
-    """Steps survived, [worlds, dreams], all worlds in one call."""
-    env = WatchedDream(world.task)
+    """Steps survived by the world's C, [worlds, dreams], all worlds in one call."""
+    env, player = WatchedDream(world.task), world.player
 
     @jax.jit
     def play(stacked, watcher, weights):
         def in_one(dream):
             params, key = WatchedParams(dream, watcher), jax.random.key(config.seed)
-            played = rollout(key, env, params, controller, weights[None], config.dreams)
+            played = rollout(key, env, params, player.controller, weights[None], config.dreams)
             return played.score[0]
 
         return jax.vmap(in_one)(stacked)
 
-    return play(jax.tree.map(lambda *leaves: jnp.stack(leaves), *dreams), watcher, weights)
+    return play(jax.tree.map(lambda *leaves: jnp.stack(leaves), *dreams), watcher, player.weights)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,12 @@ import tyro
 
 from dreamjax.controller.evolution import EvolveConfig, Generations
 from dreamjax.controller.model import Controller
-from dreamjax.controller.policy_gradient import LearnConfig, learn
+from dreamjax.controller.player import Player
+from dreamjax.controller.policy_gradient import learn
+from dreamjax.controller.ppo import LearnConfig
 from dreamjax.dream.env import DreamEnv, EnvParams
 from dreamjax.dream.world import World
-from dreamjax.dream.worlds import load_controller, load_world
+from dreamjax.dream.worlds import load_world
 from dreamjax.fidelity.compare import dreamt_scores
 from dreamjax.memory.heads import Mixture, total_logit
 
@@ -50,7 +52,8 @@ class Config:
 def main(config: Config) -> dict[str, float]:
     """Train every way, score each, print."""
     world = load_world(config.world)
-    controller, start = load_controller(config.start, world)
+    player = world.player
+    controller, start = player.controller, player.weights
     ways = {
         "nothing": lambda world, controller, start, config: start,
         "gradient": by_gradient,
@@ -144,7 +147,7 @@ def by_policy_gradient(
         eval_rollouts=1,
     )
     params = world.params()
-    found = learn(config.seed, world.env(), params, controller, settings, start=start)
+    found = learn(world.env(), params, Player(controller, start), settings, config.seed)
     return found.average
 
 
@@ -160,10 +163,10 @@ def by_evolution(
         eval_every=10**9,
     )
     params = world.params()
-    run = Generations(config.seed, world.env(), params, controller, controller.num_params, settings)
-    state, generation, spent = run.initial(start), 0, 0.0
+    run = Generations(world.env(), params, Player(controller, start), settings, config.seed)
+    state, generation, spent = run.initial(), 0, 0.0
     while spent < config.steps:
-        state, done, metrics = run(state, generation, params)
+        state, done, metrics = run(state, generation)
         generation, spent = generation + done, spent + metrics["valid_steps"]
     return state.es.mean
 

@@ -17,11 +17,11 @@ import tyro
 
 import dreamjax
 from dreamjax.agent import evaluate
+from dreamjax.controller.player import Player
 from dreamjax.controller.ppo import advantages, ppo_loss
 from dreamjax.dream.worlds import load_world
 from dreamjax.run.scores import score
 from dreamjax.tasks import TAKE_COVER
-from dreamjax.training.logbook import Logbook
 
 SIDES = TAKE_COVER.actions.choices
 
@@ -166,9 +166,7 @@ def main(config: Config) -> dict[str, Any]:
         flush=True,
     )
     world = load_world(config.world)
-    played = evaluate(
-        world, network, config.episodes, config.seed, policy=awake, log=Logbook(quiet=True)
-    )
+    played = evaluate(world, Player(awake, network), config.episodes, config.seed)
     found = score(played.returns)
     print(
         f"in the real game: {found['mean']:.0f} ± {found['std']:.0f}, n {found['n']}, 95 % "

@@ -56,10 +56,10 @@ def evolved(world: World, name: str, seed: int, config: Config) -> tuple[int, fl
         eval_every=endless,
     )
     params, controller = world.params(), world.controller()
-    run = Generations(seed, world.env(), params, controller, controller.num_params, settings)
+    run = Generations(world.env(), params, controller, settings, seed)
     state, generation, spent = run.initial(), 0, 0.0
     while spent < config.steps:
-        state, done, metrics = run(state, generation, params)
+        state, done, metrics = run(state, generation)
         generation, spent = generation + done, spent + metrics["valid_steps"]
     mean = jax.device_get(state.es.mean)[None]
     return generation, float(

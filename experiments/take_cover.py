@@ -14,6 +14,7 @@ from pathlib import Path
 import tyro
 
 from dreamjax.run import phases
+from dreamjax.run.ledger import do
 from dreamjax.run.presets import PRESETS
 from dreamjax.run.settings import Run
 from dreamjax.tasks import TAKE_COVER
@@ -34,15 +35,13 @@ def main(config: Config) -> None:
     """Real game -> V -> M -> dream -> C -> real game."""
     directory = writable(config.run_dir)
     run = Run(directory, TAKE_COVER, config.seed, PRESETS[config.preset], Logbook(directory))
-    phases.collect_phase(run)  # record games of a random policy
-    phases.vision_phase(run)  # train V to compress their frames
-    phases.encode_phase(run)  # what V sees of them is all that M will see
-    phases.memory_phase(run)  # train M to predict the next latent and death: that is the dream
-    if run.config.controller == "evolve":
-        phases.evolve_phase(run)  # CMA-ES finds C in the dream alone
-    else:
-        phases.learn_phase(run)  # policy gradient does, sooner
-    phases.evaluate_phase(run)  # C wakes and plays
+    do(run, phases.COLLECT)  # record games of a random policy
+    do(run, phases.VISION)  # train V to compress their frames
+    do(run, phases.ENCODE)  # what V sees of them is all that M will see
+    do(run, phases.MEMORY)  # train M to predict the next latent and death: that is the dream
+    # CMA-ES finds C in the dream alone; policy gradient does, sooner
+    do(run, phases.EVOLVE if run.config.controller == "evolve" else phases.LEARN)
+    do(run, phases.EVALUATE)  # C wakes and plays
 
 
 if __name__ == "__main__":

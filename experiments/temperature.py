@@ -17,7 +17,8 @@ import numpy as np
 import tyro
 
 from dreamjax.agent import evaluate
-from dreamjax.controller.policy_gradient import LearnConfig, learn
+from dreamjax.controller.policy_gradient import learn
+from dreamjax.controller.ppo import LearnConfig
 from dreamjax.dream.world import World
 from dreamjax.dream.worlds import load_world
 from dreamjax.fidelity.compare import dreamt_scores
@@ -70,10 +71,10 @@ def measure(world: World, tau: float, seed: int, config: Config, log: Logbook) -
     params, controller = world.params(tau), world.controller()
     store = Store(config.out / f"tau-{tau}-seed-{seed}", keep=1)
     kept = {"store": store, "log": Logbook(writable(store.directory))}
-    found = learn(seed, world.env(), params, controller, config.learn, **kept)
+    found = learn(world.env(), params, controller, config.learn, seed, **kept)
     best = jnp.array(found.best)[None]
     dreamt = dreamt_scores(world, controller, best, config.dreams, seed, tau)
-    real = evaluate(world, found.best, config.episodes, seed, log=log, workers=config.workers)
+    real = evaluate(world, found.player, config.episodes, seed, log=log, workers=config.workers)
     return {
         "tau": tau,
         "seed": seed,

@@ -76,7 +76,7 @@ def ablations(config: Config, shipped: VAE):
             salient_weight=weight,
         )
         log = Logbook(quiet=True)
-        vae = train_vision(config.seed, TAKE_COVER, config.rollouts, settings, log=log)
+        vae = train_vision(TAKE_COVER, config.rollouts, settings, config.seed, log=log)
         yield f"rate {config.learning_rate:g} to {final_rate:g}, weight {weight:g}", vae
 
 

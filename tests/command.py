@@ -1,10 +1,14 @@
-"""The `dreamjax` command in a process of its own, as a user runs it."""
+"""The `dreamjax` command: through its own `main`, or in a process of its own as a user runs it."""
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
+
+from dreamjax.run import cli
 
 
 def environ(**more):
@@ -30,14 +34,25 @@ def finish(process, seconds=600):
     return process.returncode, out, err
 
 
-def dreamjax(*words, **environment):
-    """Run the command to its end: `(status, stdout, stderr)`."""
+def dreamjax(*words):
+    """Run the command to its end, in this process: `(status, stdout, stderr)`."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = cli.main([*map(str, words)])
+        except SystemExit as stop:  # the parser's word
+            status = stop.code
+    return status, out.getvalue(), err.getvalue()
+
+
+def alone(*words, **environment):
+    """Run the command to its end in a process of its own: `(status, stdout, stderr)`."""
     return finish(start(*words, **environment))
 
 
 def refused(*words, **environment):
     """The one line with which the command refuses."""
-    status, _, err = dreamjax(*words, **environment)
+    status, _, err = alone(*words, **environment) if environment else dreamjax(*words)
     assert status == 1 and err.count("\n") == 1 and err.startswith("dreamjax: "), err
     return err
 

@@ -8,11 +8,14 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+import compiled
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "DREAMJAX_TESTS" not in os.environ:  # the first process; those of pytest-xdist inherit it
     shared = os.environ["DREAMJAX_TESTS"] = tempfile.mkdtemp(prefix="dreamjax-tests-")
     atexit.register(shutil.rmtree, shared, ignore_errors=True)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{shared}/compiled")
+    compiled.tidy(compiled.home())
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled.folder()))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     path = [os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(path)  # commands find the games that lie here
@@ -50,6 +53,15 @@ def random_memory(task, seed=0, death_bias=-3.0):
     memory.head_kernel[...] = memory.head_kernel[...].at[:, end].multiply(8.0)
     memory.head_bias[...] = memory.head_bias[...].at[end].set(death_bias)
     return memory
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run the slow tests too")
+
+
+def pytest_configure(config):
+    if config.getoption("--all"):
+        config.option.markexpr = ""
 
 
 def pytest_xdist_auto_num_workers():
@@ -97,7 +109,7 @@ def world(tmp_path_factory):
     memory = random_memory(TAKE_COVER, death_bias=0.0)
     vision = VAE(64, rngs=nnx.Rngs(1))
     made = World(TAKE_COVER, vision, memory, mu, mu - 2, death_threshold=3.0, death_noise=1.0)
-    export_world(folder, made, None, {})
+    export_world(folder, made)
     return folder
 
 

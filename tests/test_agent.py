@@ -14,11 +14,11 @@ from processes import children, engines_in, running
 
 from dreamjax import agent
 from dreamjax.agent import Agent, evaluate, evaluation_seeds
-from dreamjax.controller.policy_gradient import LearnConfig, Updates
-from dreamjax.controller.ppo import initial_network
+from dreamjax.controller.policy_gradient import Updates
+from dreamjax.controller.ppo import LearnConfig, initial_network
 from dreamjax.dream.env import EnvState
 from dreamjax.dream.world import World
-from dreamjax.dream.worlds import load_controller, load_world
+from dreamjax.dream.worlds import load_world
 from dreamjax.game import env as real
 from dreamjax.game import rollouts
 from dreamjax.game.vector import VectorGame
@@ -48,8 +48,12 @@ def weights(world):
     return jax.random.normal(jax.random.key(5), (world.memory.feature_size,))
 
 
+def player_of(world):
+    return world.player_of(weights(world))
+
+
 def test_every_episode_is_played_once_and_counted(world):
-    played = evaluate(world, weights(world), EPISODES, seed=3, workers=2)
+    played = evaluate(world, player_of(world), EPISODES, seed=3, workers=2)
     expected = [3 + (seed // 2) % 7 for seed in evaluation_seeds(3, EPISODES)]
     np.testing.assert_array_equal(played.lengths, expected)
     np.testing.assert_array_equal(played.returns, expected)
@@ -58,7 +62,7 @@ def test_every_episode_is_played_once_and_counted(world):
 def test_awake_and_dreaming_agree_given_the_same_latents(world):
     """Fed the latents that V sampled, the dream's memory and C's features follow the agent's."""
     frames = np.random.default_rng(0).integers(0, 255, (6, 1, 64, 64, 3), np.uint8)
-    player = Agent(world, weights(world), 1, jax.random.key(0), dtype=jnp.float32)
+    player = Agent(world, player_of(world), 1, jax.random.key(0), dtype=jnp.float32)
     controller = world.controller()
     env, params = world.env(), world.params(dtype=jnp.float32)
     carry = world.memory.initial_carry()
@@ -77,7 +81,8 @@ def test_it_multiplies_in_what_the_device_multiplies_fastest(world, monkeypatch,
     monkeypatch.setattr(agent, "product_dtype", lambda: jnp.dtype(dtype))
     frame = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
     fast, exact = (
-        Agent(world, weights(world), 1, jax.random.key(0), dtype=own) for own in (None, jnp.float32)
+        Agent(world, player_of(world), 1, jax.random.key(0), dtype=own)
+        for own in (None, jnp.float32)
     )
     (_, seen), (_, wanted) = (player.act(np.arange(1), frame) for player in (fast, exact))
     assert seen.dtype == np.float32
@@ -89,7 +94,7 @@ def test_a_new_episode_forgets_the_old_one(world):
     """Two slots see the same; the one that restarts remembers one step, the other two."""
     sharp = world.vision
     sharp.logvar.bias[...] = sharp.logvar.bias[...] - 100.0  # V's sampling is then exact
-    player = Agent(world, weights(world), 2, jax.random.key(0), dtype=jnp.float32)
+    player = Agent(world, player_of(world), 2, jax.random.key(0), dtype=jnp.float32)
     frame = np.full((2, 64, 64, 3), 90, np.uint8)
     first, _ = player.act(np.arange(len(frame)), frame)
     once = np.asarray(player._carry[1])
@@ -123,7 +128,7 @@ def test_an_episode_is_the_same_whatever_is_played_beside_it(world, monkeypatch)
         notes = Notes()
         monkeypatch.setattr(agent, "Tape", lambda: notes)
         monkeypatch.setattr(agent, "GAMES", slots)
-        evaluate(world, weights(world), episodes, seed, workers=1)
+        evaluate(world, player_of(world), episodes, seed, workers=1)
         return [notes.actions(episode) for episode in range(episodes)]
 
     few, many = noted(3, slots=2), noted(30, slots=21)
@@ -157,7 +162,7 @@ def test_an_evaluation_is_the_same_to_the_bit_when_an_engine_and_a_worker_are_ki
 
     def evaluated(notes):
         monkeypatch.setattr(agent, "Tape", lambda: notes)
-        played = evaluate(world, weights(world), 5, seed=2, workers=2)
+        played = evaluate(world, player_of(world), 5, seed=2, workers=2)
         steps = [step for episode in range(5) for step in notes.steps[episode]]
         return [*map(np.stack, zip(*steps, strict=True)), played.returns, played.lengths]
 
@@ -170,11 +175,11 @@ def test_an_evaluation_is_the_same_to_the_bit_when_an_engine_and_a_worker_are_ki
 
 def test_no_episodes_is_named(world):
     with pytest.raises(ValueError, match="episodes must be at least 1, got 0"):
-        evaluate(world, weights(world), 0, seed=0)
+        evaluate(world, player_of(world), 0, seed=0)
 
 
 def test_recorded_episodes_are_those_played(world, tmp_path):
-    asked = Recording(world, weights(world), tmp_path, 33, seed=3)
+    asked = Recording(world, player_of(world), tmp_path, 33, seed=3)
     record(asked, log=QUIET, workers=2, processes=Processes())
     paths = rollouts.shard_paths(tmp_path)
     assert [path.name for path in paths] == ["shard-10000.npz", "shard-10001.npz"]
@@ -197,11 +202,15 @@ def test_recorded_episodes_are_those_played(world, tmp_path):
     np.testing.assert_array_equal(again.actions, found.actions)
 
 
+def reversed_player(player):
+    return dataclasses.replace(player, weights=-player.weights)
+
+
 @pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"weights": lambda weights: -weights}, "was played by another agent, or in other games"),
+        ({"player": reversed_player}, "was played by another agent, or in other games"),
         ({"seed": lambda seed: seed + 1}, "was played by another agent, or in other games"),
         ({}, None),
     ],
@@ -211,7 +220,7 @@ def test_another_s_games_are_not_taken_for_one_s_own(
 ):
     """Nor are they lost; older shards, of which nothing is told, are known by their actions."""
     monkeypatch.setattr("dreamjax.recording.SHARD", 2)
-    asked = Recording(world, weights(world), tmp_path, 4, seed=3)
+    asked = Recording(world, player_of(world), tmp_path, 4, seed=3)
     record(asked, log=QUIET, workers=1, processes=Processes())
     paths = rollouts.shard_paths(tmp_path)
     played = [path.read_bytes() for path in paths]
@@ -236,10 +245,10 @@ def test_steps_played_while_learning_end_where_the_games_do(world):
     """One game after another in each slot; C remembers nothing across an end."""
     config = LearnConfig(num_envs=4, num_steps=24, num_minibatches=4, action_repeat=1)
     controller = world.controller()
-    updates = Updates(0, world.env(), controller, config)
+    updates = Updates(world.env(), controller, config, 0)
     network = initial_network(jax.random.key(0), controller, weights(world), config.critic)
     with VectorGame(world.task, 4) as game:
-        player = awake.Player(world, updates, game, seed=0)
+        player = awake.Playing(world, updates, game, seed=0)
         steps = player.play(network, 24)
     lives = (3 + real.engine_seed(2 * 10**10 + 2 * i) // 2 % 7 for i in range(40))
     left, done = [next(lives) for _ in range(4)], np.zeros((24, 4))
@@ -260,11 +269,11 @@ def test_steps_played_while_learning_end_where_the_games_do(world):
 
 def test_games_cut_short_would_have_earned_what_the_critic_says(world):
     config = LearnConfig(num_envs=2, num_steps=5, num_minibatches=2, action_repeat=1)
-    updates = Updates(0, world.env(), world.controller(), config)
+    updates = Updates(world.env(), world.controller(), config, 0)
     network = initial_network(jax.random.key(0), world.controller(), weights(world), config.critic)
     network = network.replace(body_bias=jnp.full(64, 99.0), value=jnp.full(64, 0.5 / 64))
     with VectorGame(dataclasses.replace(world.task, max_steps=2), 2) as game:
-        steps = awake.Player(world, updates, game, seed=0).play(network, 5)
+        steps = awake.Playing(world, updates, game, seed=0).play(network, 5)
     np.testing.assert_array_equal(steps.done[:, 0], [0, 1, 0, 1, 0])
     np.testing.assert_allclose(steps.next_value, 0.5, rtol=1e-4)
 
@@ -286,9 +295,9 @@ def test_what_was_learnt_awake_is_kept_for_evaluate(world, tmp_path, monkeypatch
     monkeypatch.setitem(TASKS, world.task.name, world.task)
     controller = world.controller()
     awake.keep(tmp_path, world, controller, weights(world))
-    form, found = load_controller(tmp_path, load_world(tmp_path))
-    assert form == controller
-    np.testing.assert_array_equal(found, weights(world))
+    found = load_world(tmp_path).player
+    assert found.controller == controller
+    np.testing.assert_array_equal(found.weights, weights(world))
 
 
 def test_learning_awake_starts_with_the_critic(world, capsys):

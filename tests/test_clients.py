@@ -41,7 +41,7 @@ def probe(tmp_path_factory):
     deaths = {"death_threshold": 3.0, "death_noise": 1.0}
     world = World(TAKE_COVER, VAE(64, rngs=nnx.Rngs(1)), memory, mu, mu, **deaths)
     folder = tmp_path_factory.mktemp("probe")
-    export_world(folder, world, None, {})
+    export_world(folder, world)
     return str(folder)
 
 

@@ -10,6 +10,7 @@ from dreamjax.controller.components import SPREAD, directions
 from dreamjax.controller.distributions import distribution_of
 from dreamjax.controller.evolution import EvolveConfig, evolve
 from dreamjax.controller.model import LinearController
+from dreamjax.controller.player import Player
 from dreamjax.tasks import CAR_RACING, TAKE_COVER
 from dreamjax.training.checkpoint import Store
 from dreamjax.training.settings import SettingError
@@ -62,10 +63,10 @@ def test_a_feature_that_never_changes_does_no_harm():
     assert np.isfinite(directions(linear(CAR_RACING), x, 9)).all()
 
 
-def imitated(store=None, generations=30, **more):
+def imitated(store=None, generations=30, player=CONTROLLER, **more):
     config = EvolveConfig(generations=generations, **SHORT)
     params = ProbeParams(target=TARGET, max_steps_in_episode=jnp.int32(20))
-    return evolve(0, Imitate(), params, CONTROLLER, 3, config, store=store, **more)
+    return evolve(Imitate(), params, player, config, 0, store=store, **more)
 
 
 def test_weights_move_along_the_directions_alone():
@@ -76,6 +77,7 @@ def test_weights_move_along_the_directions_alone():
     np.testing.assert_allclose(found.best[1], -found.best[0] / 2, rtol=1e-5)
 
 
+@pytest.mark.numerics
 def test_it_resumes_along_its_own_directions(tmp_path):
     straight = imitated(directions=AXES)
     imitated(Store(tmp_path), 10, directions=AXES)
@@ -85,7 +87,9 @@ def test_it_resumes_along_its_own_directions(tmp_path):
 
 
 def test_a_start_along_directions_is_refused():
-    with pytest.raises(ValueError, match="start and directions exclude each other"):
-        imitated(directions=AXES, start=TARGET)
+    with pytest.raises(
+        ValueError, match="a player has weights already; along directions a form begins at 0"
+    ):
+        imitated(directions=AXES, player=Player(CONTROLLER, TARGET))
     with pytest.raises(SettingError, match="components must be at least 1, got 0"):
         EvolveConfig(components=0)

@@ -23,7 +23,8 @@ from dreamjax.controller.model import (
     checked_weights,
     controller_for,
 )
-from dreamjax.controller.policy_gradient import LearnConfig, learn
+from dreamjax.controller.policy_gradient import learn
+from dreamjax.controller.ppo import LearnConfig
 from dreamjax.tasks import CAR_RACING, TAKE_COVER
 
 KEYS, CHOICE = KeysDistribution(), ChoiceDistribution(Choice(4, start=2))
@@ -52,6 +53,7 @@ def log_probs(distribution, out, spread=None):
 # Heads
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("distribution", [KEYS, CHOICE])
 def test_chances_of_choices_sum_to_one_and_are_those_of_the_draws(distribution):
     out = outputs(distribution, 5, 7)
@@ -76,6 +78,7 @@ def test_the_density_of_a_box_integrates_to_one():
     assert whole == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.numerics
 def test_draws_of_a_box_have_the_density_it_says():
     out = outputs(PEDALS)
     drawn = np.asarray(draws(PEDALS, out, SPREAD), float)
@@ -157,6 +160,7 @@ def test_controllers_have_the_papers_sizes():
     assert controller_for(TAKE_COVER, hidden=16) == MLPController(1088, KEYS, 16)
 
 
+@pytest.mark.numerics
 def test_a_linear_controller_is_its_matrix_and_bias():
     controller = LinearController(5, PEDALS, bias=True)
     weights, obs = np.random.default_rng(0).normal(size=18), np.ones((2, 5)) * [[1], [2]]
@@ -167,6 +171,7 @@ def test_a_linear_controller_is_its_matrix_and_bias():
     np.testing.assert_array_equal(controller.initial(jax.random.key(0)), np.zeros(18))
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("distribution", [KEYS, CHOICE, PEDALS])
 def test_a_hidden_layer_is_two_matrices_and_begins_at_zero(distribution):
     F, U, O = 5, 7, distribution.outputs  # noqa: E741
@@ -255,7 +260,7 @@ def test_every_head_and_form_learns_to_balance(env, controller):
         eval_every=40,
         eval_rollouts=128,
     )
-    found = learn(1, env, PARAMS, controller, config)
+    found = learn(env, PARAMS, controller, config, 1)
     assert found.best_score > 55  # of 60
     assert found.best.shape == (controller.num_params,)
     spread = found.network.spread

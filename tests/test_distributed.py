@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from command import dreamjax, environ, finish, kill, start, wait_for
+from command import environ, finish, kill, start, wait_for
 from soak import artefacts, differences
 
 from dreamjax.run.pictures import read_metrics
@@ -53,15 +53,15 @@ played = LatentSequences(
     vision="v",
     profile=task.profile,
 )
-trainer = Trainer(0, task, played, config)
+trainer = Trainer(task, played, config, 0)
 told, _, losses = trainer(trainer.initial(), 0)
 
 params = ProbeParams(target=jnp.zeros(3), max_steps_in_episode=jnp.int32(30))
 small = {"num_envs": 16, "num_steps": 8, "num_minibatches": 2, "eval_rollouts": 16}
-learnt = learn(0, Balance(), params, CONTROLLER, LearnConfig(steps=256, **small))
+learnt = learn(Balance(), params, CONTROLLER, LearnConfig(steps=256, **small), 0)
 population.COMPACTION = 0.1  # fewer loops to compile
 generations = {"generations": 4, "population": 10, "rollouts": 3, "eval_every": 2}
-evolved = evolve(0, Balance(), params, CONTROLLER, 3, EvolveConfig(**generations, eval_rollouts=20))
+evolved = evolve(Balance(), params, CONTROLLER, EvolveConfig(**generations, eval_rollouts=20), 0)
 found = {"evolved": evolved, "seen": seen.optimizer, "told": told, "learnt": learnt}
 found["metrics"] = metrics, losses
 shared = devices_for(100, "vision.batch_size", Logbook(quiet=True)).size
@@ -155,7 +155,7 @@ def test_two_processes_one_of_which_is_lost(tmp_path):
     assert [status for status, *_ in ended] == [0, 0], ended
     assert json.loads((run / "results.json").read_text())["ours"]["n"] == 3
     words = [*RUN, *SHORT, f"--evolve.generations={done + 2}", "--run-dir", alone]
-    assert dreamjax(*words, **on(2))[0] == 0
+    assert alone(*words, **on(2))[0] == 0
     assert history(run) == history(alone)
     assert set(differences(artefacts(run), artefacts(alone))) <= {"curves"}  # V's losses round
 

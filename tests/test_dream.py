@@ -29,6 +29,7 @@ def actions(n, seed=1):
     return jax.random.uniform(jax.random.key(seed), (n, 1), minval=-1.0, maxval=1.0)
 
 
+@pytest.mark.numerics
 @pytest.mark.smoke
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 1.5])
 def test_an_episode_equals_the_numpy_dream(dream, temperature):

@@ -59,6 +59,13 @@ def test_every_variant_is_what_it_says(world, variant, shape, num_actions):
             told = {"terminated", "truncated", "final_observation", "discount"}
             assert set(info) == told
     assert len(env.step_env(key, state, action, params)) == 5
+
+    def one(state, key):
+        obs, state, _, ended, *_ = env.step(key, state, acts.sample(key), params)
+        return state, (space.contains(obs), ended)
+
+    inside, ended = jax.lax.scan(one, state, jax.random.split(key, 60))[1]
+    assert inside.all() and ended.any(), "whole dreams"
     assert np.isfinite(space.sample(jax.random.key(0))).all()
 
 
@@ -97,7 +104,7 @@ def test_a_car_is_dreamt_by_its_name(tmp_path):
     """With rewards that differ, and actions of three numbers."""
     memory, mu = random_memory(CAR_RACING, death_bias=-9.0), jnp.zeros((3, 32))
     vision = VAE(32, rngs=nnx.Rngs(0))
-    export_world(tmp_path, World(CAR_RACING, vision, memory, mu, mu), None, {})
+    export_world(tmp_path, World(CAR_RACING, vision, memory, mu, mu))
     env, params = gymnax.make("DreamCarRacing-v1", world=tmp_path)
     obs, state = env.reset(jax.random.key(0), params)
     assert obs.shape == (288,)
@@ -318,6 +325,7 @@ def test_terminal_states_and_discounts_are_told(world):
         assert not env.is_terminal(begun, fixed)
 
 
+@pytest.mark.numerics
 def test_gradients_pass_only_where_they_are_asked_for(world):
     env, params = dreamjax.make(ID, world=world, observation="z")
     _, state = env.reset(jax.random.key(0), params)

@@ -9,6 +9,7 @@ from probes import CONTROLLER, Balance, Imitate, ProbeParams
 
 from dreamjax.controller.evolution import EvolveConfig, Generations, evolve
 from dreamjax.controller.model import controller_for
+from dreamjax.controller.player import Player
 from dreamjax.controller.population import (
     SMALLEST_BATCH,
     STRIDE,
@@ -34,7 +35,7 @@ def test_it_imitates_a_known_controller():
     config = EvolveConfig(
         generations=40, population=16, rollouts=8, eval_every=20, eval_rollouts=32
     )
-    found = evolve(0, Imitate(), params(), CONTROLLER, CONTROLLER.num_params, config)
+    found = evolve(Imitate(), params(), CONTROLLER, config, 0)
     # 100 other seeds end at most 0.0008 from the target, with -4e-6 or better
     np.testing.assert_allclose(found.best, TARGET, atol=0.05)
     assert found.best_score > -0.01
@@ -44,9 +45,9 @@ def test_it_learns_to_balance():
     config = EvolveConfig(
         generations=15, population=16, rollouts=8, sigma=0.5, eval_every=5, eval_rollouts=128
     )
-    run = Generations(1, Balance(), params(60), CONTROLLER, CONTROLLER.num_params, config)
+    run = Generations(Balance(), params(60), CONTROLLER, config, 1)
     _, still = run.evaluation(run.initial(), jnp.int32(0), params(60))
-    found = evolve(1, Balance(), params(60), CONTROLLER, CONTROLLER.num_params, config)
+    found = evolve(Balance(), params(60), CONTROLLER, config, 1)
     assert still < 15  # 10.4 ± 0.5 over 100 seeds, all of which then reach 60 of 60
     assert found.best_score > 55
     assert found.best[0] < -1  # pushes against x[0]; at most -1.43 over 100 seeds
@@ -83,27 +84,25 @@ def test_it_evolves_a_dream_where_jax_has_64_bits(dream, strategy):
     controller = controller_for(env.task)
     config = EvolveConfig(generations=2, population=4, rollouts=1, strategy=strategy, eval_every=9)
     with jax.enable_x64(True):
-        found = evolve(0, env, env_params, controller, controller.num_params, config)
+        found = evolve(env, env_params, controller, config, 0)
     assert found.best.dtype == found.es.mean.dtype == jnp.float32
     assert np.isfinite(found.es.mean).all() and np.any(found.es.mean)
 
 
 def test_it_goes_on_from_a_given_mean():
     config = EvolveConfig(generations=1, population=16, rollouts=8, sigma=1e-3, eval_rollouts=8)
-    found = evolve(0, Imitate(), params(), CONTROLLER, 3, config, start=TARGET)
+    found = evolve(Imitate(), params(), Player(CONTROLLER, TARGET), config, 0)
     np.testing.assert_allclose(found.es.mean, TARGET, atol=0.05)
-    with pytest.raises(ValueError, match=r"start must be 3 finite weights, got shape \[2\]"):
-        evolve(0, Imitate(), params(), CONTROLLER, 3, config, start=TARGET[:2])
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_generations_compile_once(strategy):
     sizes = {"generations": 9, "population": 4, "rollouts": 2, "eval_every": 3, "eval_rollouts": 2}
     config = EvolveConfig(strategy=strategy, **sizes)
-    run = Generations(0, Balance(), params(), CONTROLLER, CONTROLLER.num_params, config)
+    run = Generations(Balance(), params(), CONTROLLER, config, 0)
     state, step = run.initial(), 0
     for _ in range(3):
-        state, done, _ = run(state, step, params())
+        state, done, _ = run(state, step)
         step += done
     assert run.generations._cache_size() == run.evaluation._cache_size() == 1
     assert state.best_score >= 1 and state.es.mean.shape == state.best.shape
@@ -279,12 +278,13 @@ def test_lazy_decomposition_follows_the_full_one():
     assert never.mean() - max(lazy.mean(), full.mean()) > 2
 
 
+@pytest.mark.numerics
 def test_a_resumed_evolution_repeats_an_unbroken_one(tmp_path):
     def run(generations, store=None):
         config = EvolveConfig(
             generations=generations, population=8, rollouts=4, eval_every=2, eval_rollouts=8
         )
-        return evolve(3, Imitate(), params(), CONTROLLER, 3, config, store=store)
+        return evolve(Imitate(), params(), CONTROLLER, config, 3, store=store)
 
     unbroken = run(6)
     run(3, Store(tmp_path))
@@ -297,7 +297,7 @@ def test_several_generations_in_one_call_equal_single_ones(monkeypatch):
     means = []
     for per_call in (1, 3):
         monkeypatch.setattr(Generations, "per_call", per_call)
-        means.append(evolve(3, Imitate(), params(), CONTROLLER, 3, config).es.mean)
+        means.append(evolve(Imitate(), params(), CONTROLLER, config, 3).es.mean)
     # two programs, each free to round as it likes; other keys would move the means by 0.1
     np.testing.assert_allclose(*means, rtol=0, atol=1e-5)
 

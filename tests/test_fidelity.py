@@ -10,6 +10,7 @@ import pytest
 from conftest import random_memory
 from flax import nnx
 
+from dreamjax.controller.player import Player
 from dreamjax.dream.world import World
 from dreamjax.fidelity import calibrate, salience
 from dreamjax.fidelity import compare as fidelity
@@ -193,8 +194,8 @@ def test_a_departure_expects_what_the_dream_itself_draws(small_task):
     kernel[...] = kernel[...].at[task.latent_size].multiply(30.0)  # actions matter
     controller = world.controller()
     weights = jnp.linspace(-1, 1, controller.num_params)
-    player = controller, weights
-    found = branch_hazard(world, *player, latents, young=80, old=200, windows=2, seed=3)
+    player = Player(controller, weights)
+    found = branch_hazard(world, player, latents, young=80, old=200, windows=2, seed=3)
     assert found["n"] == 2 + 1 + 3  # at 80 and 120; 80; 80, 120 and 160
     assert found["game"] == pytest.approx(1000 * 2 / (70 + 10 + 120))  # the last died past 200
     chances, dreamt = [], []
@@ -211,12 +212,12 @@ def test_a_departure_expects_what_the_dream_itself_draws(small_task):
     first = [_first_chance(world, weights, *left) for left in dreamt]
     short = dataclasses.replace(task, max_steps=81)  # a dream that is cut has no later chances
     shortened = dataclasses.replace(world, task=short)
-    cut = branch_hazard(shortened, *player, latents, young=80, old=81, seed=3)
+    cut = branch_hazard(shortened, player, latents, young=80, old=81, seed=3)
     alone = [chance for (t, *_), chance in zip(dreamt, first, strict=True) if t == 80]
     np.testing.assert_allclose(cut["dreaming"][0], 1000 * np.mean(alone), rtol=1e-4)
     assert cut["dreaming"][1:] == [0.0] * 4 and cut["n"] == 3
     with pytest.raises(ValueError, match="no game grew older than 300 steps, the oldest 300"):
-        branch_hazard(world, *player, latents, young=300, old=400)
+        branch_hazard(world, player, latents, young=300, old=400)
 
 
 STEP = jax.jit(lambda memory, *now: memory(*now))
@@ -234,12 +235,12 @@ def test_a_left_dream_dies_as_often_as_expected(small_task):
     world = world_of(task, constant_hazard(task, -5.0))
     world = dataclasses.replace(world, death_noise=1.0)
     controller, ages = world.controller(), {"young": 40, "old": 400}
-    player = controller, jnp.zeros(controller.num_params)
-    found = branch_hazard(world, *player, sequences(task, [400] * 3), **ages, windows=3)
+    player = Player(controller, jnp.zeros(controller.num_params))
+    found = branch_hazard(world, player, sequences(task, [400] * 3), **ages, windows=3)
     np.testing.assert_allclose(found["dreaming"], 1000 / (1 + np.exp(5.0)), rtol=1e-4)
     assert found["watching"] == pytest.approx(found["dreaming"][0], rel=1e-5)
     deadly = dataclasses.replace(world, death_threshold=-99.0)
-    found = branch_hazard(deadly, *player, sequences(task, [400] * 3), **ages, windows=3)
+    found = branch_hazard(deadly, player, sequences(task, [400] * 3), **ages, windows=3)
     np.testing.assert_allclose(found["dreaming"], [1000, 0, 0])
 
 
@@ -290,16 +291,17 @@ def test_dreams_that_no_temperature_makes_true_are_told(monkeypatch, kindness, t
 def test_the_alarm_rings_when_dream_and_game_part(world, monkeypatch):
     real, log, controller = iter([100.0, 300.0, 310.0, 90.0]), Said(), world.controller(4)
 
-    def play(world, weights, episodes, seed, policy, workers):
-        assert policy == controller
+    def play(world, player, episodes, seed, workers):
+        assert player.controller == controller
         returns = next(real) + np.linspace(-10, 10, episodes)
         return fidelity.agent.Played(returns, returns, returns > 0)
 
     monkeypatch.setattr(fidelity.agent, "evaluate", play)
     alarm = fidelity.ExploitAlarm(world, controller, 16, 0, log)
+    weights = jnp.zeros(controller.num_params)
     for dreamt in (200.0, 400.0, 500.0):
-        assert alarm(jnp.zeros(3), dreamt)["real"] > 0 and not log.lines
-    assert alarm(jnp.zeros(3), 900.0)["real"] == 90
+        assert alarm(weights, dreamt)["real"] > 0 and not log.lines
+    assert alarm(weights, 900.0)["real"] == 90
     (line,) = log.lines
     assert "500 to 900 in the dream but 310 to 90 in the game" in line and "\n" not in line
 

@@ -1,5 +1,6 @@
 """The launch recipes on this machine: a scheduler's commands are stood in for, theirs are run."""
 
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from command import environ, wait_for
+from packaging.specifiers import SpecifierSet
 from test_distributed import history
 
 ROOT = Path(__file__).parent.parent
@@ -114,7 +116,20 @@ def test_a_jobset_s_processes_agree_on_who_they_are():
 
 
 def test_the_image_installs_an_extra_that_there_is():
+    """By its own lines: the Python, what pip is given with and without an extra, the command."""
     text = (LAUNCH / "Dockerfile").read_text()
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    told = dict(line.split(maxsplit=1) for line in lines)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    python = re.fullmatch(r"python:(\d+\.\d+)-slim", told["FROM"]).group(1)
+    assert SpecifierSet(project["requires-python"]).contains(f"{python}.0")
+    assert lines[0].startswith("FROM") and (told["ARG"], told["COPY"]) == ("EXTRA=", ". .")
     named = re.search(r"EXTRA is (\w+), (\w+) or (\w+)", text).groups()
-    assert set(named) <= set(extras["optional-dependencies"])
+    assert set(named) <= set(project["optional-dependencies"])
+    install = told["RUN"].removeprefix("pip install --no-cache-dir ")
+    for extra, wanted in {"": ".", **{name: f".[{name}]" for name in named}}.items():
+        said = subprocess.run(
+            ["bash", "-c", f"echo {install}"], env={"EXTRA": extra}, capture_output=True, text=True
+        )
+        assert said.stdout == f"{wanted}\n"
+    assert json.loads(told["ENTRYPOINT"])[0] in project["scripts"]

@@ -14,15 +14,18 @@ from test_latents import sequences
 from test_pipeline import TINY
 
 from dreamjax.actions import Keys
-from dreamjax.dream.worlds import load_controller, load_world, save_controller, save_world
+from dreamjax.dream.worlds import load_player, load_world, save_world
 from dreamjax.game import rollouts
 from dreamjax.game.collecting import collect, settings_of
 from dreamjax.game.rollouts import shard_paths
 from dreamjax.memory.latents import places, read_latents
 from dreamjax.run import cli, ledger
 from dreamjax.run.doctor import as_made
-from dreamjax.run.ledger import AGAIN, DONE, FRESH, PHASES, REFUSE, RESUME, check_game, decide
-from dreamjax.run.lineage import held_below, is_same, judged_below, way
+from dreamjax.run.game import check_game, note_game
+from dreamjax.run.ledger import AGAIN, DONE, FRESH, REFUSE, RESUME, decide
+from dreamjax.run.lineage import held_below, judged_below
+from dreamjax.run.phases import PHASES
+from dreamjax.run.places import is_same, way
 from dreamjax.run.presets import PRESETS
 from dreamjax.run.settings import Run
 from dreamjax.training.checkpoint import CheckpointError, Store, digest
@@ -227,8 +230,8 @@ def test_a_new_c_records_anew_and_the_old_one_s_games_are_kept(run, monkeypatch,
     (run / "played" / "players.json").unlink()  # as older runs are
     assert cli.main(record) == 0 and path.read_bytes() == first
     world = load_world(run)
-    controller, weights = load_controller(run, world)
-    save_controller(run, world, -10 * weights, {"dream": 0.0}, controller)
+    player = world.player
+    dataclasses.replace(player, weights=-10 * player.weights).save(run, world)
     asked = of(run, collect={"episodes": 2})
     assert decide(asked, PHASES["record"]).kind == AGAIN
     capsys.readouterr()
@@ -291,7 +294,7 @@ def test_an_edited_game_is_refused_before_anything_is_done(name, run, smoke):
 def test_what_cannot_change_data_may_be_edited(harmless, tmp_path):
     for phase in PHASES.values():
         (tmp_path / phase.folder).mkdir(exist_ok=True)
-        ledger._note_game(of(tmp_path), phase)
+        note_game(of(tmp_path), phase.folder, phase.task)
     check_game(of(tmp_path, dataclasses.replace(SHORT, **harmless)))
 
 
@@ -347,7 +350,7 @@ def test_a_shipped_world_is_gone_on_from_with_episodes_of_one_s_own(smoke, tmp_p
     )
     assert Store(run / "memory").meta()["config"]["start_from"] == "given"
     assert load_world(run / "given").digest() == given.digest(), "what was given is kept"
-    load_controller(run / "given", given)
+    load_player(run / "given", given)
     assert cli.main(["evaluate", *words]) == 1 and "evolve again" in capsys.readouterr().err
     assert cli.main(["run", *words, *few]) == 0, "which goes on with what is left"
     said = capsys.readouterr().out

@@ -16,7 +16,8 @@ from jax import export
 from dreamjax import agent
 from dreamjax.controller.evolution import EvolveConfig, Generations
 from dreamjax.controller.model import controller_for
-from dreamjax.controller.policy_gradient import LearnConfig, Updates
+from dreamjax.controller.policy_gradient import Updates
+from dreamjax.controller.ppo import LearnConfig
 from dreamjax.memory import latents, training
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.training import MemoryConfig, Trainer
@@ -44,7 +45,7 @@ def test_generations_and_evaluations(dream, dtype):
     env, params = dream
     params = dataclasses.replace(params, memory=training.cast(params.memory, dtype))
     controller = controller_for(env.task)
-    run = Generations(0, env, params, controller, controller.num_params, EVOLVE)
+    run = Generations(env, params, controller, EVOLVE, 0)
     state = run.initial()
     lowers(run.generations, state, jnp.int32(0), params, count=2)
     lowers(run.evaluation, state, jnp.int32(0), params)
@@ -53,7 +54,7 @@ def test_generations_and_evaluations(dream, dtype):
 @pytest.mark.parametrize("hidden", [0, 8])
 def test_updates_of_a_policy_gradient(dream, hidden):
     env, params = dream
-    run = Updates(0, env, controller_for(env.task, hidden=hidden), LEARN)
+    run = Updates(env, controller_for(env.task, hidden=hidden), LEARN, 0)
     lowers(run.update, run.initial(params), jnp.int32(0), params)
     lowers(run.evaluation, run.initial(params), jnp.int32(0), params)
 
@@ -82,7 +83,7 @@ def test_updates_of_m(small_task, num_events):
         vision="v",
         profile=small_task.profile,
     )
-    run = Trainer(0, small_task, played, config)
+    run = Trainer(small_task, played, config, 0)
     plan = run._plan(range(2))
     lowers(training._updates, run.initial(), run.frames, plan, run._key_noise, config, run.mesh)
 

@@ -39,8 +39,8 @@ def world(small_task):
 
 
 @pytest.fixture
-def weights(world):
-    return jax.random.normal(jax.random.key(5), (world.memory.feature_size,))
+def player(world):
+    return world.player_of(jax.random.normal(jax.random.key(5), (world.memory.feature_size,)))
 
 
 def test_a_film_keeps_what_is_small_and_bright(tmp_path):
@@ -76,13 +76,13 @@ def test_the_filmed_dream_ends_by_a_name_of_its_task():
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda n: n.name)
 def test_a_film_whose_engine_dies_or_hangs_is_the_same_film(
-    number, world, weights, tmp_path, monkeypatch
+    number, world, player, tmp_path, monkeypatch
 ):
     (tmp_path / "games").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "games"))
     monkeypatch.setattr(media, "FILM_STEPS", 40)
     monkeypatch.setattr(agent, "VectorGame", functools.partial(VectorGame, timeout=5))
-    assert media.film(world, weights, tmp_path / "calm.gif") == 40
+    assert media.film(world, player, tmp_path / "calm.gif") == 40
     hit = []
 
     class Saboteur(agent._Reel):
@@ -93,23 +93,23 @@ def test_a_film_whose_engine_dies_or_hangs_is_the_same_film(
                 os.kill(hit[0], number)
 
     monkeypatch.setattr(agent, "_Reel", Saboteur)
-    assert media.film(world, weights, tmp_path / "hit.gif") == 40
+    assert media.film(world, player, tmp_path / "hit.gif") == 40
     assert (tmp_path / "hit.gif").read_bytes() == (tmp_path / "calm.gif").read_bytes()
     wait_until(lambda: not running(hit), 5)
     assert os.listdir(tmp_path / "games") == []
 
 
-def test_a_film_whose_game_always_crashes_ends_in_one_line(world, weights, tmp_path):
+def test_a_film_whose_game_always_crashes_ends_in_one_line(world, player, tmp_path):
     game = {"profile": "fatal", "make": "toy_game:fatal", "crop": None}
     world = dataclasses.replace(world, task=dataclasses.replace(world.task, **game))
     with pytest.raises(
         WorkerError, match="game take-cover with seed 1 was lost 4 times: a worker"
     ) as caught:
-        media.film(world, weights, tmp_path / "dream.gif")
+        media.film(world, player, tmp_path / "dream.gif")
     assert "\n" not in str(caught.value) and os.listdir(tmp_path) == []
 
 
-def test_the_film_shows_the_first_episode_of_the_evaluation(world, weights, monkeypatch):
+def test_the_film_shows_the_first_episode_of_the_evaluation(world, player, monkeypatch):
     seen = []
 
     class First(agent.Tape):
@@ -118,8 +118,8 @@ def test_the_film_shows_the_first_episode_of_the_evaluation(world, weights, monk
                 seen.append((frames[0], latents[0], actions[0]))
 
     monkeypatch.setattr(agent, "Tape", First)
-    agent.evaluate(world, weights, 3, seed=4)
-    frames, latents, actions = agent.watch(world, weights, 4, 30)
+    agent.evaluate(world, player, 3, seed=4)
+    frames, latents, actions = agent.watch(world, player, 4, 30)
     assert len(frames) == 30 < len(seen)
     for filmed, played in zip((frames, latents, actions), zip(*seen, strict=True), strict=True):
         np.testing.assert_allclose(filmed, np.stack(played)[:30], atol=1e-4)

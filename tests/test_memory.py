@@ -143,6 +143,7 @@ def numpy_step(memory, c, h, z, action, restart):
     return c, h, out[: 3 * K * Z].reshape(3, K, Z), out[3 * K * Z :]
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("task", [TAKE_COVER, CAR_RACING])
 @pytest.mark.parametrize("restart", [0.0, 1.0])
 def test_a_step_equals_numpy(task, restart):
@@ -224,6 +225,7 @@ def test_log_prob_of_a_far_point_is_finite():
     assert np.isfinite(mixture.log_prob(jnp.full(4, 1e4))).all()
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("tau", [0.1, 1.0, 1.5])
 def test_samples_have_the_moments_of_the_tempered_mixture(tau):
     mixture, n = random_mixture(3, 5, 4), 100_000
@@ -238,6 +240,7 @@ def test_samples_have_the_moments_of_the_tempered_mixture(tau):
     assert (np.abs(z.var(0) - variance) < 5 * error).all() and (error < 0.02 * variance).all()
 
 
+@pytest.mark.numerics
 def test_samples_collapse_to_the_likeliest_mean_as_tau_falls():
     mixture = random_mixture(0, 7, 5, 4)
     best = np.argmax(mixture.logits, axis=-2)[:, None]
@@ -352,10 +355,10 @@ def test_events_are_learned_where_latents_jump_together():
         size = dreamt @ jump / (jump @ jump)
         return ((size > 0.25) & (size < 0.75)).mean(), (size >= 0.75).mean()
 
-    memory = train_memory(0, task, latents, config, log=QUIET)
+    memory = train_memory(task, latents, config, 0, log=QUIET)
     assert jumps(memory)[1] == 0  # as with 12 other seeds
     config = dataclasses.replace(config, decay=0.99, num_events=2)
-    half, whole = jumps(train_memory(0, task, latents, config, log=QUIET, memory=memory))
+    half, whole = jumps(train_memory(task, latents, config, 0, log=QUIET, memory=memory))
     # over 12 seeds 0.039 ± 0.002 and 0.001 ± 0.0006; 0.047 of the real frames jump
     # (in bfloat16 one seed of four dreams 0.027 of half jumps)
     assert 0.03 < whole < 0.07 and half < 0.01
@@ -473,7 +476,7 @@ def marked():
         held_out=0.2,
         steps_per_call=40,
     )
-    memory = train_memory(0, TWO_ENDS, latents, config, log=QUIET)
+    memory = train_memory(TWO_ENDS, latents, config, 0, log=QUIET)
     return memory, latents.split(config.held_out)[1]
 
 
@@ -508,6 +511,7 @@ def test_two_ways_to_end_are_told_apart(marked):
 # The training pass is the step, scanned
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("task", [TAKE_COVER, CAR_RACING])
 def test_sequences_equal_steps_in_value_and_gradient(task):
     memory = MDNRNN(small(task), rngs=nnx.Rngs(0))
@@ -586,7 +590,7 @@ def test_dropout_and_guesses_are_trained_with(tmp_path):
     seen = {
         digest(
             train_memory(
-                0, small(TAKE_COVER), latents, dataclasses.replace(config, **change),
+                small(TAKE_COVER), latents, dataclasses.replace(config, **change), 0,
                 log=Logbook(quiet=True),
             )
         )
@@ -595,6 +599,7 @@ def test_dropout_and_guesses_are_trained_with(tmp_path):
     assert len(seen) == 4
 
 
+@pytest.mark.numerics
 def test_bfloat16_gradients_point_where_float32_s_do():
     memory, batch = MDNRNN(small(TAKE_COVER), rngs=nnx.Rngs(0)), random_sequences(T=40, B=8)
 
@@ -612,6 +617,7 @@ def test_bfloat16_gradients_point_where_float32_s_do():
 # The loss
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     ("task", "variance", "spread"),
     [(TAKE_COVER, 2.5, None), (CAR_RACING, 2.5, 2.5), (CAR_RACING, 1e-4, 0.3**2)],
@@ -733,7 +739,7 @@ TOY = MemoryConfig(
 @pytest.fixture(scope="module")
 def counting():
     """An M that was trained on `countdown`."""
-    return train_memory(0, COUNTDOWN, countdown(), TOY, log=QUIET)
+    return train_memory(COUNTDOWN, countdown(), TOY, 0, log=QUIET)
 
 
 def test_it_learns_a_countdown_to_death(counting):
@@ -754,10 +760,11 @@ class Interrupting(Logbook):
         os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.numerics
 def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
     latents = random_latents([20, 9, 31, 14, 26], [True, False, True, True, False])
     config = MemoryConfig(steps=8, batch_size=3, sequence_length=8, steps_per_call=2)
-    arguments, store = (5, small(TAKE_COVER), latents, config), Store(tmp_path)
+    arguments, store = (small(TAKE_COVER), latents, config, 5), Store(tmp_path)
     unbroken = train_memory(*arguments, log=QUIET)
     with pytest.raises(KeyboardInterrupt):
         train_memory(*arguments, log=Interrupting(quiet=True), store=store)
@@ -769,7 +776,7 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
 def test_training_goes_on_from_an_m_that_is_given(counting):
     little = dataclasses.replace(TOY, steps=1, learning_rate=1e-6, sequence_length=12)
     given = jax.tree.map(jnp.array, counting)  # it is donated
-    further = train_memory(1, COUNTDOWN, countdown(), little, log=QUIET, memory=given)
+    further = train_memory(COUNTDOWN, countdown(), little, 1, log=QUIET, memory=given)
     for a, b in zip(*map(jax.tree.leaves, (further, counting)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)  # Adam's first step is its rate
 
@@ -862,7 +869,7 @@ def test_padding_has_no_weight():
 def test_bad_input_is_one_line(task, changes, match):
     latents = random_latents([4, 5], [True, True])
     with pytest.raises(ValueError, match=match):
-        train_memory(0, task, latents, MemoryConfig(**changes), log=QUIET)
+        train_memory(task, latents, MemoryConfig(**changes), 0, log=QUIET)
 
 
 # Metrics

@@ -17,14 +17,14 @@ from PIL import Image
 from short_cover import SHORT
 
 from dreamjax.controller.components import directions
-from dreamjax.controller.policy_gradient import LearnConfig
+from dreamjax.controller.ppo import LearnConfig
 from dreamjax.dream.world import TUNED
-from dreamjax.dream.worlds import adopt_world, load_controller, load_world, save_world
+from dreamjax.dream.worlds import adopt_world, load_player, load_world, save_world
 from dreamjax.memory.latents import read_latents
 from dreamjax.memory.model import with_events
 from dreamjax.run import cli
-from dreamjax.run.phases import export, phases_of
 from dreamjax.run.presets import PRESETS
+from dreamjax.run.running import export, phases_of
 from dreamjax.run.settings import DreamConfig
 from dreamjax.tasks import GAMES, TAKE_COVER, TASKS
 from dreamjax.training.checkpoint import CheckpointError, Store, digest, versions
@@ -65,7 +65,7 @@ def test_the_paper_s_sizes_take_the_same_path(tmp_path):
     assert results["task"] == "take-cover" and results["ours"]["n"] == 2
     assert results["blind"]["mean"] > 1.5 * results["random"]["mean"]
     world = load_world(tmp_path / "run")
-    controller, _ = load_controller(tmp_path / "run", world)
+    controller = world.player.controller
     sizes = [sum(x.size for x in jax.tree.leaves(model)) for model in (world.vision, world.memory)]
     assert [*sizes, controller.num_params] == [4_446_915, 1_678_785, 1_088]
 
@@ -150,7 +150,7 @@ def test_a_world_is_calibrated_and_handed_on(tmp_path, capsys):
     assert {"temperature", "dropout"} <= changed <= {"temperature", "dropout", "step", "versions"}
     assert (after["step"], after["versions"]) == (2, versions())
     assert load_world(run).dropout == 0.07, "that of the dreams in which tau was found"
-    assert load_controller(run, load_world(run))[1].size, "C is still of this world"
+    assert load_world(run).player.weights.size, "C is still of this world"
     export(run, tmp_path / "on")
     assert load_world(tmp_path / "on").params().temperature == tau
 
@@ -186,7 +186,7 @@ def test_c_evolves_along_components_of_what_it_reads(smoke, tmp_path):
     words += ["--run-dir", str(tmp_path / "a"), "--world", str(smoke[0])]
     assert cli.main(words) == 0
     world = load_world(tmp_path / "a")
-    controller, weights = load_controller(tmp_path / "a", world)
+    controller, weights = world.player.controller, world.player.weights
     read = world.memory.features(world.start_states.z, world.start_states.carry)
     found = np.asarray(directions(controller, read, 5))
     off = weights - np.linalg.lstsq(found.T, weights)[0] @ found
@@ -217,7 +217,7 @@ def test_a_c_without_components_evolves_weight_by_weight_and_says_so(smoke, tmp_
 def test_c_can_be_learnt_instead_of_evolved(smoke, tmp_path):
     directory = tmp_path / "run"
     shutil.copytree(smoke[0], directory)
-    _, evolved = load_controller(directory, load_world(directory))
+    evolved = load_world(directory).player.weights
     world = dataclasses.replace(load_world(directory), dropout=0.05)
     save_world(directory, world, {})
     words = ["learn", GAME, "--preset", "smoke", "--run-dir", str(directory)]
@@ -226,8 +226,8 @@ def test_c_can_be_learnt_instead_of_evolved(smoke, tmp_path):
     assert meta["phase"] == "learn" and meta["config"]["num_envs"] == 32
     assert meta["temperature"] == pytest.approx(1.15) and meta["world"] == world.digest()
     assert meta["dropout"] == 0.05
-    controller, learnt = load_controller(directory, world)
-    assert controller.hidden == 64 and len(learnt) == controller.num_params > len(evolved)
+    learnt = load_player(directory, world)
+    assert learnt.controller.hidden == 64 and len(learnt.weights) > len(evolved)
     config = dataclasses.replace(PRESETS["smoke"], controller="learn")
     assert phases_of(config)[-2:] == ("learn", "evaluate") and "evolve" not in phases_of(config)
     assert phases_of(PRESETS["smoke"])[-2:] == ("evolve", "evaluate")
@@ -257,7 +257,7 @@ def test_a_mixed_up_trio_is_refused(smoke, tmp_path):
     for phase in ("train-vision", "encode", "train-memory", "evolve"):
         assert cli.main([phase, *words, *TINY]) == 0
     with pytest.raises(CheckpointError, match="was evolved in world .*V, M and C must come from"):
-        load_controller(ours, load_world(theirs))
+        load_player(ours, load_world(theirs))
     shutil.rmtree(theirs / "vision")
     shutil.copytree(ours / "vision", theirs / "vision")
     assert cli.main(["train-memory", *words]) == 1
@@ -322,8 +322,7 @@ def test_c_is_learnt_on_where_its_form_is_the_same(smoke, tmp_path, capsys):
     assert cli.main([*words, "--controller-hidden", "4"]) == 1
     assert "has 0 hidden units, but this run asks for 56 and 4" in capsys.readouterr().err
     assert cli.main([*words, "--controller-hidden", "0"]) == 0
-    theirs = load_controller(smoke[0], load_world(smoke[0]))[1]
-    ours = load_controller(run, load_world(run))[1]
+    theirs, ours = (load_player(directory).weights for directory in (smoke[0], run))
     assert np.abs(theirs).max() > 0.01
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     made = Store(run / "controller").meta()["config"]

@@ -28,11 +28,12 @@ from scipy import stats
 from dreamjax.actions import Box, Choice
 from dreamjax.agent import watch
 from dreamjax.controller.model import LinearController
+from dreamjax.controller.player import Player
 from dreamjax.dream.env import EnvState, Noise
 from dreamjax.dream.exported import export_world
 from dreamjax.dream.prefix import dream_from
 from dreamjax.dream.world import World
-from dreamjax.dream.worlds import load_controller, load_world
+from dreamjax.dream.worlds import load_world
 from dreamjax.memory.heads import places
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.play import folder, server
@@ -64,9 +65,10 @@ def ran(page, fed):
 
 def page_of(world, controller, weights, target):
     """The page's folder, and the world as it is in it: in half precision."""
-    export_world(target / "world", world, weights, {}, controller)
+    player = Player(controller, weights)
+    export_world(target / "world", world, player)
     world = load_world(target / "world")
-    return folder.write(target / "page", world, controller, weights), world
+    return folder.write(target / "page", world, player), world
 
 
 def clear_of_boundaries(uniform, shares):
@@ -155,9 +157,8 @@ def test_a_page_begins_at_the_temperature_of_its_world():
 def test_a_shipped_world_dreams_in_the_page_as_in_jax(name, tau, tmp_path):
     """Events, clock, rewards, several ends; `tau` as the page's slider sets it."""
     world = load_world(name)
-    controller, weights = load_controller(name, world)
-    page = folder.write(tmp_path / "page", world, controller, weights)
-    check_dream(world, page, tau, controller, weights)
+    page = folder.write(tmp_path / "page", world, world.player)
+    check_dream(world, page, tau, world.player.controller, world.player.weights)
 
 
 def own_task(actions, **changes):
@@ -197,7 +198,7 @@ def test_other_forms_of_a_world_dream_in_the_page_as_in_jax(form, world, tmp_pat
 
 def test_the_pages_noise_is_what_it_claims(world, tmp_path):
     loaded = load_world(world)
-    page = folder.write(tmp_path / "page", loaded, None, None)
+    page = folder.write(tmp_path / "page", loaded, None)
     z = loaded.initial_mu[0].tolist()
     noise = {"uniform": [0.5] * 64, "normal": [0.0] * 64, "logistic": -9.0, "event": 0.5}
     steps = [{"z": z, "action": [0.0], "noise": noise}]
@@ -364,7 +365,7 @@ def racing(tmp_path_factory):
     """The folder of Car Racing's page, as `--out` writes it, but without a recording."""
     world = dataclasses.replace(load_world("car-racing"), dropout=0.2)
     target = tmp_path_factory.mktemp("racing")
-    page = folder.write(target, world, *load_controller("car-racing", world))
+    page = folder.write(target, world, world.player)
     folder.tell(page, "none")
     return page
 
@@ -546,7 +547,7 @@ def test_bad_input_is_refused_in_one_line(world, tmp_path):
 def test_only_the_page_is_shown(world, tmp_path):
     """On the loopback address; no lists of files, nothing outside the folder."""
     (tmp_path / "secret").write_text("secret")
-    page = folder.write(tmp_path / "page", load_world(world), None, None)
+    page = folder.write(tmp_path / "page", load_world(world), None)
     (page / "inner").mkdir()
     with served(page) as root:
         with urllib.request.urlopen(f"{root}page.js") as answer:
@@ -561,18 +562,17 @@ def test_what_the_page_cannot_hold_is_refused(world, tmp_path):
     loaded = load_world(world)
     other = GRU(dataclasses.replace(TAKE_COVER, hidden_size=8), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="dreams M of the kind lstm"):
-        folder.write(tmp_path, dataclasses.replace(loaded, memory=other), None, None)
+        folder.write(tmp_path, dataclasses.replace(loaded, memory=other), None)
     loaded.memory.lstm_bias[...] = loaded.memory.lstm_bias[...].at[0].set(1e9)
     with pytest.raises(ValueError, match="memory.lstm_bias has a number beyond half precision"):
-        folder.write(tmp_path, loaded, None, None)
+        folder.write(tmp_path, loaded, None)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_dream_goes_on_from_a_real_game():
     """What V saw and M remembers of it is what the agent had there when it played."""
     world = load_world("take-cover")
-    controller, weights = load_controller("take-cover", world)
-    frames, latents, actions = watch(world, weights, 3, 30, controller)
+    frames, latents, actions = watch(world, world.player, 3, 30)
     state = dream_from(world, frames[:21], actions[:20])
     mu, logvar = world.vision.encode(frames[:21])
     assert int(state.time) == 20

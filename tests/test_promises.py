@@ -28,7 +28,7 @@ from dreamjax.controller.model import LinearController
 from dreamjax.dream.gymnax_env import legacy
 from dreamjax.dream.start_states import StartStates
 from dreamjax.dream.world import World
-from dreamjax.dream.worlds import save_controller, save_world
+from dreamjax.dream.worlds import save_world
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.model import PART_BOUND, Z_BOUND
 from dreamjax.tasks import TAKE_COVER
@@ -171,9 +171,9 @@ frames = np.zeros((3, 64, 64, 3), np.uint8)
 assert not wide(dream_from(world, frames, np.zeros((2, 1)), jax.random.key(4)))
 for hidden in (0, 4):
     controller = world.controller(hidden)
-    found = dreamjax.learn(0, env, params, controller, dataclasses.replace(SMALL, branched=True))
+    found = dreamjax.learn(env, params, controller, dataclasses.replace(SMALL, branched=True), 0)
     assert not wide((found.network, found.average, found.best))
-found = dreamjax.evolve(0, env, params, controller, controller.num_params, GENERATION)
+found = dreamjax.evolve(env, params, controller, GENERATION, 0)
 assert found.best.dtype == jnp.float32
 problem = dreamjax.DreamProblem(world, 2)
 problem.eval(jax.random.key(5), jnp.zeros((2, 22), jnp.float32), problem.init(jax.random.key(6)))
@@ -186,8 +186,8 @@ played = LatentSequences(
     mu=rows, logvar=rows, actions=np.zeros((40, 1), np.float32), rewards=np.ones(40, np.float32),
     lengths=np.full(4, 10, np.int32), terminated=np.ones(4, bool), seeds=np.arange(4), vision="v",
     profile=TASK.profile)
-run = training.Trainer(0, TASK, played, training.MemoryConfig(
-    steps=1, batch_size=2, sequence_length=8, dropout=0.1, steps_per_call=1))
+run = training.Trainer(TASK, played, training.MemoryConfig(
+    steps=1, batch_size=2, sequence_length=8, dropout=0.1, steps_per_call=1), 0)
 assert not wide(run(run.initial(), 0)[0].memory)
 """
 
@@ -221,10 +221,9 @@ def elsewhere(name):
 @pytest.mark.parametrize("name", ["PointRobot-misc", "Catch-bsuite", "FrozenLake-misc"])
 def test_c_is_found_in_others_environments(name):
     env, params, controller = elsewhere(name)
-    assert np.isfinite(dreamjax.learn(0, env, params, controller, SMALL).best_score)
+    assert np.isfinite(dreamjax.learn(env, params, controller, SMALL, 0).best_score)
     if name == "Catch-bsuite":
-        weights = controller.num_params
-        found = dreamjax.evolve(0, env, params, controller, weights, GENERATION)
+        found = dreamjax.evolve(env, params, controller, GENERATION, 0)
         assert np.isfinite(found.best_score)
 
 
@@ -235,7 +234,7 @@ def test_c_is_found_in_others_environments(name):
 def test_a_c_that_fits_no_environment_is_one_line(controller):
     env, params = gymnax.make("CartPole-v1")
     with pytest.raises(ValueError, match=r"CartPole\S* shows \[\[4\]\] and takes Discrete") as told:
-        dreamjax.learn(0, env, params, controller, SMALL)
+        dreamjax.learn(env, params, controller, SMALL, 0)
     assert "\n" not in str(told.value)
 
 
@@ -244,7 +243,7 @@ def test_worlds_with_and_without_dropout_take_turns(restarts, first, second):
     world, config = made(), dataclasses.replace(SMALL, branched=restarts)
     params, other = world.params(dropout=first), world.params(dropout=second)
     controller = world.controller()
-    found = dreamjax.learn(0, world.env(), params, controller, config, others=[other])
+    found = dreamjax.learn(world.env(), params, controller, config, 0, others=[other])
     assert np.isfinite(found.best_score)
 
 
@@ -304,18 +303,18 @@ def test_the_form_of_c_is_told_by_its_weights(tmp_path, hidden):
     world = made()
     controller = world.controller(hidden)
     weights = jnp.full(controller.num_params, 0.1)
-    save_world(tmp_path, world, {})
-    save_controller(tmp_path, world, weights, {}, controller)
-    loaded = dreamjax.load_controller(tmp_path, world)[1]
-    assert world.controller_of(loaded) == controller
-    agent = Agent(world, loaded, 1, jax.random.key(0))
+    save_world(tmp_path, world)
+    dreamjax.Player(controller, weights).save(tmp_path, world)
+    loaded = dreamjax.load_player(tmp_path, world).weights
+    assert world.player_of(loaded).controller == controller
+    agent = Agent(world, world.player_of(loaded), 1, jax.random.key(0))
     agent.begin(np.arange(1), [1])
     assert agent.act(np.arange(1), np.zeros((1, 64, 64, 3), np.uint8))[0].shape == (1, 1)
     problem = dreamjax.DreamProblem(world, 2)
     state = problem.init(jax.random.key(0))
     assert problem.eval(jax.random.key(1), loaded[None], state)[0].shape == (1,)
     with pytest.raises(ValueError, match="no C of promised-cover .* has 7 weights"):
-        Agent(world, loaded[:7], 1, jax.random.key(0))
+        world.player_of(loaded[:7])
 
 
 def test_a_step_tells_what_gymnaxs_own_tell(folder):

@@ -12,7 +12,7 @@ from command import environ
 from test_pipeline import TINY
 
 import dreamjax
-from dreamjax.dream.exported import _load_exported
+from dreamjax.dream import exported
 from dreamjax.dream.worlds import SHIPPED, shipped_worlds
 from dreamjax.game.rollouts import read
 
@@ -66,10 +66,10 @@ def test_a_policy_of_ones_own_is_recorded_as_written(tmp_path):
 @pytest.mark.parametrize("name", ["take-cover", "car-racing"])
 def test_shipped_worlds_are_whole_small_and_described(name):
     assert name in shipped_worlds()
-    world, weights, meta = _load_exported(SHIPPED / name)
+    world, player, meta = exported.read(SHIPPED / name)
     assert world.task == dreamjax.TASKS[name] and len(world.initial_mu) == 1000
-    form = world.controller(meta["controller_hidden"])
-    assert weights.shape == (form.num_params,) and weights.dtype == np.float32
+    assert player.controller == world.controller(meta["controller_hidden"])
+    assert player.weights.dtype == np.float32 and player.dream > 0
     assert sum(file.stat().st_size for file in (SHIPPED / name).iterdir()) < 15e6
     assert '"/' not in (SHIPPED / name / "world.json").read_text(), "a path of some machine"
     card = (SHIPPED / name / "README.md").read_text()

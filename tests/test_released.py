@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from command import dreamjax, refused
 
-from dreamjax.dream.worlds import load_controller, load_world
+from dreamjax.dream.worlds import load_world
 from dreamjax.run.released import NEVER, import_released
 from dreamjax.tasks import CAR_RACING_PAPER, TAKE_COVER
 from dreamjax.vision.model import VAE
@@ -115,7 +115,7 @@ def test_v_c_and_the_starts_are_theirs(released, run):
         (world.initial_mu, world.initial_logvar), arrays["initial_z.json"], strict=True
     ):
         np.testing.assert_allclose(mine, array, atol=1e-6)
-    controller, weights = load_controller(run, world)
+    controller, weights = load_world(run).player.controller, load_world(run).player.weights
     np.testing.assert_allclose(weights, arrays["best"], rtol=1e-6)
     features = np.random.default_rng(2).normal(size=controller.num_features)
     rows = arrays["best"].reshape(-1, task.action_size)

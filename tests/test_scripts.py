@@ -28,20 +28,22 @@ from benchmarks import (
 )
 from benchmarks.world import DEATHS_PER_STEP, stand_in, step_flops
 from dreamjax.controller.evolution import EvolveConfig
+from dreamjax.controller.player import Player
 from dreamjax.controller.population import rollout
 from dreamjax.controller.strategies import STRATEGIES
 from dreamjax.dream.exported import export_world
 from dreamjax.dream.gymnax_env import NamedDream
+from dreamjax.dream.world import World
 from dreamjax.dream.worlds import load_world
 from dreamjax.game import rollouts
 from dreamjax.memory.heads import Mixture
 from dreamjax.memory.training import MemoryConfig
 from dreamjax.run import cli
-from dreamjax.run.phases import phases_of
 from dreamjax.run.presets import PRESETS
+from dreamjax.run.running import phases_of
 from dreamjax.tasks import TAKE_COVER
 from dreamjax.training.devices import product_dtype
-from experiments import deaths, ensemble, gradient, mosaic, open_loop, ppo, strategies
+from experiments import deaths, ensemble, gradient, mosaic, open_loop, own_game, ppo, strategies
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +277,7 @@ def test_a_watched_dream_is_the_plain_one_where_one_world_dreams_and_watches(tmp
     bias[...] = bias[...].at[-1].add(0.1)  # lives of some 30 steps
     controller = world.controller()
     weights = 0.1 * jax.random.normal(jax.random.key(0), (controller.num_params,))
-    export_world(tmp_path, world, weights, {})
+    export_world(tmp_path, world, Player(controller, weights))
     settings = ensemble.Config((str(tmp_path),), copies=1, jitter=0.2, dreams=8)
     alone, shaken = ensemble.main(settings).values()
     params = load_world(tmp_path).params(settings.temperature)
@@ -296,8 +298,8 @@ def test_gradient_and_evolution_both_run(monkeypatch):
     settings = gradient.Config(steps=1, lanes=2, horizon=3, population=4, rollouts=1, dreams=2)
     ways = {"nothing", "gradient", "policy gradient"}
     assert set(gradient.main(settings)) == ways, "the shipped C is too large for CMA-ES"
-    linear = lambda name, world: (world.controller(), jnp.zeros(1088))  # noqa: E731
-    monkeypatch.setattr(gradient, "load_controller", linear)
+    linear = lambda world: world.player_of(jnp.zeros(1088))  # noqa: E731
+    monkeypatch.setattr(World, "player", property(linear))
     assert set(gradient.main(settings)) == {*ways, "evolution"}
 
 
@@ -400,3 +402,13 @@ def test_ppo_learns_to_turn_the_right_way():
     z = jax.random.normal(jax.random.key(0), (256, world.task.latent_size))
     # 0.91 ± 0.01 over seeds; an untrained one is right half the time
     assert (ppo.apply(network, z)[0].argmax(axis=-1) == pointed(z)).mean() > 0.8
+
+
+@pytest.mark.slow
+def test_a_game_in_one_file_is_learnt(tmp_path, monkeypatch):
+    """experiments/own_game.py as it is, but with as many steps as a smoke run has."""
+    monkeypatch.setattr(own_game, "SETTINGS", PRESETS["smoke"])
+    own_game.main(own_game.Config(tmp_path))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["task"] == "catch" and results["ours"]["n"] == 4
+    assert (tmp_path / "dream.gif").exists()

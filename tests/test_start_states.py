@@ -106,14 +106,14 @@ def test_a_world_keeps_its_moments_and_one_without_any_says_so(latents, tmp_path
     bare = World(TAKE_COVER, VAE(64, rngs=nnx.Rngs(0)), memory, mu, mu)
     world = dataclasses.replace(bare, start_states=states)
     assert world.digest() != bare.digest()
-    export_world(tmp_path, world, None, {})
+    export_world(tmp_path, world)
     loaded = load_world(tmp_path)
     near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)  # noqa: E731
     jax.tree.map(near, loaded.start_states, states)
     assert loaded.branched(loaded.params()).start_states is loaded.start_states
     assert loaded.params().start_states is None
     monkeypatch.setattr("dreamjax.dream.exported.START_STATES", 4)
-    export_world(tmp_path, world, None, {})
+    export_world(tmp_path, world)
     jax.tree.map(near, load_world(tmp_path).start_states, jax.tree.map(lambda x: x[:4], states))
     with pytest.raises(ValueError, match="world of take-cover holds no start states"):
         bare.branched(bare.params())

@@ -23,6 +23,7 @@ def run(total, log=None, store=None, advance=advance):
     return fit("toy", jnp.float32(1.0), advance, total, log=log or Logbook(quiet=True), store=store)
 
 
+@pytest.mark.numerics
 def test_resumed_equals_unbroken(tmp_path):
     unbroken = run(9)
     run(4, store=Store(tmp_path))

@@ -105,6 +105,7 @@ def in_training(vae, x):
     return vae.posterior(vision.images(x))
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("encoder", [VAE.encode, in_training])
 def test_encoder_equals_plain_convolutions_and_so_do_its_gradients(encoder):
     x = frames() / np.float32(255)
@@ -120,6 +121,7 @@ def test_encoder_equals_plain_convolutions_and_so_do_its_gradients(encoder):
     assert_close(run(encoder), run(plain_encode))
 
 
+@pytest.mark.numerics
 def test_decoder_equals_plain_transposed_convolutions_and_so_do_its_gradients():
     z = jax.random.normal(jax.random.key(2), (3, Z))
     weight = jax.random.normal(jax.random.key(5), (3, 64, 64, 3))
@@ -150,6 +152,7 @@ def still(first, bfloat16=False):
     )
 
 
+@pytest.mark.numerics
 def test_bfloat16_products_give_nearly_the_same_loss_and_gradients():
     (exact, exact_metrics), (half, half_metrics) = still(0), still(0, bfloat16=True)
     np.testing.assert_allclose(half_metrics["loss"], exact_metrics["loss"], rtol=5e-3)
@@ -164,6 +167,7 @@ def test_noise_is_new_in_every_step():
     assert len(losses) == 3
 
 
+@pytest.mark.numerics
 def test_loss_equals_numpy():
     key, vae = jax.random.key(4), nnx.clone(model())
     vae.logvar.bias[...] *= 7
@@ -306,7 +310,7 @@ def recorded(tmp_path_factory):
 
 
 def train(recorded, config, store=None):
-    return train_vision(0, TAKE_COVER, recorded, config, log=Logbook(quiet=True), store=store)
+    return train_vision(TAKE_COVER, recorded, config, 0, log=Logbook(quiet=True), store=store)
 
 
 @pytest.mark.smoke
@@ -332,7 +336,7 @@ def test_v_is_trained_to_be_read_and_resumes_with_its_reader(recorded, tmp_path)
     assert checkpoint.digest(loaded) == checkpoint.digest(stages[0])
     task = dataclasses.replace(TAKE_COVER, salient=None)
     with pytest.raises(ValueError, match="take-cover has no salient colour to read; leave out"):
-        train_vision(0, task, recorded, read, log=Logbook(quiet=True))
+        train_vision(task, recorded, read, 0, log=Logbook(quiet=True))
 
 
 def test_what_the_divergence_counts_is_trained_with(recorded, monkeypatch):
@@ -345,6 +349,7 @@ def test_what_the_divergence_counts_is_trained_with(recorded, monkeypatch):
     assert checkpoint.digest(one) != checkpoint.digest(other)
 
 
+@pytest.mark.numerics
 def test_a_resumed_run_repeats_an_unbroken_one(recorded, tmp_path):
     whole, store = train(recorded, CONFIG), checkpoint.Store(tmp_path)
     train(recorded, dataclasses.replace(CONFIG, steps=2), store)

@@ -13,13 +13,15 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
+from dreamjax.agent import Agent
+from dreamjax.controller.model import controller_for
+from dreamjax.controller.player import Player
 from dreamjax.dream.exported import export_world
 from dreamjax.dream.world import World
 from dreamjax.dream.worlds import (
     adopt_world,
-    load_controller,
+    load_player,
     load_world,
-    save_controller,
     save_world,
 )
 from dreamjax.memory.lstm import MDNRNN
@@ -28,11 +30,13 @@ from dreamjax.training.checkpoint import CheckpointError, Store, digest
 from dreamjax.vision.model import VAE
 
 WEIGHTS = np.linspace(-1, 1, 1088, dtype=np.float32)
+PLAYER = Player(controller_for(TAKE_COVER, 1088), WEIGHTS, dream=321.0)
+MU = np.random.default_rng(0).normal(size=(7, 64)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def world():
-    rngs, mu = nnx.Rngs(0), jax.random.normal(jax.random.key(0), (7, 64))
+    rngs, mu = nnx.Rngs(0), MU
     models = VAE(64, rngs=rngs), MDNRNN(TAKE_COVER, rngs=rngs)
     tuned = {"death_threshold": 1.5, "death_noise": 1.0, "temperature": 1.3, "dropout": 0.1}
     return World(TAKE_COVER, *models, mu, mu - 2, **tuned)
@@ -40,7 +44,7 @@ def world():
 
 @pytest.fixture
 def folder(world, tmp_path):
-    export_world(tmp_path / "to hand on", world, WEIGHTS, {"dream": 321.0, "world": {"steps": 12}})
+    export_world(tmp_path / "to hand on", world, PLAYER, {"world": {"steps": 12}})
     return tmp_path / "to hand on"
 
 
@@ -53,13 +57,14 @@ def test_an_exported_world_is_the_same_but_for_rounding(world, folder):
         assert a.dtype == jnp.float32
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7)
     assert sum(file.stat().st_size for file in folder.iterdir()) < 15e6
-    export_world(folder / "again", loaded, None, {})
+    export_world(folder / "again", loaded)
     assert load_world(folder / "again").digest() == loaded.digest(), "rounded once, not twice"
-    np.testing.assert_array_equal(load_controller(folder, loaded)[1], WEIGHTS)
+    np.testing.assert_array_equal(loaded.player.weights, WEIGHTS)
+    assert loaded.player.dream == 321 and loaded.player.world == loaded.digest()
     with pytest.raises(CheckpointError, match="was evolved in world .*: evolve again"):
-        load_controller(folder, dataclasses.replace(loaded, initial_mu=loaded.initial_mu + 1))
+        load_player(folder, dataclasses.replace(loaded, initial_mu=loaded.initial_mu + 1))
     with pytest.raises(CheckpointError, match="has a world but no C; evolve one in it"):
-        load_controller(folder / "again", loaded)
+        load_player(folder / "again", loaded)
 
 
 def test_a_run_adopts_a_world_and_its_controller_once(world, folder, tmp_path):
@@ -72,10 +77,10 @@ def test_a_run_adopts_a_world_and_its_controller_once(world, folder, tmp_path):
     assert (adopted.death_threshold, adopted.death_noise, adopted.temperature) == (1.5, 1.0, 1.3)
     dropped = [adopted.params(dropout=x).dropout for x in (None, 0.2, 0.0)]
     assert dropped == [0.1, 0.2, None], "its own, another, none"
-    np.testing.assert_array_equal(load_controller(run, adopted)[1], WEIGHTS)
-    save_controller(run, adopted, -WEIGHTS, {"dream": 1.0})
+    np.testing.assert_array_equal(load_player(run, adopted).weights, WEIGHTS)
+    dataclasses.replace(PLAYER, weights=-WEIGHTS).save(run, adopted)
     adopt_world(run, folder, TAKE_COVER)
-    np.testing.assert_array_equal(load_controller(run, adopted)[1], -WEIGHTS)
+    np.testing.assert_array_equal(load_player(run, adopted).weights, -WEIGHTS)
     with pytest.raises(CheckpointError, match="a world of take-cover, not of car-racing"):
         adopt_world(tmp_path / "other", folder, CAR_RACING)
     other = dataclasses.replace(world, initial_mu=world.initial_mu + 1)
@@ -87,9 +92,9 @@ def test_a_run_adopts_a_world_and_its_controller_once(world, folder, tmp_path):
 def test_a_run_adopts_the_c_of_another_run_if_it_is_of_that_world(world, tmp_path):
     source, run, later = (tmp_path / name for name in ("source", "run", "later"))
     save_world(source, world, {"steps": 3})
-    save_controller(source, world, WEIGHTS, {"dream": 321.0})
+    PLAYER.save(source, world)
     adopt_world(run, source, TAKE_COVER)
-    np.testing.assert_array_equal(load_controller(run, load_world(run))[1], WEIGHTS)
+    np.testing.assert_array_equal(load_world(run).player.weights, WEIGHTS)
     assert Store(run / "controller").meta()["dream"] == 321
     save_world(source, dataclasses.replace(world, initial_mu=world.initial_mu + 1), {})
     adopt_world(later, source, TAKE_COVER)
@@ -215,7 +220,7 @@ def test_a_world_that_was_made_to_harm_is_refused_in_one_line(world, folder, tmp
         (folder / "world.json").write_text(text)
         for act in (
             lambda: load_world(folder),
-            lambda: load_controller(folder, world),
+            lambda: load_player(folder, world),
             lambda: adopt_world(tmp_path / "run", folder, TAKE_COVER),
         ):
             with pytest.raises(CheckpointError, match=words) as caught:
@@ -227,9 +232,9 @@ def test_a_world_that_was_made_to_harm_is_refused_in_one_line(world, folder, tmp
 
 
 def test_a_world_whose_c_earned_nothing_known_is_not_adopted(world, tmp_path):
-    export_world(tmp_path / "world", world, WEIGHTS, {})
+    export_world(tmp_path / "world", world, world.player_of(WEIGHTS))
     loaded = load_world(tmp_path / "world")
-    np.testing.assert_array_equal(load_controller(tmp_path / "world", loaded)[1], WEIGHTS)
+    np.testing.assert_array_equal(loaded.player.weights, WEIGHTS)
     with pytest.raises(CheckpointError, match='world.json lacks "dream", .*; export it again'):
         adopt_world(tmp_path / "run", tmp_path / "world", TAKE_COVER)
     assert not (tmp_path / "run").exists()
@@ -238,7 +243,7 @@ def test_a_world_whose_c_earned_nothing_known_is_not_adopted(world, tmp_path):
 def test_what_half_precision_cannot_hold_is_not_exported(world, tmp_path):
     vast = dataclasses.replace(world, initial_mu=world.initial_mu + 1e6)
     with pytest.raises(CheckpointError, match="half precision .*initial_mu.* infinity"):
-        export_world(tmp_path, vast, None, {})
+        export_world(tmp_path, vast)
     assert not list(tmp_path.iterdir())
 
 
@@ -253,7 +258,7 @@ def test_a_runs_world_that_cannot_be_is_refused(world, tmp_path):
     """Its manifest is right. An M that predicts NaN never dies: it dreams the perfect score."""
     for change, words in (
         ({"memory": unsound(world.memory)}, "head_bias.* holds NaN or infinity"),
-        ({"initial_mu": world.initial_mu.at[0, 0].set(jnp.inf)}, "initial_mu.* holds NaN"),
+        ({"initial_mu": jnp.asarray(MU).at[0, 0].set(jnp.inf)}, "initial_mu.* holds NaN"),
         ({"death_threshold": float("nan")}, "death_threshold is nan"),
         ({"death_noise": -1.0}, "death_noise is -1.0"),
         ({"task": dataclasses.replace(TAKE_COVER, profile="pong")}, "profile is 'pong'"),
@@ -269,32 +274,54 @@ def test_a_runs_world_that_cannot_be_is_refused(world, tmp_path):
 
 def test_a_runs_c_that_cannot_be_is_refused(world, tmp_path):
     for weights, words in (
-        (WEIGHTS.copy() * np.nan, "controller holds NaN or infinity"),
+        (WEIGHTS.copy() * np.nan, "C's weights hold NaN or infinity"),
         (WEIGHTS[1:], r"C has weights \[1087\], but its form has \[1088\]"),
     ):
-        save_controller(tmp_path, world, WEIGHTS, {})
+        PLAYER.save(tmp_path, world)
         store = Store(tmp_path / "controller")
         store.save(
             store.steps()[-1] + 1, {"weights": weights}, store.meta() | {"size": len(weights)}
         )
         with pytest.raises(CheckpointError, match=f"{words}.*; evolve again"):
-            load_controller(tmp_path, world)
+            load_player(tmp_path, world)
 
 
 @pytest.mark.parametrize("hidden", [0, 3])
-@pytest.mark.parametrize("write", [export_world, save_controller])
-def test_a_c_is_written_in_its_own_form_or_not_at_all(write, hidden, world, tmp_path):
+@pytest.mark.parametrize("exports", [True, False])
+def test_a_c_is_written_in_its_own_form_or_not_at_all(exports, hidden, world, tmp_path):
     weights = np.ones(world.controller(hidden).num_params, np.float32)
-    for form in (None, world.controller(), world.controller(3), world.controller(4)):
-        target = tmp_path / repr(form)
-        if (form.hidden if form else 0) == hidden:
-            write(target, world, weights, {"dream": 1.0}, form)
-            read = load_world(target) if write is export_world else world
-            np.testing.assert_array_equal(load_controller(target, read)[1], weights)
+    for form in (world.controller(), world.controller(3), world.controller(4)):
+        if form.hidden != hidden:
+            with pytest.raises(ValueError, match=r"^C has weights \[\d+\], .*; name the form that"):
+                Player(form, weights)
             continue
-        with pytest.raises(ValueError, match=r"^C has weights \[\d+\], .*; name the form that"):
-            write(target, world, weights, {"dream": 1.0}, form)
-        assert not target.exists()
+        player = Player(form, weights)
+        if exports:
+            export_world(tmp_path, world, player)
+        else:
+            player.save(tmp_path, world)
+        read = load_player(tmp_path, load_world(tmp_path) if exports else world)
+        assert read.controller == form
+        np.testing.assert_array_equal(read.weights, weights)
+
+
+def test_a_player_is_bound_to_its_world(world, folder, tmp_path):
+    """To play, to be saved or handed on; a policy of one's own has no file."""
+    player, other = load_world(folder).player, dataclasses.replace(world, initial_mu=1 + MU)
+    bound = r"^C was found in world \w{12}, but this is world \w{12} of take-cover; V, M and C must"
+    for act in (
+        lambda: Agent(other, player, 1, jax.random.key(0)),
+        lambda: player.save(tmp_path / "run", other),
+        lambda: export_world(tmp_path / "run", other, player),
+    ):
+        with pytest.raises(ValueError, match=bound) as caught:
+            act()
+        assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+    assert player(jnp.zeros((5, 1088))).shape == (5, 1)
+    with pytest.raises(ValueError, match="is no dreamjax Controller, so it cannot be saved"):
+        Player(lambda weights, obs: obs[:1], None).save(tmp_path / "run", world)
+    with pytest.raises(CheckpointError, match="was not loaded, so no C lies beside it"):
+        assert world.player
 
 
 def varied(world, **variant):
@@ -310,22 +337,22 @@ def test_a_worlds_identity_covers_how_its_m_reads(world, tmp_path):
     assert world.digest() == digest(world.arrays()), "plain worlds are called what they were"
     assert len({w.digest() for w in (world, clocked, keyed, varied(keyed, clock=True))}) == 4
     for evolved_in, other in ((world, clocked), (clocked, world), (clocked, keyed)):
-        save_controller(tmp_path, evolved_in, WEIGHTS, {})
-        np.testing.assert_array_equal(load_controller(tmp_path, evolved_in)[1], WEIGHTS)
+        PLAYER.save(tmp_path, evolved_in)
+        np.testing.assert_array_equal(load_player(tmp_path, evolved_in).weights, WEIGHTS)
         with pytest.raises(CheckpointError, match="was evolved in world .*: evolve again"):
-            load_controller(tmp_path, other)
+            load_player(tmp_path, other)
     twin = dataclasses.replace(clocked, task=TAKE_COVER_VIZDOOM)
     with pytest.raises(CheckpointError, match="of take-cover, but .* of take-cover-vizdoom"):
-        load_controller(tmp_path, twin)
+        load_player(tmp_path, twin)
     save_world(tmp_path, clocked, {})
     assert load_world(tmp_path).digest() == clocked.digest()
 
 
 @pytest.mark.parametrize("step, told", [(3, True), (9, False)])
 def test_a_controller_that_is_not_a_stopped_search_s_is_told(world, tmp_path, capsys, step, told):
-    save_controller(tmp_path, world, WEIGHTS, {"dream": 1.0})
+    PLAYER.save(tmp_path, world)
     Store(tmp_path / "evolve").save(step, {"weights": WEIGHTS}, {"total": 9})
-    load_controller(tmp_path, world)
+    load_player(tmp_path, world)
     line = "evolve was stopped at 3 of 9, before it saved its C, so this is another one; run evolve"
     assert (line in capsys.readouterr().out) == told
 
@@ -336,11 +363,11 @@ def test_a_run_that_was_killed_as_it_adopted_a_world_adopts_it_again(
     def killed(*args):
         raise KeyboardInterrupt
 
-    for moment in ("save_world", "save_controller"):
+    for moment in ("dream.worlds.save_world", "controller.player.Player.save"):
         run = tmp_path / moment
-        monkeypatch.setattr(f"dreamjax.dream.worlds.{moment}", killed)
+        monkeypatch.setattr(f"dreamjax.{moment}", killed)
         with pytest.raises(KeyboardInterrupt):
             adopt_world(run, folder, TAKE_COVER)
         monkeypatch.undo()
         adopt_world(run, folder, TAKE_COVER)
-        np.testing.assert_array_equal(load_controller(run, load_world(folder))[1], WEIGHTS)
+        np.testing.assert_array_equal(load_player(run, load_world(folder)).weights, WEIGHTS)

@@ -9,10 +9,11 @@ from .evolution import evolve as evolve
 from .model import LinearController as LinearController
 from .model import MLPController as MLPController
 from .model import controller_for as controller_for
-from .policy_gradient import LearnConfig as LearnConfig
+from .player import Player as Player
 from .policy_gradient import Learning as Learning
 from .policy_gradient import learn as learn
 from .population import Dreamt as Dreamt
 from .population import rollout as rollout
+from .ppo import LearnConfig as LearnConfig
 from .strategies import STRATEGIES as STRATEGIES
 from .strategies import make_strategy as make_strategy

@@ -15,7 +15,8 @@ import numpy as np
 from flax import struct
 
 from dreamjax.controller.elsewhere import suited
-from dreamjax.controller.model import Controller, checked_weights
+from dreamjax.controller.model import Controller
+from dreamjax.controller.player import Player, form_of
 from dreamjax.controller.population import (
     Policy,
     Watch,
@@ -73,6 +74,13 @@ class Evolution:
     best: jax.Array
     best_score: jax.Array
 
+    controller: Policy = struct.field(pytree_node=False)
+
+    @property
+    def player(self) -> Player:
+        """The C to use: `best`."""
+        return Player(self.controller, self.best, dream=float(self.best_score))
+
     @property
     def mean(self) -> jax.Array:
         """[D] the newest distribution mean, as weights."""
@@ -84,47 +92,42 @@ class Evolution:
 
 
 def evolve(
-    seed: int,
     env: Any,
     env_params: Any,
-    policy: Policy,
-    num_params: int,
+    player: Player | Controller,
     config: EvolveConfig,
+    seed: int,
     *,
-    start: jax.Array | None = None,
     directions: jax.Array | None = None,
     log: Logbook | None = None,
     store: Store | None = None,
     meta: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
 ) -> Evolution:
-    """Evolve a policy's weights in any gymnax environment.
+    """Evolve a C's weights in any gymnax environment.
 
     Args:
-      seed: of everything random.
       env, env_params: the gymnax environment, a dream or any other.
-      policy: `(weights [D], obs) -> action`, or a controller.
-      num_params: D.
+      player: a form of C, which begins as `initial`; or a player, of whichever policy, whose
+        weights [D] are the first mean: `config.sigma` should suit their scale.
       config: sizes and lengths.
-      start: [D] the first mean, zeros if None; `config.sigma` should suit its scale.
+      seed: of everything random.
       directions: [S, D] of weights, in which they move from zero in place of one by one, see
         `components.directions`.
       log, store, meta: see `training.fit`; the same call resumes.
       watch: called after each evaluation with the mean's weights and return; its answer is logged.
 
     Returns:
-      The final `Evolution`; `best` is the controller to use.
+      The final `Evolution`, whose `player` is the C to use.
 
     Raises:
-      ValueError: a start and directions, or a start that is not D finite numbers.
+      ValueError: a player and directions, or an environment that this C cannot play.
     """
-    if start is not None and directions is not None:
-        raise ValueError("start and directions exclude each other: along directions C begins at 0")
-    generations = Generations(seed, env, env_params, policy, num_params, config, directions)
+    generations = Generations(env, env_params, player, config, seed, directions, watch)
     return fit(
         "evolve",
-        generations.initial(start),
-        functools.partial(generations, env_params=env_params, watch=watch),
+        generations.initial(),
+        generations,
         config.generations,
         log=log or Logbook(quiet=True),
         store=store,
@@ -135,33 +138,43 @@ def evolve(
 
 
 class Generations:
-    """Compiled generations of one evolution; arguments as for `evolve`."""
+    """Compiled generations of one evolution, the `advance` of `training.fit`; args as `evolve`."""
 
     def __init__(
-        self, seed, env, env_params, policy, num_params, config: EvolveConfig, directions=None
+        self, env, env_params, player, config: EvolveConfig, seed: int, directions=None, watch=None
     ):
-        env = suited(env, env_params, policy) if isinstance(policy, Controller) else env
+        self.policy, self.start = form_of(player)
+        if self.start is not None and directions is not None:
+            raise ValueError("a player has weights already; along directions a form begins at 0")
+        if isinstance(self.policy, Controller):
+            env = suited(env, env_params, self.policy)
         self.key, self.config, self.directions = jax.random.key(seed), config, directions
+        self.env_params, self.watch = env_params, watch
+        num_params = self.policy.num_params if self.start is None else len(self.start)
         self.size = num_params if directions is None else len(directions)
         sizes = config.population, self.size, config.sigma
         self.strategy, self.strategy_params = make_strategy(config.strategy, *sizes)
         mesh = all_devices() if jax.device_count() > 1 else None
         at_once = lanes_that_fit(env, env_params, num_params)
-        self.play = functools.partial(rollout, env=env, policy=policy, mesh=mesh, at_once=at_once)
+        how = {"policy": self.policy, "mesh": mesh, "at_once": at_once}
+        self.play = functools.partial(rollout, env=env, **how)
         self.generations = jax.jit(self._generations, static_argnames="count", donate_argnums=0)
         self.evaluation = jax.jit(self._evaluation)
 
-    def initial(self, start: jax.Array | None = None) -> Evolution:
-        """The state before the first generation, whose mean is `start` or zero."""
-        zeros = jnp.zeros(self.size, jnp.float32)
-        mean = zeros if start is None else checked_weights(start, self.size)
-        es = theirs(self.strategy.init)(self.key, mean, self.strategy_params)
-        state = Evolution(es, self.directions, mean, jnp.float32(-jnp.inf))
+    def initial(self) -> Evolution:
+        """The state before the first generation."""
+        mean = self.start
+        if self.directions is not None:
+            mean = jnp.zeros(self.size, jnp.float32)
+        elif mean is None:
+            mean = self.policy.initial(self.key)
+        es = theirs(self.strategy.init)(self.key, jnp.float32(mean), self.strategy_params)
+        state = Evolution(es, self.directions, mean, jnp.float32(-jnp.inf), self.policy)
         return _strong(state.replace(best=state.mean))
 
-    def __call__(self, state: Evolution, step: int, env_params: Any, watch: Watch | None = None):
-        """One call's worth of generations; the `advance` of `training.fit`."""
-        config = self.config
+    def __call__(self, state: Evolution, step: int):
+        """One call's worth of generations."""
+        config, env_params = self.config, self.env_params
         to_eval = config.eval_every - step % config.eval_every
         count = min(to_eval, config.generations - step, self.per_call)
         state, history = self.generations(state, jnp.int32(step), env_params, count=count)
@@ -169,7 +182,9 @@ class Generations:
         metrics["valid_steps"] = float(np.sum(history["valid_steps"]))
         done, told = step + count, {}
         if done % config.eval_every == 0 or done == config.generations:
-            state, told = evaluated(self.evaluation, state, state.mean, done, env_params, watch)
+            state, told = evaluated(
+                self.evaluation, state, state.mean, done, env_params, self.watch
+            )
         return state, count, metrics | told
 
     @property

@@ -129,14 +129,3 @@ def controller_of_size(task: Task, num_features: int, size: int) -> Controller:
             "form that load_controller returns beside them"
         )
     return found
-
-
-def checked_weights(start: jax.Array, num_params: int) -> jax.Array:
-    """`start`, or ValueError unless it is `num_params` finite weights."""
-    start = jnp.asarray(start, jnp.float32)
-    if start.shape != (num_params,) or not jnp.isfinite(start).all():
-        raise ValueError(
-            f"start must be {num_params} finite weights, got shape {list(start.shape)} with "
-            f"{int((~jnp.isfinite(start)).sum())} not finite; pass a controller of this task"
-        )
-    return start

@@ -8,9 +8,7 @@ Legend: D weights of the controller, E dreams side by side, F features, N draws 
 outputs of the controller, R draws and T steps between two updates.
 """
 
-import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +19,8 @@ from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dreamjax.controller.elsewhere import suited
-from dreamjax.controller.model import Controller, checked_weights, rescaled_layer
+from dreamjax.controller.model import Controller, rescaled_layer
+from dreamjax.controller.player import Player, form_of
 from dreamjax.controller.population import (
     EVALUATION,
     Watch,
@@ -31,6 +30,8 @@ from dreamjax.controller.population import (
     rollout,
 )
 from dreamjax.controller.ppo import (
+    SHARED,
+    LearnConfig,
     Network,
     Scales,
     Steps,
@@ -40,87 +41,11 @@ from dreamjax.controller.ppo import (
     ppo_loss,
     scales_of,
 )
-from dreamjax.task import GAMMA, Task
 from dreamjax.training.checkpoint import Store
 from dreamjax.training.devices import theirs
 from dreamjax.training.fit import fit
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.mesh import AXIS, SPLIT, WHOLE, devices_for, on_all, split
-from dreamjax.training.settings import SettingError, require_positive, require_within
-
-SHARED = "gcd(learn.num_envs, draws of a minibatch)"
-_WITHIN = {"gae_lambda": "[0, 1]", "ent_coef": "[0, inf)", "averaging": "[0, 1)"}
-
-
-@dataclasses.dataclass(frozen=True)
-class LearnConfig:
-    """How C is learnt."""
-
-    steps: int = 20_000_000  # dream steps in all
-    num_envs: int = 256  # dreams side by side
-    num_steps: int = 128  # steps of each between two updates
-    branched: bool | None = (
-        None  # dream anew for every update, from start states; None: as the task says
-    )
-    update_epochs: int = 3  # passes over those steps
-    num_minibatches: int = 8  # gradient steps of a pass
-    learning_rate: float = 5e-4  # Adam's at first; it falls to a fifth of it
-    gamma: float | None = None  # a reward counts so much a step later; None: as the task says
-    action_repeat: int | None = None  # steps for which a draw is held; None: as the task says
-    gae_lambda: float = 0.95  # of the advantage estimate
-    clip_eps: float = 0.2  # how far an action's probability may move in one update
-    ent_coef: float = 0.01  # weight of the actions' entropy
-    critic: int = 64  # units of the critic
-    averaging: float = 0.97  # of the averaged weights, what an update keeps; they are the result
-    eval_every: int = 122  # updates between evaluations: 4 million steps
-    eval_rollouts: int = 256  # dreams of such an evaluation
-    start_from: str | None = None  # run or world whose C is learnt on; None starts from chance
-    worlds: tuple[str, ...] = ()  # more to dream, in turns; their M trained on from the same
-
-    def __post_init__(self):
-        numbers = [f.name for f in dataclasses.fields(self) if f.type in (int, float)]
-        require_positive(self, *(name for name in numbers if name not in _WITHIN))
-        require_within(self, **_WITHIN)
-        if self.gamma is not None:
-            require_within(self, gamma="(0, 1)")
-        if self.action_repeat is not None:
-            require_positive(self, "action_repeat")
-        if self.num_steps % self.held:
-            raise SettingError(
-                f"learn.action_repeat={self.held} does not divide num_steps = {self.num_steps}; "
-                "choose a divisor"
-            )
-        if self.draws % self.num_minibatches:
-            raise SettingError(
-                f"learn.num_minibatches={self.num_minibatches} does not divide num_envs x "
-                f"num_steps / action_repeat = {self.draws} draws; choose a divisor"
-            )
-
-    grows = ()  # no later call may raise a setting: the learning rate falls over all steps
-
-    def of(self, task: Task | None) -> "LearnConfig":
-        """These settings; what is not set is as the task says, or as usual where there is none."""
-        gamma, repeat = (GAMMA, 1) if task is None else (task.gamma, task.action_repeat)
-        gamma = gamma if self.gamma is None else self.gamma
-        return dataclasses.replace(self, gamma=gamma, action_repeat=self.action_repeat or repeat)
-
-    @property
-    def updates(self) -> int:
-        return max(1, self.steps // (self.num_envs * self.num_steps))
-
-    @property
-    def held(self) -> int:
-        return self.action_repeat or 1
-
-    @property
-    def draws(self) -> int:
-        """How many actions are drawn between two updates."""
-        return self.num_envs * self.num_steps // self.held
-
-    @property
-    def shared(self) -> int:
-        """What devices can share evenly: the dreams, and the draws of a minibatch."""
-        return math.gcd(self.num_envs, self.draws // self.num_minibatches)
 
 
 @struct.dataclass
@@ -140,16 +65,21 @@ class Learning:
     env_state: Any
     best: jax.Array
     best_score: jax.Array
+    controller: Controller = struct.field(pytree_node=False)
+
+    @property
+    def player(self) -> Player:
+        """The C to use: `best`."""
+        return Player(self.controller, self.best, dream=float(self.best_score))
 
 
 def learn(
-    seed: int,
     env: Any,
     env_params: Any,
-    controller: Controller,
+    player: Player | Controller,
     config: LearnConfig,
+    seed: int,
     *,
-    start: jax.Array | None = None,
     whole: Any = None,
     others: Sequence[Any] = (),
     log: Logbook | None = None,
@@ -157,26 +87,28 @@ def learn(
     meta: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
 ) -> Learning:
-    """Learn a controller's weights in a gymnax environment.
+    """Learn a C's weights in a gymnax environment.
 
-    While it learns, C draws its actions; awake it does the likeliest of what it would
-    draw, or its mean.
+    While it learns, C draws its actions; awake it does the likeliest of what it would draw, or its
+    mean.
 
     Args:
-      seed, env, env_params, log, store, meta: as for `evolve`.
-      controller: C, whose distribution acts as the environment is to be acted on.
+      env, env_params, seed, log, store, meta: as for `evolve`.
+      player: a form of C, whose `initial` plays at random; or a player, to go on from its weights.
       config: sizes and rates.
-      start: [D] weights to go on from; `controller.initial`, which plays at random, if None.
       whole: parameters of the evaluations, where those of `env_params` are no whole episodes.
       others: parameters of more environments, which take turns with `env_params`, an update each.
       watch: called after each evaluation with the average and its return; its answer is logged.
 
     Returns:
-      The final `Learning`; `best` is the controller to use.
+      The final `Learning`, whose `player` is the C to use.
+
+    Raises:
+      ValueError: an environment that this C cannot play, or more devices than can share it.
     """
-    log = log or Logbook(quiet=True)
+    log, (controller, start) = log or Logbook(quiet=True), form_of(player)
     mesh = devices_for(config.shared, SHARED, log)
-    updates = Updates(seed, suited(env, env_params, controller), controller, config, mesh)
+    updates = Updates(suited(env, env_params, controller), controller, config, seed, mesh)
     turns = [on_all(params, mesh) for params in _of_one_form((env_params, *others))]
     whole = turns[0] if whole is None else on_all(whole, mesh)
 
@@ -207,7 +139,7 @@ def _of_one_form(turns: Sequence[Any]) -> Sequence[Any]:
 class Updates:
     """Compiled updates of one learning, by the devices of `mesh`, or by the default one."""
 
-    def __init__(self, seed: int, env: Any, controller: Controller, config: LearnConfig, mesh=None):
+    def __init__(self, env: Any, controller: Controller, config: LearnConfig, seed: int, mesh=None):
         config = config.of(getattr(env, "task", None))
         self.key, self.config = jax.random.key(seed), config
         self.env = env.with_survival() if hasattr(env, "with_survival") else env
@@ -223,7 +155,7 @@ class Updates:
         key_network, key_reset = jax.random.split(self.key)
         weights = self.controller.initial(jax.random.fold_in(key_network, EVALUATION))
         if start is not None:
-            weights = checked_weights(start, self.controller.num_params)
+            weights = start
         network = initial_network(key_network, self.controller, weights, self.config.critic)
         obs, env_state = loop = jax.jit(self._begun)(key_reset, env_params)
         scales = jax.jit(self._watched)(network, loop, env_params)
@@ -238,6 +170,7 @@ class Updates:
             env_state=env_state,
             best=jnp.array(network.weights),
             best_score=jnp.float32(-jnp.inf),
+            controller=self.controller,
         )
         if self.mesh is None:
             return state

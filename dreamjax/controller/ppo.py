@@ -5,6 +5,8 @@ Legend: D weights of the controller, E dreams side by side, F features, N draws 
 and T steps between two updates, U units of the critic.
 """
 
+import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -12,9 +14,85 @@ import jax.numpy as jnp
 from flax import struct
 
 from dreamjax.controller.model import Controller
+from dreamjax.task import GAMMA, Task
 from dreamjax.training.devices import plus
+from dreamjax.training.settings import SettingError, require_positive, require_within
 
 SMALLEST_STD = 1e-3  # of a feature that C learns to read
+SHARED = "gcd(learn.num_envs, draws of a minibatch)"
+_WITHIN = {"gae_lambda": "[0, 1]", "ent_coef": "[0, inf)", "averaging": "[0, 1)"}
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnConfig:
+    """How C is learnt."""
+
+    steps: int = 20_000_000  # dream steps in all
+    num_envs: int = 256  # dreams side by side
+    num_steps: int = 128  # steps of each between two updates
+    branched: bool | None = (
+        None  # dream anew for every update, from start states; None: as the task says
+    )
+    update_epochs: int = 3  # passes over those steps
+    num_minibatches: int = 8  # gradient steps of a pass
+    learning_rate: float = 5e-4  # Adam's at first; it falls to a fifth of it
+    gamma: float | None = None  # a reward counts so much a step later; None: as the task says
+    action_repeat: int | None = None  # steps for which a draw is held; None: as the task says
+    gae_lambda: float = 0.95  # of the advantage estimate
+    clip_eps: float = 0.2  # how far an action's probability may move in one update
+    ent_coef: float = 0.01  # weight of the actions' entropy
+    critic: int = 64  # units of the critic
+    averaging: float = 0.97  # of the averaged weights, what an update keeps; they are the result
+    eval_every: int = 122  # updates between evaluations: 4 million steps
+    eval_rollouts: int = 256  # dreams of such an evaluation
+    start_from: str | None = None  # run or world whose C is learnt on; None starts from chance
+    worlds: tuple[str, ...] = ()  # more to dream, in turns; their M trained on from the same
+
+    def __post_init__(self):
+        numbers = [f.name for f in dataclasses.fields(self) if f.type in (int, float)]
+        require_positive(self, *(name for name in numbers if name not in _WITHIN))
+        require_within(self, **_WITHIN)
+        if self.gamma is not None:
+            require_within(self, gamma="(0, 1)")
+        if self.action_repeat is not None:
+            require_positive(self, "action_repeat")
+        if self.num_steps % self.held:
+            raise SettingError(
+                f"learn.action_repeat={self.held} does not divide num_steps = {self.num_steps}; "
+                "choose a divisor"
+            )
+        if self.draws % self.num_minibatches:
+            raise SettingError(
+                f"learn.num_minibatches={self.num_minibatches} does not divide num_envs x "
+                f"num_steps / action_repeat = {self.draws} draws; choose a divisor"
+            )
+
+    formerly = {"moments": "branched"}  # settings by the names that older checkpoints have
+    grows = ()  # no later call may raise a setting: the learning rate falls over all steps
+
+    def of(self, task: Task | None) -> "LearnConfig":
+        """These settings; what is not set is as the task says, or as usual where there is none."""
+        gamma, repeat = (GAMMA, 1) if task is None else (task.gamma, task.action_repeat)
+        gamma = gamma if self.gamma is None else self.gamma
+        return dataclasses.replace(self, gamma=gamma, action_repeat=self.action_repeat or repeat)
+
+    @property
+    def updates(self) -> int:
+        return max(1, self.steps // (self.num_envs * self.num_steps))
+
+    @property
+    def held(self) -> int:
+        return self.action_repeat or 1
+
+    @property
+    def draws(self) -> int:
+        """How many actions are drawn between two updates."""
+        return self.num_envs * self.num_steps // self.held
+
+    @property
+    def shared(self) -> int:
+        """What devices can share evenly: the dreams, and the draws of a minibatch."""
+        return math.gcd(self.num_envs, self.draws // self.num_minibatches)
 
 
 @struct.dataclass

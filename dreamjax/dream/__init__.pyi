@@ -9,10 +9,11 @@ from .gymnasium_env import VectorDream as VectorDream
 from .gymnax_env import NamedDream as NamedDream
 from .gymnax_env import legacy as legacy
 from .gymnax_env import make as make
+from .start_states import StartStates as StartStates
 from .unroll import unroll as unroll
 from .world import World as World
-from .worlds import load_controller as load_controller
+from .worlds import has_player as has_player
+from .worlds import load_player as load_player
 from .worlds import load_world as load_world
-from .worlds import save_controller as save_controller
 from .worlds import save_world as save_world
 from .worlds import shipped_worlds as shipped_worlds

@@ -20,7 +20,7 @@ from gymnax.environments.spaces import gymnax_space_to_gym_space as gym_space
 
 from dreamjax.dream.env import EnvParams, EnvState
 from dreamjax.dream.gymnax_env import NamedDream, make
-from dreamjax.dream.registration import check_process
+from dreamjax.dream.ids import check_process
 from dreamjax.task import FRAME_SHAPE
 from dreamjax.vision.model import drawn as pictures
 

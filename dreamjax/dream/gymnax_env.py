@@ -18,7 +18,7 @@ from gymnax.environments import spaces
 
 from dreamjax.actions import Keys
 from dreamjax.dream.env import DreamEnv, EnvParams, EnvState, keeping_numbers
-from dreamjax.dream.registration import check_process, env_ids
+from dreamjax.dream.ids import check_process, env_ids
 from dreamjax.dream.worlds import identity, load_world
 from dreamjax.task import FRAME_SHAPE, Task
 from dreamjax.training.settings import SettingError

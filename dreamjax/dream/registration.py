@@ -11,25 +11,12 @@ from typing import Any
 import gymnasium
 import wrapt
 
-from dreamjax.actions import Actions, Choice, Keys, actions_of
+from dreamjax.actions import Actions, actions_of
+from dreamjax.dream.ids import env_ids, note_fork
 from dreamjax.game.env import GameError, opened
 from dreamjax.importing import find
 from dreamjax.task import Task
 from dreamjax.tasks import GAMES, TASKS
-
-_lost = []  # whether this process is a fork of one that had used jax
-
-
-def env_ids() -> dict[str, tuple[Task, tuple[str, ...]]]:
-    """The game and the variants of its actions, its own first, by the ids of the dreams."""
-    keys, own = {}, {}
-    for task in TASKS.values():
-        kinds = ("discrete",) if isinstance(task.actions, Choice) else ("continuous",)
-        if isinstance(task.actions, Keys):
-            kinds = ("continuous", "discrete")
-            keys[task.env_id.replace("-v", "Discrete-v")] = task, kinds[::-1]
-        own[task.env_id] = task, kinds
-    return keys | own
 
 
 def register_dreams() -> None:
@@ -37,7 +24,7 @@ def register_dreams() -> None:
     for env_id in env_ids():
         _register_in_gymnasium(env_id)
     wrapt.when_imported("gymnax")(_register_in_gymnax)
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=note_fork)
 
 
 def register_dream(task: Task) -> None:
@@ -70,22 +57,6 @@ def _make(env_id: str, **variant: Any) -> Any:
     from dreamjax.dream.gymnax_env import named
 
     return named(env_id, **variant)
-
-
-def _forked() -> None:
-    bridge = sys.modules.get("jax._src.xla_bridge")
-    if bridge and bridge.backends_are_initialized():
-        _lost.append(True)
-
-
-def check_process() -> None:
-    """Raise RuntimeError in a fork of a process that had used jax: it would wait for ever there."""
-    if _lost:
-        raise RuntimeError(
-            "jax was used before this process was forked, so no dream can run in it; use "
-            'gymnasium.make_vec(ID, n, vectorization_mode="vector_entry_point"), or '
-            '"async" with vector_kwargs={"context": "spawn"}'
-        )
 
 
 def register(task: Task) -> Task:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import reprlib
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import numpy as np
 from flax import nnx
 
 from dreamjax.controller.model import Controller, controller_for, controller_of_size
+from dreamjax.controller.player import Player
 from dreamjax.dream.env import PAPER_NOISE, PAPER_THRESHOLD, DreamEnv, EnvParams, env_params
 from dreamjax.dream.start_states import StartStates, blank_start_states
-from dreamjax.memory.kinds import KINDS, kind_of
+from dreamjax.memory.kinds import KINDS, kind_of, serializable
 from dreamjax.memory.model import FORM, VARIANT, Memory
 from dreamjax.task import Task
 from dreamjax.tasks import TASKS
@@ -38,7 +40,13 @@ _FACTS = {  # what a world's facts may say: value where there is none, type, ran
     ),
     "hidden_size": (None, (int, type(None)), 1, 10**5, "a whole number from 1 to 10^5"),
     "controller_hidden": (0, (int,), 0, 10**5, "a whole number from 0 to 10^5"),
-    "dream": (0.0, (int, float), -_LARGEST, _LARGEST, "a finite float32"),  # what C earned in it
+    "dream": (
+        None,
+        (int, float, type(None)),
+        -_LARGEST,
+        _LARGEST,
+        "a finite float32",
+    ),  # C's return
 }
 
 
@@ -56,6 +64,9 @@ class World:
     start_states: StartStates | None = None  # of real episodes, from which dreams can go on
     temperature: float | None = None  # see `fidelity.true_temperature`; None is the task's
     dropout: float | None = None  # that with which its M was trained; None is none
+    find_player: Callable[["World"], Player] | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )  # loads its C, where it was loaded itself
 
     def env(self) -> DreamEnv:
         """The dream of this game as a gymnax environment."""
@@ -66,6 +77,25 @@ class World:
             hidden_size=None if size == self.task.hidden_size else size,
             bounds=self.memory.bounds,
         )
+
+    @property
+    def player(self) -> Player:
+        """The C that was found in this world, read from where it lies.
+
+        Raises:
+          CheckpointError: there is none, a damaged one, or one of another world.
+        """
+        if self.find_player is None:
+            raise CheckpointError("this world was not loaded, so no C lies beside it; find one")
+        return self.find_player(self)
+
+    def player_of(self, weights: jax.Array) -> Player:
+        """A C of this game that has these weights [D], of whichever form has as many.
+
+        Raises:
+          ValueError: no form has.
+        """
+        return Player(self.controller_of(weights), weights)
 
     def controller(self, hidden: int = 0) -> Controller:
         """The form of this game's C, linear or with `hidden` units; its weights are apart."""
@@ -112,6 +142,11 @@ class World:
         found["moments"] = self.start_states
         return {name: value for name, value in found.items() if value is not None}
 
+    def with_arrays(self, arrays: Mapping[str, Any]) -> "World":
+        """This world with what `arrays` names."""
+        kept = {name: x for name, x in arrays.items() if name != "moments"}
+        return dataclasses.replace(self, **kept, start_states=arrays.get("moments"))
+
     def facts(self) -> dict[str, Any]:
         """What must be known of it before its arrays can be read."""
         return {
@@ -143,6 +178,9 @@ def first_heads(task: Task) -> list[str]:
     return ["end"] if task.reads_restart and "end" in task.heads else []
 
 
+serializable(VAE)
+
+
 def blank_models(task: Task, kind: str = "lstm", **variant: Any) -> tuple[VAE, Memory]:
     """V and M of a task's sizes, M with `Memory`'s keywords, as shapes alone to load into."""
     memory = nnx.eval_shape(lambda: KINDS[kind](task, rngs=nnx.Rngs(0), **variant))
@@ -154,7 +192,7 @@ def _blank_vision(latent_size: int) -> VAE:
     return nnx.eval_shape(lambda: VAE(latent_size, rngs=nnx.Rngs(0)))
 
 
-def _blank_world(meta: dict[str, Any], origin: Path) -> World:
+def blank_world(meta: dict[str, Any], origin: Path) -> World:
     """A world of the right shapes, to load into; ValueError where `meta` cannot be."""
     if meta.get("task") not in list(TASKS):
         raise CheckpointError(
@@ -163,7 +201,7 @@ def _blank_world(meta: dict[str, Any], origin: Path) -> World:
             "or by dreamjax.register"
         )
     task = TASKS[meta["task"]]
-    facts = {name: _fact(meta, name) for name in _FACTS}
+    facts = {name: fact(meta, name) for name in _FACTS}
     if meta.get("profile") != task.profile:
         raise ValueError(
             f"profile is {reprlib.repr(meta.get('profile'))}, but {task.name} is {task.profile!r}"
@@ -192,7 +230,7 @@ def known_kind(meta: dict[str, Any], origin: Path) -> str:
     return kind
 
 
-def _fact(meta: dict[str, Any], name: str) -> Any:
+def fact(meta: dict[str, Any], name: str) -> Any:
     """A fact of a world, if it can be; `type` keeps true from passing for 1."""
     default, types, least, most, words = _FACTS[name]
     value = meta.get(name, default)

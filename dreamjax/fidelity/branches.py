@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax.controller.model import Controller
+from dreamjax.controller.player import Player
 from dreamjax.dream.env import EnvParams, EnvState
 from dreamjax.dream.unroll import unroll
 from dreamjax.dream.world import World
@@ -22,8 +22,7 @@ WINDOW = 40  # steps that a chance of death is averaged over, and between two br
 
 def branch_hazard(
     world: World,
-    controller: Controller,
-    weights: jax.Array,
+    player: Player,
     latents: LatentSequences,
     *,
     young: int,
@@ -35,8 +34,7 @@ def branch_hazard(
     """Deaths in 1,000 steps of real games, and of dreams at tau = 1 that go on from them.
 
     Args:
-      controller, weights: form and [D] of the C that dreams; it compares best with games
-        that it played itself.
+      player: the C that dreams; it compares best with games that it played itself.
       latents: games that M was not trained on.
       young, old: the first age, in steps, that is compared, a multiple of `WINDOW`, and the end.
       windows: W, how long a dream goes on, in windows of `WINDOW` steps.
@@ -65,7 +63,8 @@ def branch_hazard(
         carry=jax.tree.map(lambda x: x[step // WINDOW, episode], carries),
         dead=jnp.zeros(len(step), bool),
     )
-    dreamt = _leave(world.env(), controller, windows, params, weights, state, jax.random.key(seed))
+    form, weights = player.controller, player.weights
+    dreamt = _leave(world.env(), form, windows, params, weights, state, jax.random.key(seed))
     return {
         "n": len(step),
         "game": float(1000 * deaths.sum() / aged.sum()),

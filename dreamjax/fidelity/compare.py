@@ -15,6 +15,7 @@ import numpy as np
 
 from dreamjax import agent
 from dreamjax.controller.model import Controller
+from dreamjax.controller.player import Player
 from dreamjax.controller.population import Dreamt, rollout
 from dreamjax.dream.env import DreamEnv
 from dreamjax.dream.unroll import follow, unroll
@@ -140,8 +141,8 @@ class ExploitAlarm:
 
     def __call__(self, weights: jax.Array, dreamt: float) -> dict[str, float]:
         """Play with the weights [D] whose return in the dream is `dreamt`; metric `real`."""
-        how = {"policy": self.controller, "workers": self.workers}
-        returns = agent.evaluate(self.world, weights, self.episodes, self.seed, **how).returns
+        asked = self.world, Player(self.controller, weights), self.episodes, self.seed
+        returns = agent.evaluate(*asked, workers=self.workers).returns
         real, error = returns.mean(), returns.std() / np.sqrt(len(returns))
         if self._best is None or real > self._best[1]:
             self._best = dreamt, real, error

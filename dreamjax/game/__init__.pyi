@@ -1,10 +1,13 @@
+from .collecting import Collection as Collection
 from .collecting import collect as collect
 from .env import EngineCrashError as EngineCrashError
+from .env import GameError as GameError
 from .env import make_env as make_env
 from .jobs import Played as Played
 from .jobs import play as play
 from .policies import POLICIES as POLICIES
 from .policies import play_steps as play_steps
+from .rollouts import DamagedShardError as DamagedShardError
 from .rollouts import Rollouts as Rollouts
 from .vector import VectorGame as VectorGame
 from .workers import WorkerError as WorkerError

@@ -91,6 +91,7 @@ class MemoryConfig:
         )
         find_kind(self.kind)
 
+    formerly = {"moments": "start_states"}  # settings by the names that older checkpoints have
     grows = ("steps",)  # settings that a later call may raise
 
     def of(self, task: Task) -> "MemoryConfig":
@@ -122,12 +123,12 @@ class _Plan:
 
 
 def train_memory(
-    seed: int,
     task: Task,
     latents: LatentSequences,
     config: MemoryConfig,
+    seed: int,
     *,
-    log: Logbook,
+    log: Logbook | None = None,
     store: Store | None = None,
     meta: Mapping[str, Any] | None = None,
     memory: Memory | None = None,
@@ -139,6 +140,7 @@ def train_memory(
     posterior in every update.
 
     Args:
+      task, latents: the game, and its encoded episodes.
       seed: of the weights, the order and the noise.
       log: receives `loss` and its parts, `nll`, `death_loss` and `reward_loss`.
       store, meta: as for `training.fit.fit`; an unfinished run in `store` is resumed.
@@ -150,7 +152,8 @@ def train_memory(
     Raises:
       ValueError: latents of another task, or a size in `config` that cannot be.
     """
-    trainer = Trainer(seed, task, latents, config, log)
+    log = log or Logbook(quiet=True)
+    trainer = Trainer(task, latents, config, seed, log)
     state = fit(
         "memory",
         trainer.initial(memory),
@@ -171,10 +174,10 @@ class Trainer:
 
     def __init__(
         self,
-        seed: int,
         task: Task,
         latents: LatentSequences,
         config: MemoryConfig,
+        seed: int,
         log: Logbook | None = None,
     ):
         check_form(task, config)

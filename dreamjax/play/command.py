@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from dreamjax.dream.worlds import has_controller, load_controller, load_world
+from dreamjax.dream.worlds import has_player, load_world
 from dreamjax.game.workers import WorkerError, python
 from dreamjax.play import folder, server
 
@@ -22,11 +22,11 @@ def write(source: str, out: Path | str, seed: int, *, recorded: bool) -> Path:
       seed, recorded: of the real game that C plays for the page, and whether it is played now.
     """
     world = load_world(source)
-    player = load_controller(source, world) if has_controller(source) else (None, None)
-    page = folder.write(out, world, *player)
-    if recorded and player[0] is not None:
+    player = world.player if has_player(source) else None
+    page = folder.write(out, world, player)
+    if recorded and player is not None:
         try:
-            folder.record(page, world, *player, seed)
+            folder.add_recording(page, world, player, seed)
         except (ImportError, WorkerError) as error:
             folder.tell(page, f"No game was recorded: {error}")
     return page

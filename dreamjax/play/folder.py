@@ -10,7 +10,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import safetensors.numpy
 from PIL import Image
@@ -18,7 +17,7 @@ from PIL import Image
 from dreamjax.actions import Actions, Box, Choice, Keys
 from dreamjax.agent import watch
 from dreamjax.controller.distributions import distribution_of
-from dreamjax.controller.model import Controller
+from dreamjax.controller.player import Player
 from dreamjax.dream.world import World
 from dreamjax.memory.kinds import kind_of
 from dreamjax.memory.model import VARIANT
@@ -36,18 +35,16 @@ VISION = ("dense", "deconv1", "deconv2", "deconv3", "deconv4")  # what a page ne
 MEMORY = ("lstm_kernel", "lstm_bias", "head_kernel", "head_bias")  # and of M
 
 
-def write(
-    target: Path | str, world: World, controller: Controller | None, weights: jax.Array | None
-) -> Path:
+def write(target: Path | str, world: World, player: Player | None) -> Path:
     """Write a page that dreams `world`, as a folder for any static host, and return the folder.
 
-    A page that is there is replaced. `controller` and `weights` [D] are None where there is no C.
+    A page that is there is replaced. `player` is None where there is no C.
 
     Raises:
       ValueError: a folder of something else, an M of another kind than the page knows, or a
         number beyond half precision.
     """
-    facts, arrays = facts_of(world, controller), arrays_of(world, weights)
+    facts, arrays = facts_of(world, player), arrays_of(world, player)
     target = Path(target)
     if target.is_dir() and any(target.iterdir()) and not (target / FACTS).is_file():
         raise ValueError(f"{target} holds something else than a page; choose another folder")
@@ -56,7 +53,7 @@ def write(
     with files.replacing(target / WEIGHTS) as file:
         file.write(blob)
     facts |= {"weights": WEIGHTS, "size": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
-    facts["recording"] = NO_PLAYER if controller is None else COMING
+    facts["recording"] = NO_PLAYER if player is None else COMING
     for part in (resources.files("dreamjax.play") / "page").iterdir():
         with files.replacing(target / part.name) as file:
             file.write(part.read_bytes())
@@ -64,7 +61,7 @@ def write(
     return target
 
 
-def arrays_of(world: World, weights: jax.Array | None) -> dict[str, np.ndarray]:
+def arrays_of(world: World, player: Player | None) -> dict[str, np.ndarray]:
     """What a page needs of a world and its C, by name, C's in full precision; raises as `write`."""
     if kind_of(world.memory) != "lstm":
         raise ValueError(
@@ -82,12 +79,12 @@ def arrays_of(world: World, weights: jax.Array | None) -> dict[str, np.ndarray]:
     for name, array in halves.items():
         if not np.isfinite(array).all():
             raise ValueError(f"{name} has a number beyond half precision; train the world again")
-    if weights is not None:
-        halves["controller"] = np.asarray(weights, np.float32)
+    if player is not None:
+        halves["controller"] = np.asarray(player.weights, np.float32)
     return halves
 
 
-def facts_of(world: World, controller: Controller | None) -> dict[str, Any]:
+def facts_of(world: World, player: Player | None) -> dict[str, Any]:
     """What a page must know of a world and of C's form, beside their arrays."""
     task, memory, params = world.task, world.memory, world.params()
     threshold = world.death_threshold
@@ -108,9 +105,10 @@ def facts_of(world: World, controller: Controller | None) -> dict[str, Any]:
     form = {name: getattr(memory, name) for name in names}
     heads = [(name, math.prod(shape)) for name, shape in memory.layout.items()]
     found["memory"] = form | {"heads": heads}
-    if controller is not None:
-        bias, outputs = getattr(controller, "bias", True), distribution_of(task.actions).outputs
-        found["controller"] = {"hidden": controller.hidden, "bias": bias, "outputs": outputs}
+    if player is not None:
+        form, outputs = player.controller, distribution_of(task.actions).outputs
+        bias = getattr(form, "bias", True)
+        found["controller"] = {"hidden": form.hidden, "bias": bias, "outputs": outputs}
     return found
 
 
@@ -124,16 +122,14 @@ def _actions(actions: Actions) -> dict[str, Any]:
 FORMS = {"keys": Keys, "choice": Choice, "box": Box}  # in order: keys are a box too
 
 
-def record(
-    target: Path | str, world: World, controller: Controller, weights: jax.Array, seed: int = 0
-) -> None:
+def add_recording(target: Path | str, world: World, player: Player, seed: int = 0) -> None:
     """Let C play one real game, and add it to the page in `target`.
 
     Raises:
       ImportError: the game is not installed.
       WorkerError: the game could not be kept running.
     """
-    frames, latents, actions = watch(world, weights, seed, STEPS, controller)
+    frames, latents, actions = watch(world, player, seed, STEPS)
     said = {
         "frames": SHEET,
         "columns": COLUMNS,

@@ -174,8 +174,8 @@ def _phase_command(name: str, presets: dict[str, Any], chosen: str) -> Any:
 
 
 def _run(command: Any, name: str) -> None:
-    from dreamjax.run.phases import run_phases
     from dreamjax.run.rounds import iterate
+    from dreamjax.run.running import run_phases
     from dreamjax.run.settings import Run
     from dreamjax.training import devices
     from dreamjax.training.files import writable
@@ -200,8 +200,9 @@ def _run(command: Any, name: str) -> None:
 
 def _plan(run: Any, name: str, world: str | None) -> None:
     """Tell what the phases will do in the run, and foretell what those take that are left."""
-    from dreamjax.run.ledger import PHASES, foretold
-    from dreamjax.run.phases import phases_left
+    from dreamjax.run.ledger import foretold
+    from dreamjax.run.phases import PHASES
+    from dreamjax.run.running import phases_left
 
     if name in (*MEASURING, "iterate"):
         raise ValueError(f"{name} cannot be planned; leave out --dry-run")
@@ -252,7 +253,7 @@ class Export(_OfOnesOwn):
 
     def __call__(self) -> None:
         self.know()
-        from dreamjax.run.phases import export
+        from dreamjax.run.running import export
 
         export(self.run_dir, self.target)
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from dreamjax.dream.world import TUNED
-from dreamjax.dream.worlds import load_controller, load_world
+from dreamjax.dream.worlds import load_world
 from dreamjax.game import collecting, rollouts
 from dreamjax.memory.latents import read_latents
-from dreamjax.run.ledger import PHASES, Phase, decide, profiles
-from dreamjax.run.lineage import GIVEN, lies, renamed
+from dreamjax.run.game import profiles
+from dreamjax.run.ledger import Phase, decide, renewed
+from dreamjax.run.phases import PHASES
+from dreamjax.run.places import GIVEN, lies, renamed
 from dreamjax.run.settings import CONTROLLERS, DreamConfig, Run, RunConfig
 from dreamjax.tasks import TASKS
 from dreamjax.training.checkpoint import CheckpointError, Store, digest
@@ -82,9 +84,10 @@ def _config(directory: Path, section: str, made: dict[str, Any]) -> RunConfig:
         dream = DreamConfig(**tuned, bfloat16=made["products"] == "bfloat16")
         hidden = made.get("controller_hidden", 0)
         config = dataclasses.replace(config, dream=dream, controller_hidden=hidden)
-    told = renamed(made.get("config", made), lambda source: _as_given(source, directory))
-    told = {name: tuple(x) if isinstance(x, list) else x for name, x in told.items()}
     own = getattr(config, section)
+    told = renewed(made, own).get("config", made)
+    told = renamed(told, lambda source: _as_given(source, directory))
+    told = {name: tuple(x) if isinstance(x, list) else x for name, x in told.items()}
     fields = {field.name for field in dataclasses.fields(own)} & told.keys()
     own = dataclasses.replace(own, **{name: told[name] for name in fields})
     return dataclasses.replace(config, **{section: own})
@@ -136,8 +139,8 @@ def _loaded(directory: Path, part: str) -> Finding:
     try:
         world = load_world(directory)
         if part == "controller":
-            weights = load_controller(directory, world)[1]
-            return Finding(part, f"{len(weights):,} weights", damaged, "it plays")
+            there = f"{len(world.player.weights):,} weights"
+            return Finding(part, there, damaged, "it plays")
         models = f"V {digest(world.vision)[:12]}, M {digest(world.memory)[:12]}"
         there = f"{world.task.profile}, {world.digest()[:12]}: {models}"
         return Finding(part, there, damaged, "dreamt as it is")

@@ -4,14 +4,13 @@ import contextlib
 import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 
 from dreamjax.agent import evaluate, evaluation_seeds
-from dreamjax.controller.model import Controller
+from dreamjax.controller.player import Player
 from dreamjax.controller.population import Dreamt
 from dreamjax.dream.world import World
-from dreamjax.dream.worlds import load_world, save_world, world_meta
+from dreamjax.dream.worlds import save_world, world_meta
 from dreamjax.fidelity import compare as fidelity
 from dreamjax.fidelity.branches import WINDOW, branch_hazard
 from dreamjax.fidelity.calibrate import true_temperature
@@ -21,8 +20,9 @@ from dreamjax.game.jobs import Played, play
 from dreamjax.game.policies import play_steps
 from dreamjax.memory.latents import posteriors, read_latents
 from dreamjax.memory.metrics import memory_metrics
-from dreamjax.run.ledger import CALIBRATE, FIDELITY, begin
-from dreamjax.run.lineage import held_below, untold
+from dreamjax.run.ledger import Inputs
+from dreamjax.run.lineage import held_below
+from dreamjax.run.places import untold
 from dreamjax.run.scores import listed, score
 from dreamjax.run.settings import WATCH_SEED, Run
 from dreamjax.task import Task
@@ -32,17 +32,18 @@ from dreamjax.training.logbook import Logbook
 SIDES = ("dream", "real")
 
 
-def fidelity_phase(run: Run) -> None:
-    """Compare the dream with the game; write fidelity.json."""
-    world, controller, best = begin(run, FIDELITY).values
+def compare(run: Run, made: Inputs) -> dict[str, Any]:
+    """Everything that is measured of the dream beside the game."""
+    world, player = made.values
     world, config = run.config.dream.of(world), run.config.fidelity
     tau = world.params().temperature
-    found = _held_out(run, world, controller, best) | {"policies": {}}
+    found = _held_out(run, world, player) | {"policies": {}}
     for name in fidelity.BLINDFOLDED:
         dreamt = fidelity.dreamt_play(world, name, config.episodes, run.seed, tau)
         found["policies"][name] = _compared(run.task, dreamt, _played_blindly(run, name))
-    dreamt = fidelity.dreamt_returns(world, controller, best[None], config.episodes, run.seed)
-    real = _played_awake(run, world, controller, best, config.real_episodes, log=run.log)
+    population = player.controller, player.weights[None]
+    dreamt = fidelity.dreamt_returns(world, *population, config.episodes, run.seed)
+    real = _played_awake(run, world, player, config.real_episodes, log=run.log)
     found["policies"]["C"] = _compared(run.task, dreamt, real)
     seen, seed = config.seen, run.seed + WATCH_SEED
     games = [frames for frames, _ in _unseen_games(run, "held", seed, seen)]
@@ -52,12 +53,17 @@ def fidelity_phase(run: Run) -> None:
             world, _unseen_games(run, "varied", seed + WATCH_SEED, max(2, seen))
         )
     found |= _shown(run, world, games, tau)
-    found["controllers"] = _ranked(run, world, controller, best)
+    found["controllers"] = _ranked(run, world, player)
+    return found
+
+
+def report(run: Run, made: Inputs, found: dict[str, Any]) -> None:
+    """Write and print what was measured."""
     write_json(run.directory / "fidelity.json", found)
     print_fidelity(run.task, found, run.log)
 
 
-def _held_out(run: Run, world: World, *player: Any) -> dict[str, Any]:
+def _held_out(run: Run, world: World, player: Player) -> dict[str, Any]:
     """How M does on the encoded episodes that neither it nor its forebears were trained on."""
     if not run.latents.exists():
         return {}
@@ -68,26 +74,24 @@ def _held_out(run: Run, world: World, *player: Any) -> dict[str, Any]:
     young = config.grown(run.task)
     if run.task.ends and (held.lengths > young).any():
         how = {"young": young, "old": run.task.max_steps, "seed": run.seed}
-        found["departures"] = branch_hazard(world, *player, held, **how)
+        found["departures"] = branch_hazard(world, player, held, **how)
     return found
 
 
-def calibrate_phase(run: Run) -> None:
+def calibrate(run: Run, made: Inputs) -> None:
     """Give the run's world the temperature at which its dreams last as long as games.
 
     The other settings of the dream are as asked for, and kept as well.
     """
-    if run.task.step_reward is None or not run.task.ends:
-        raise ValueError(
-            f"games of {run.task.name} are not told apart by how long they last; choose its "
-            "temperature by --dream.temperature"
-        )
-    begin(run, CALIBRATE)
-    world, made = run.config.dream.of(load_world(run.directory)), world_meta(run.directory)
+    world = run.config.dream.of(made.values)
     names = fidelity.BLINDFOLDED
     lived = {name: float(_played_blindly(run, name).lengths.mean()) for name in names}
     tau, dreamt = true_temperature(world, lived, run.config.fidelity.episodes, run.seed)
-    save_world(run.directory, dataclasses.replace(world, temperature=round(tau, 2)), untold(made))
+    save_world(
+        run.directory,
+        dataclasses.replace(world, temperature=round(tau, 2)),
+        untold(world_meta(run.directory)),
+    )
     told = ", ".join(f"{name} {dreamt[name]:.0f} ({lived[name]:.0f})" for name in names)
     run.log.say(f"temperature {tau:.2f}; steps in dreams near it (in games): {told}")
 
@@ -127,9 +131,9 @@ def _shown(run: Run, world: World, games: list[np.ndarray], tau: float) -> dict[
     return found
 
 
-def _played_awake(run: Run, world: World, controller, weights, episodes: int, **how) -> Played:
-    how |= {"policy": controller, "workers": run.config.workers}
-    return evaluate(world, weights, episodes, run.seed + WATCH_SEED, **how)
+def _played_awake(run: Run, world: World, player: Player, episodes: int, **how) -> Played:
+    how["workers"] = run.config.workers
+    return evaluate(world, player, episodes, run.seed + WATCH_SEED, **how)
 
 
 def _compared(task: Task, dreamt: Dreamt, real: Any) -> dict[str, Any]:
@@ -146,15 +150,15 @@ def _compared(task: Task, dreamt: Dreamt, real: Any) -> dict[str, Any]:
     return found
 
 
-def _ranked(run: Run, world: World, controller: Controller, best: jax.Array) -> dict[str, Any]:
+def _ranked(run: Run, world: World, player: Player) -> dict[str, Any]:
     """Scores of controllers of every quality, in the dream and in the game, and how they agree."""
     config = run.config.fidelity
-    weights = fidelity.controllers_between(best, config.controllers, run.seed)
-    rollouts = 16 * config.controller_episodes
-    dreamt, real = fidelity.dreamt_scores(world, controller, weights, rollouts, run.seed), []
+    form, rollouts = player.controller, 16 * config.controller_episodes
+    weights = fidelity.controllers_between(player.weights, config.controllers, run.seed)
+    dreamt, real = fidelity.dreamt_scores(world, form, weights, rollouts, run.seed), []
     with run.log.progress("controllers", len(weights), "controllers") as bar:
         for one in weights:
-            played = _played_awake(run, world, controller, one, config.controller_episodes)
+            played = _played_awake(run, world, Player(form, one), config.controller_episodes)
             real.append(float(played.returns.mean()))
             bar.advance(1, f"real {real[-1]:.0f}")
     ranks = fidelity.rank_correlation(dreamt, real)

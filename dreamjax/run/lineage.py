@@ -5,9 +5,7 @@ A run's files name another by the way there, where the two lie together: so they
 
 import contextlib
 import dataclasses
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,17 @@ import jax
 import jax.numpy as jnp
 
 from dreamjax.controller.model import Controller
+from dreamjax.controller.player import Player
 from dreamjax.dream import worlds
 from dreamjax.dream.start_states import start_states_of
+from dreamjax.dream.world import World, blank_models, known_kind
 from dreamjax.memory.kinds import kind_of
 from dreamjax.memory.latents import LatentSequences, read_latents
 from dreamjax.memory.metrics import calibrated_threshold, memory_metrics
 from dreamjax.memory.model import FORM, VARIANT, Memory
 from dreamjax.memory.training import MemoryConfig
+from dreamjax.run.ledger import Inputs
+from dreamjax.run.places import CHANCE, GIVEN, lies, link, portable, untold
 from dreamjax.run.scores import listed
 from dreamjax.run.settings import Run
 from dreamjax.task import Task
@@ -30,65 +32,6 @@ from dreamjax.training.devices import is_first
 from dreamjax.vision.model import VAE
 
 NUM_STARTS = 1000  # start states kept in a world, as the original's initial_z.json
-GIVEN = "given"  # folder of the world that a run was given, once the run makes its own
-CHANCE = "chance"  # asks for an M that starts from chance where a world was given
-
-
-def way(source: str | None, home: Path) -> str | None:
-    """How the files of the run at `home` name a run or world: by the way, if they lie together."""
-    if source is None or source in worlds.shipped_worlds():
-        return source
-    place, home = Path(source), home.resolve()
-    if not (place.is_absolute() or place.exists()):
-        return source
-    place = place.resolve()
-    near = home.parent in (place, *place.parents)
-    return os.path.relpath(place, home) if near else str(place)
-
-
-def lies(name: str, home: Path) -> str:
-    """Where what the files of the run at `home` name so lies."""
-    return name if name in worlds.shipped_worlds() else str(home / name)
-
-
-def is_same(old: str | None, new: str | None, home: Path) -> bool:
-    """Whether a name in the files of the run at `home` is `way`'s of now, perhaps after a move.
-
-    Older files have paths as they were given: absolute ones of the run before a round, and of an M
-    trained on that of its own run.
-    """
-    if None in (old, new):
-        return old == new
-    then, now = (home / old).resolve(), (home / new).resolve()
-    if new in (".", "..") and then != now:
-        is_kin = home.name == "round-1" if new == ".." else (home / "memory-1").exists()
-        return is_kin and Path(old).is_absolute()
-    gone = not then.exists() or then.name.startswith("round-")
-    return then == now or (gone and then.name == now.name)
-
-
-def renamed(config: dict[str, Any], name: Callable[[str | None], Any]) -> dict[str, Any]:
-    """Settings of a training, in which `name` names the runs and worlds."""
-    named = {"start_from": name(config["start_from"])} if "start_from" in config else {}
-    if "worlds" in config:
-        named["worlds"] = [name(source) for source in config["worlds"]]
-    return config | named
-
-
-def link(source: Path, target: Path) -> None:
-    """Give `target` the files of `source` that it lacks; nothing where there is no `source`."""
-    for path in source.rglob("*"):
-        copy = target / path.relative_to(source)
-        if path.is_file() and not copy.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path, copy)
-            except FileExistsError:
-                pass
-            except OSError:  # another disk, or one without links
-                half = copy.with_name(f".{copy.name}.{os.getpid()}")
-                shutil.copy2(path, half)
-                os.replace(half, copy)
 
 
 def load_vision(run: Run) -> VAE:
@@ -96,7 +39,7 @@ def load_vision(run: Run) -> VAE:
     store = run.store("vision")
     if not store.directory.exists() and (run.directory / "world").exists():
         return worlds.load_world(run.directory).vision
-    return store.load(worlds.blank_models(run.task)[0], prefix=".model")[0]
+    return store.load(blank_models(run.task)[0], prefix=".model")[0]
 
 
 def vision_to_train_on(run: Run) -> VAE | None:
@@ -118,7 +61,7 @@ def _vision_of(source: Path | str, task: Task) -> VAE:
     store = Store(worlds.folder_of(source) / "vision")
     if not store.steps():
         return worlds.load_world(source).vision
-    return store.load(worlds.blank_models(task)[0], prefix=".model")[0]
+    return store.load(blank_models(task)[0], prefix=".model")[0]
 
 
 def _is_trained_on_from(run: Run, theirs: str) -> bool:
@@ -218,21 +161,23 @@ def held_below(source: Path | str, made: Any) -> float:
     return share
 
 
-def bind(run: Run, vision: VAE, memory: Memory, latents: LatentSequences) -> None:
+def bind(run: Run, inputs: Inputs, memory: Memory) -> None:
     """Judge and calibrate M on the held-out episodes; save V, M and starts as the run's world.
 
-    Nothing where its world is of these V and M already.
+    Nothing where its world is of these V and M already; the first process does it.
     """
-    made, bound = run.store("memory").meta(), _meta(run.store("world"))
-    if bound and (bound["vision"], bound["memory"]) == (digest(vision), digest(memory)):
+    (vision, latents, *_), bound = inputs.values, _meta(run.store("world"))
+    found = digest(vision), digest(memory)
+    if not is_first() or (bound and (bound["vision"], bound["memory"]) == found):
         return
+    made = run.store("memory").meta()
     train, held = latents.split(made["config"]["held_out"])
     threshold = calibrated_threshold(memory, held)
     starts = (jnp.asarray(part) for part in latents.starts(NUM_STARTS))
     tuned = {"death_threshold": threshold, "death_noise": 1.0}
     tuned["dropout"] = made["config"]["dropout"] or None
     start_states = start_states_of(memory, train, run.config.memory.start_states, run.seed)
-    world = worlds.World(run.task, vision, memory, *starts, **tuned, start_states=start_states)
+    world = World(run.task, vision, memory, *starts, **tuned, start_states=start_states)
     metrics = memory_metrics(memory, held) | {"death_threshold": threshold}
     run.log.log("held-out", made["step"], metrics)
     run.log.say("M on held-out episodes: " + listed(metrics))
@@ -258,19 +203,7 @@ def memory_aside(run: Run, _: Any, changed: str) -> Sequence[Path] | None:
     return list((run.directory / "memory").iterdir())
 
 
-def untold(made: dict[str, Any]) -> dict[str, Any]:
-    """`made` without what is of one checkpoint alone."""
-    own = "format", "versions", "step", "total"
-    return {name: value for name, value in made.items() if name not in own}
-
-
-def portable(made: dict[str, Any], home: Path) -> dict[str, Any]:
-    """`made`, to hand on: of what M or C went on from, or dreamt beside, the names, no paths."""
-    config = renamed(made["config"], lambda source: source and (home / source).resolve().name)
-    return made | {"config": config}
-
-
-def worlds_beside(run: Run, world: worlds.World) -> list[worlds.World]:
+def worlds_beside(run: Run, world: World) -> list[World]:
     """The worlds that `learn.worlds` names, in which the same C can dream."""
     found = []
     for source in run.config.learn.worlds:
@@ -289,7 +222,7 @@ def worlds_beside(run: Run, world: worlds.World) -> list[worlds.World]:
     return found
 
 
-def _sizes(world: worlds.World) -> Any:
+def _sizes(world: World) -> Any:
     """The form of a world's M."""
     return jax.tree.structure(world.memory), [x.shape for x in jax.tree.leaves(world.memory)]
 
@@ -299,19 +232,20 @@ def _in_half(vision: VAE) -> str:
     return digest(jax.tree.map(lambda x: x.astype(jnp.float16), vision))
 
 
-def controller_to_learn_on(run: Run, controller: Controller) -> jax.Array | None:
-    """The weights [D] that `start_from` names, perhaps of another world, where none are yet."""
+def player_to_learn_on(run: Run, controller: Controller) -> Player | Controller:
+    """The C that `start_from` names, perhaps of another world, or a form where it has begun."""
     source = run.config.learn.start_from
     if source is None or run.store("learn").steps():
-        return None
-    theirs, weights = worlds.load_controller(source, worlds.load_world(source))
+        return controller
+    player = worlds.load_player(source)
+    theirs = player.controller
     if theirs != controller:
         raise CheckpointError(
             f"C of {source} reads {theirs.num_features} numbers and has {theirs.hidden} hidden "
             f"units, but this run asks for {controller.num_features} and {controller.hidden}; set "
             "--controller-hidden as it was, or learn from nothing"
         )
-    return weights
+    return player
 
 
 def memory_to_train_on(run: Run, config: MemoryConfig, vision: VAE) -> Memory | None:
@@ -339,10 +273,10 @@ def _memory_of(source: Path | str, task: Task) -> tuple[Memory, str]:
     if not meta:
         world = worlds.load_world(source)
         return world.memory, digest(world.vision)
-    worlds.known_kind(meta["config"], store.directory)
+    known_kind(meta["config"], store.directory)
     had = {name: meta["config"].get(name, 0) for name in VARIANT}
     had |= {name: meta["config"][name] for name in FORM if meta["config"][name] is not None}
-    memory = store.load(worlds.blank_models(task, **had)[1], prefix=".memory")[0]
+    memory = store.load(blank_models(task, **had)[1], prefix=".memory")[0]
     return memory, meta["vision"]
 
 

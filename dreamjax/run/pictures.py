@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from dreamjax.agent import watch
-from dreamjax.controller.model import Controller
+from dreamjax.controller.player import Player
 from dreamjax.dream.env import EnvState
 from dreamjax.dream.unroll import follow, unroll
 from dreamjax.dream.world import World
@@ -80,22 +80,16 @@ def _panel_curves(rows: list[dict]) -> list[tuple[str, str, dict[str, dict[int, 
     return found
 
 
-def film(
-    world: World,
-    weights: jax.Array,
-    target: Path,
-    seed: int = 0,
-    controller: Controller | None = None,
-) -> int:
+def film(world: World, player: Player, target: Path, seed: int = 0) -> int:
     """Save a GIF at `target`: the real game, V's reconstruction of it, and M's dream of its start.
 
     The dream begins at the same latent, is given the same actions and never looks again. The seed
-    is of both; without a `controller`, C is the world's linear one. Returns the steps filmed.
+    is of both. Returns the steps filmed.
 
     Raises:
       WorkerError: the game could not be kept running.
     """
-    frames, latents, actions = watch(world, weights, seed, FILM_STEPS, controller)
+    frames, latents, actions = watch(world, player, seed, FILM_STEPS)
     dreamt, last, end = _dream(world, latents[0], actions, seed)
     stride = max(1, round(world.task.steps_per_second / FILM_RATE))
     seen = drawn(world.vision, latents[::stride])

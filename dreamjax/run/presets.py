@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from dreamjax.controller.evolution import EvolveConfig
-from dreamjax.controller.policy_gradient import LearnConfig
+from dreamjax.controller.ppo import LearnConfig
 from dreamjax.dream.env import PAPER_NOISE, PAPER_THRESHOLD
 from dreamjax.memory.training import MemoryConfig
 from dreamjax.run.settings import (

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dreamjax.controller.player import Player
 from dreamjax.dream.env import PAPER_NOISE, PAPER_THRESHOLD
 from dreamjax.dream.world import World, first_heads
-from dreamjax.dream.worlds import save_controller, save_world
+from dreamjax.dream.worlds import save_world
 from dreamjax.memory.heads import places
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.model import Memory
@@ -64,8 +65,7 @@ def import_released(source: Path | str, directory: Path | str, task: Task) -> Wo
     _check("*.best.json", [weights], [(controller.num_params,)], task)
     directory = writable(directory)
     save_world(directory, world, {"released": True})
-    meta = {"phase": "released", "dream": score}
-    save_controller(directory, world, jnp.asarray(weights), meta, controller)
+    Player(controller, weights, dream=score).save(directory, world, {"phase": "released"})
     return world
 
 

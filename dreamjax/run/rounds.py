@@ -11,9 +11,12 @@ from functools import partial
 from pathlib import Path
 
 from dreamjax.dream.worlds import load_world, save_world
-from dreamjax.run.ledger import AGAIN, EVALUATE, RECORD, decide, played
-from dreamjax.run.lineage import link, memory_settings
-from dreamjax.run.phases import record_phase, run_phases
+from dreamjax.run.inputs import of_record
+from dreamjax.run.ledger import AGAIN, decide, do
+from dreamjax.run.lineage import memory_settings
+from dreamjax.run.phases import EVALUATE, RECORD
+from dreamjax.run.places import link
+from dreamjax.run.running import run_phases
 from dreamjax.run.settings import Run
 from dreamjax.training.devices import is_first, wait_for_all
 from dreamjax.training.files import writable
@@ -56,8 +59,8 @@ def _round(before: Run, directory: Path, number: int) -> Run:
             save_world(directory, load_world(before.directory), {})  # for its V
     wait_for_all("what the round begins with is there")
     episodes = number * run.config.iterate.episodes  # of all rounds
-    asked = partial(played, by=before.directory, episodes=episodes)
-    record_phase(run, dataclasses.replace(RECORD, reads=asked))
+    asked = partial(of_record, by=before.directory, episodes=episodes)
+    do(run, dataclasses.replace(RECORD, reads=asked))
     wait_for_all("record")
     run_phases(run, ("encode", "train-memory", run.config.controller, "evaluate"))
     return run

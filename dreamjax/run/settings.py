@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from dreamjax.controller.evolution import EvolveConfig
-from dreamjax.controller.policy_gradient import LearnConfig
+from dreamjax.controller.ppo import LearnConfig
 from dreamjax.dream import env
 from dreamjax.dream.world import TUNED, World
 from dreamjax.dream.worlds import SEARCHES

@@ -133,6 +133,10 @@ class Store:
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.directory / f"{old:08d}", ignore_errors=True)
 
+    def replace(self, tree: Any, meta: Mapping[str, Any]) -> None:
+        """Save what takes the place of all that was there; errors as of `save`."""
+        self.save(max(self.steps(), default=-1) + 1, tree, meta)
+
     def meta(self) -> dict[str, Any]:
         """`meta.json` of the newest checkpoint that passes its manifest."""
         return self._sound()[1]

@@ -149,12 +149,12 @@ class State:
 
 
 def train_vision(
-    seed: int,
     task: Task,
     rollouts_directory: Path | str,
     config: VisionConfig,
+    seed: int,
     *,
-    log: Logbook,
+    log: Logbook | None = None,
     vision: VAE | None = None,
     store: Store | None = None,
     meta: Mapping[str, Any] | None = None,
@@ -162,9 +162,9 @@ def train_vision(
     """Train V on recorded frames, or go on from `store`'s newest checkpoint.
 
     Args:
-      seed: of the weights, the noise and the order of the frames.
       task: gives Z.
       rollouts_directory: shards written by `collecting.collect`.
+      seed: of the weights, the noise and the order of the frames.
       vision: V to train on, if `store` has none; None starts from chance.
       log, store, meta: as for `fit`.
 
@@ -172,7 +172,7 @@ def train_vision(
       ValueError: no rollouts there; a batch that the processes of a job cannot share; a reader of
         a game that has no salient colour.
     """
-    reads = config.reader_weight > 0
+    log, reads = log or Logbook(quiet=True), config.reader_weight > 0
     if reads and task.salient is None:
         raise SettingError(
             f"{task.name} has no salient colour to read; leave out vision.reader_weight"
