@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from command import environ, finish, kill, start, wait_for
+from command import alone, environ, finish, kill, start, wait_for
 from soak import artefacts, differences
 
 from dreamjax.run.pictures import read_metrics
@@ -196,7 +196,7 @@ def test_two_processes_one_of_which_is_lost(tmp_path):
     One with as many devices: a batch of another size may round otherwise, and M's dreams are
     chaotic.
     """
-    run, alone = tmp_path / "job", tmp_path / "alone"
+    run, single = tmp_path / "job", tmp_path / "alone"
     for lost in (0, 1):
         line = after_the_loss(run, lost)
         assert "a process of this job was lost" in line
@@ -205,10 +205,10 @@ def test_two_processes_one_of_which_is_lost(tmp_path):
     ended = [finish(process) for process in job(run, done + 2)]
     assert [status for status, *_ in ended] == [0, 0], ended
     assert json.loads((run / "results.json").read_text())["ours"]["n"] == 3
-    words = [*RUN, *SHORT, f"--evolve.generations={done + 2}", "--run-dir", alone]
+    words = [*RUN, *SHORT, f"--evolve.generations={done + 2}", "--run-dir", single]
     assert alone(*words, **on(2))[0] == 0
-    assert history(run) == history(alone)
-    assert set(differences(artefacts(run), artefacts(alone))) <= {"curves"}  # V's losses round
+    assert history(run) == history(single)
+    assert set(differences(artefacts(run), artefacts(single))) <= {"curves"}  # V's losses round
 
 
 @pytest.mark.parametrize(

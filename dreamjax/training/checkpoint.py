@@ -131,9 +131,7 @@ class Store:
                 f"{reason}; older checkpoints are kept"
             ) from error
 
-    def _commit(
-        self, step: int, arrays: Any, meta: dict[str, Any], savers: set[int] | None
-    ) -> None:
+    def _commit(self, step: int, arrays: Any, meta: Any, savers: set[int] | None) -> None:
         """Save by orbax, in the processes `savers` of the job; None is all."""
         import orbax.checkpoint as ocp
 
