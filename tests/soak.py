@@ -16,11 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
+import orbax.checkpoint as ocp
 from command import finish, start
 
 from dreamjax.game.rollouts import shard_paths
-from dreamjax.training.checkpoint import Store, _checkpointer
+from dreamjax.training.checkpoint import Store
 
 LEARN = ["run", "take-cover", "--preset", "smoke", "--controller", "learn", "--seed", "1"]
 SIZES = ["--collect.episodes=48", "--learn.steps=20480", "--evaluate.episodes=24"]
@@ -32,9 +32,10 @@ def artefacts(run: Path) -> dict[str, object]:
     """Everything a run leaves that is not a time: bytes of shards, arrays, scores, curves."""
     found = {path.name: path.read_bytes() for path in shard_paths(run / "rollouts")}
     for store in (Store(run / part) for part in TRAINED if (run / part).is_dir()):
-        arrays = _checkpointer().restore(store.directory / f"{store.steps()[-1]:08d}" / "arrays")
+        newest = store.directory / f"{store.steps()[-1]:08d}"
+        arrays = ocp.PyTreeCheckpointHandler().restore(newest / "arrays")
         name = store.directory.name
-        found |= {f"{name}{key}": np.asarray(array).tobytes() for key, array in arrays.items()}
+        found |= {f"{name}{key}": array.tobytes() for key, array in arrays.items()}
     results = json.loads((run / "results.json").read_text())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     curves = [{**row, "time": 0} for row in rows if row["phase"] in (*TRAINED, "held-out")]

@@ -1,7 +1,9 @@
 """Checkpoints prove themselves, and nothing sound is ever lost."""
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -47,8 +49,7 @@ def test_only_the_newest_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [1, 3, 4, 9])
-def test_the_newest_sound_ones_are_kept_whatever_is_saved_between(keep, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_checkpointer", Quick)
+def test_the_newest_sound_ones_are_kept_whatever_is_saved_between(keep, tmp_path):
     store, sound = Store(tmp_path, keep=keep), set()
     for step in (1, 2, 3, 5, 6, 6, 7, 5, *range(8, 20)):
         store.save(step, other(step), {})
@@ -58,14 +59,6 @@ def test_the_newest_sound_ones_are_kept_whatever_is_saved_between(keep, tmp_path
             flip(tmp_path / "00000007")
             sound -= {7}
             assert store.steps() == sorted(sound)
-
-
-class Quick:
-    """In the place of orbax."""
-
-    def save(self, path, arrays):
-        path.mkdir()
-        np.savez(path / "arrays.npz", **arrays)
 
 
 def test_a_flipped_bit_is_noticed_and_the_older_one_is_used(tmp_path, capsys):
@@ -85,13 +78,77 @@ def test_stray_names_are_ignored(tmp_path):
     """Nor do they age a sound checkpoint; halves of saves that were killed are removed."""
     store = Store(tmp_path, keep=1)
     store.save(1, TREE, {})
-    for name in ("12", "98", "00000099", "notes", ".00000099.1"):
+    for name in ("12", "98", "00000099", "notes", "00000003.orbax-checkpoint-tmp"):
         (tmp_path / name).mkdir()
     assert store.load(TREE)[1]["step"] == 1 and store.steps() == [1]
     assert len(store.faults()) == 1 and "00000099" in store.faults()[0]
     store.save(2, TREE, {})
     assert store.steps() == [2]
     assert sorted(os.listdir(tmp_path)) == ["00000002", "00000099", "12", "98", "notes"]
+
+
+KILLED = """
+import os, signal, sys
+from unittest import mock
+import numpy as np
+from dreamjax.training.checkpoint import Store
+store = Store(sys.argv[1], keep=1)
+with mock.patch(sys.argv[2], lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)):
+    store.save(2, {"kernel": np.zeros(9)}, {})
+"""
+
+
+@pytest.mark.parametrize(
+    "moment, left",
+    [
+        ("orbax.checkpoint.PyTreeCheckpointHandler.finalize", 1),  # the arrays are written
+        ("dreamjax.training.checkpoint.write_json", 1),
+        ("os.rename", 1),
+        ("shutil.rmtree", 2),  # it is there, and the older one has been moved away
+    ],
+)
+def test_a_killed_save_leaves_a_sound_checkpoint_and_no_litter_for_long(tmp_path, moment, left):
+    store = Store(tmp_path, keep=1)
+    store.save(1, TREE, {})
+    words = [sys.executable, "-c", KILLED, tmp_path, moment]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL and done.stdout + done.stderr == ""
+    assert store.steps() == [left] and not store.faults()
+    assert len(os.listdir(tmp_path)) == 2, "what is half there"
+    store.save(3, TREE, {})
+    assert os.listdir(tmp_path) == ["00000003"]
+
+
+def test_a_save_that_fails_keeps_what_was_there(tmp_path, monkeypatch):
+    def fails(path, value):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = Store(tmp_path)
+    store.save(1, TREE, {})
+    with monkeypatch.context() as broken, pytest.raises(CheckpointError, match="No space left"):
+        broken.setattr(checkpoint, "write_json", fails)
+        store.save(2, TREE, {})
+    assert store.steps() == [1] and not store.faults()
+
+
+@pytest.mark.parametrize("name", ["00000001", "00000099"])
+def test_what_orbax_notes_may_be_damaged(tmp_path, name):
+    store = Store(tmp_path)
+    store.save(1, TREE, {})
+    (tmp_path / name / "metrics").mkdir(parents=True)
+    for path in ("_CHECKPOINT_METADATA", "metrics/metrics"):
+        (tmp_path / name / path).write_text("{")
+    store.save(2, TREE, {})
+    assert store.steps() == [1, 2] and store.load(TREE)[1]["step"] == 2
+
+
+def test_what_is_replaced_is_gone(tmp_path):
+    Store(tmp_path).save(3, TREE, {})
+    Store(tmp_path).save(4, TREE, {})
+    Store(tmp_path).replace(other(2.0), {"made": "so"})
+    assert os.listdir(tmp_path) == ["00000005"]
+    assert Store(tmp_path).load(TREE)[0]["kernel"][0, 0] == 2
+    assert Store(tmp_path).meta()["made"] == "so"
 
 
 def test_a_damaged_checkpoint_gives_way_to_a_sound_one(tmp_path):

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from command import environ, finish, kill, start, wait_for
+from command import alone, environ, finish, kill, start, wait_for
 from soak import artefacts, differences
 
 from dreamjax.run.pictures import read_metrics
@@ -67,6 +67,35 @@ found["metrics"] = metrics, losses
 shared = devices_for(100, "vision.batch_size", Logbook(quiet=True)).size
 np.savez(sys.argv[1], devices=[jax.device_count(), shared], **flatten(found))
 """
+SHARE = """
+import sys
+import jax
+import numpy as np
+
+address, index, count, total, path = sys.argv[1:]
+if count != "1":
+    jax.distributed.initialize(address, int(count), int(index))
+from dreamjax.training.checkpoint import Store
+from dreamjax.training.fit import fit
+from dreamjax.training.logbook import Logbook
+from dreamjax.training.mesh import all_devices, on_all, split
+
+mesh, store = all_devices(), Store(path, seconds=0)
+rows = np.arange(64, dtype=np.float32).reshape(16, 4)
+state = {"split": split(rows, mesh), "whole": on_all(rows, mesh), "own": np.float32(0)}
+
+
+def advance(state, step):
+    return jax.tree.map(lambda x: x + 1, state), 1, {"loss": 0.0}
+
+
+for end in (int(total) - 1, int(total)):  # the second resumes
+    found = fit("toy", state, advance, end, log=Logbook(quiet=True), store=store)
+assert found["split"].sharding == state["split"].sharding
+Store(path + "/own").replace({"own": found["own"]}, {})  # of which the others hold no parts
+if index == "0":
+    assert store.load({"own": np.float32(0)})[0]["own"] == end, "by one process alone"
+"""
 RUN = ["run", "short_cover:SHORT"]
 SHORT = ["--evolve.population=4", "--evolve.rollouts=1", "--evolve.eval-rollouts=4"]
 SHORT += ["--evolve.eval-every=100", "--save-seconds=0", "--preset=smoke", "--vision.steps=2"]
@@ -108,12 +137,34 @@ def test_eight_devices_train_as_one_does(tmp_path):
         assert error <= bound, name
 
 
-def job(run, generations, words=("", "")):
-    """Two processes that do a run together, started as a user starts them; `words` for each."""
+def free_address():
+    """An address of this machine where nobody listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    told = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": 2}
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_each_process_saves_its_own_parts_and_any_devices_resume(tmp_path):
+    for number, (processes, devices, total) in enumerate([(2, 2, 2), (1, 8, 4), (2, 1, 6)]):
+        words = [sys.executable, "-c", SHARE, free_address()]
+        env = os.environ | on(devices, os.environ) | {"PYTHONPATH": "."}
+        started = [
+            subprocess.Popen([*words, *map(str, (i, processes, total, tmp_path))], env=env)
+            for i in range(processes)
+        ]
+        assert [process.wait(100) for process in started] == [0] * processes
+        assert Store(tmp_path / "own").steps() == [number]
+        files = (tmp_path / f"{total:08d}" / "arrays").glob("ocdbt.process_*")
+        assert len(list(files)) == processes
+        rows = np.zeros((16, 4), np.float32)
+        found, _ = Store(tmp_path).load({"split": rows, "whole": rows})
+        for array in found.values():
+            np.testing.assert_array_equal(array, np.arange(64).reshape(16, 4) + total)
+
+
+def job(run, generations, words=("", "")):
+    """Two processes that do a run together, started as a user starts them; `words` for each."""
+    told = {"JAX_COORDINATOR_ADDRESS": free_address(), "JAX_NUM_PROCESSES": 2}
     said = [*RUN, *SHORT, f"--evolve.generations={generations}", "--distributed"]
     return [
         start(*said, "--run-dir", run, *own.split(), **told, JAX_PROCESS_ID=index)
@@ -145,7 +196,7 @@ def test_two_processes_one_of_which_is_lost(tmp_path):
     One with as many devices: a batch of another size may round otherwise, and M's dreams are
     chaotic.
     """
-    run, alone = tmp_path / "job", tmp_path / "alone"
+    run, single = tmp_path / "job", tmp_path / "alone"
     for lost in (0, 1):
         line = after_the_loss(run, lost)
         assert "a process of this job was lost" in line
@@ -154,10 +205,10 @@ def test_two_processes_one_of_which_is_lost(tmp_path):
     ended = [finish(process) for process in job(run, done + 2)]
     assert [status for status, *_ in ended] == [0, 0], ended
     assert json.loads((run / "results.json").read_text())["ours"]["n"] == 3
-    words = [*RUN, *SHORT, f"--evolve.generations={done + 2}", "--run-dir", alone]
+    words = [*RUN, *SHORT, f"--evolve.generations={done + 2}", "--run-dir", single]
     assert alone(*words, **on(2))[0] == 0
-    assert history(run) == history(alone)
-    assert set(differences(artefacts(run), artefacts(alone))) <= {"curves"}  # V's losses round
+    assert history(run) == history(single)
+    assert set(differences(artefacts(run), artefacts(single))) <= {"curves"}  # V's losses round
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,14 @@
-"""Checkpoints: orbax holds the arrays, a SHA-256 manifest proves them, JSON says what they are.
+"""Checkpoints: orbax keeps them, a SHA-256 manifest proves them, JSON says what they are.
 
 A checkpoint is a folder `DIRECTORY/<step>/` with `arrays/` (orbax), `meta.json` (config, seed,
-versions, hashes of what it was trained on) and `manifest.json`, which every file is checked
-against: orbax returns flipped bytes without a word. It appears under its name once it is whole;
-nothing older is removed before that.
+versions, hashes of what it was trained on) and `manifest.json`, which both are checked against:
+orbax returns flipped bytes without a word. It appears under its name once it is whole; nothing
+older is removed before that.
 """
 
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import shutil
@@ -19,11 +18,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
-from dreamjax.training.files import FULL, writable, write_json
+from dreamjax.training.devices import is_first
+from dreamjax.training.files import require_room, writable, write_json
+from dreamjax.training.mesh import laid
 from dreamjax.version import __version__
 
 FORMAT = 1
+DROPPED = ".dropped"  # where orbax moves what is then deleted: none is half there under its name
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "evosax", "gymnax", "gymnasium", "vizdoom", "numpy")
 
 
@@ -42,14 +45,17 @@ def versions() -> dict[str, str]:
     return found
 
 
-def flatten(tree: Any) -> dict[str, np.ndarray]:
-    """A pytree's arrays on the host, by their path in the tree."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+def flatten(tree: Any) -> dict[str, np.ndarray | jax.Array]:
+    """A pytree's arrays by their path in the tree: on the host, unless other hosts hold parts."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        is_here = getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated
+        found[jax.tree_util.keystr(path)] = np.asarray(leaf) if is_here else leaf
+    return found
 
 
 def unflatten(template: Any, arrays: Mapping[str, np.ndarray], origin: str) -> Any:
-    """`template`'s tree with the values of `arrays`; CheckpointError where they do not fit it."""
+    """`template`'s tree of the `arrays`, laid as it is; CheckpointError where they do not fit."""
     paths, treedef = jax.tree_util.tree_flatten_with_path(template)
     leaves = []
     for path, leaf in paths:
@@ -62,8 +68,10 @@ def unflatten(template: Any, arrays: Mapping[str, np.ndarray], origin: str) -> A
                 f"{origin}: {name} is {found.dtype}{list(found.shape)}, but this task needs "
                 f"{dtype}{list(shape)}; use the world that belongs to the task"
             )
-        leaves.append(found)
-    return jax.device_put(jax.tree_util.tree_unflatten(treedef, leaves))
+        there = getattr(leaf, "sharding", None)
+        is_laid = isinstance(there, NamedSharding)
+        leaves.append(laid(found, there) if is_laid else jax.device_put(found))
+    return jax.tree_util.tree_unflatten(treedef, leaves)
 
 
 def digest(tree: Any) -> str:
@@ -99,43 +107,64 @@ class Store:
         return sorted(p for p in self.directory.glob("*") if re.fullmatch(r"\d{8,}", p.name))
 
     def save(self, step: int, tree: Any, meta: Mapping[str, Any]) -> None:
-        """Write checkpoint `step`, by the first process alone, then drop all but the newest `keep`.
+        """Write checkpoint `step`, in place of one there, then drop all but the newest `keep`.
+
+        The first process of a job writes, and each its own parts of arrays that lie on several.
 
         Raises:
-          CheckpointError: the disk refused (full, read-only); what was there still is.
+          CheckpointError: the disk refused (full, read-only); the older ones still are.
         """
-        if jax.process_index() != 0:
-            return
-        target = self.directory / f"{step:08d}"
-        temporary = self.directory / f".{step:08d}.{os.getpid()}"
         arrays = flatten(tree)
+        together = any(isinstance(array, jax.Array) for array in arrays.values())
+        if not (together or is_first()):
+            return
         size = sum(array.nbytes for array in arrays.values())
+        document = {"format": FORMAT, "step": step, "versions": versions(), **meta}
         try:
-            for path in writable(self.directory).iterdir():
-                if re.fullmatch(r"\.\d{8,}\.\d+", path.name):  # left by a save that was killed
-                    shutil.rmtree(path, ignore_errors=True)
-            temporary.mkdir()
-            _require_room(temporary / "room", size)
-            _checkpointer().save(temporary / "arrays", arrays)
-            document = {"format": FORMAT, "step": step, "versions": versions(), **meta}
-            write_json(temporary / "meta.json", document)
-            write_json(temporary / "manifest.json", _hashes(temporary))
-            if target.exists():
-                shutil.rmtree(target)
-            os.rename(temporary, target)
+            if is_first():
+                require_room(writable(self.directory), size)
+            self._commit(step, arrays, document, None if together else {0})
         except Exception as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise CheckpointError(
-                f"cannot save {target} ({size / 1e6:.0f} MB needed): {reason}; older checkpoints "
-                "are kept"
+                f"cannot save {self.directory / f'{step:08d}'} ({size / 1e6:.0f} MB needed): "
+                f"{reason}; older checkpoints are kept"
             ) from error
-        for old in self.steps()[: -self.keep]:
-            shutil.rmtree(self.directory / f"{old:08d}", ignore_errors=True)
+
+    def _commit(self, step: int, arrays: Any, meta: Any, savers: set[int] | None) -> None:
+        """Save by orbax, in the processes `savers` of the job; None is all."""
+        import orbax.checkpoint as ocp
+
+        class Proved(ocp.PyTreeCheckpointHandler):
+            def finalize(self, directory):  # by the first process, once all have written
+                super().finalize(directory)
+                write_json(directory.parent / "meta.json", meta)
+                write_json(directory.parent / "manifest.json", _hashes(Path(directory)))
+
+        handlers = ocp.DefaultCheckpointHandlerRegistry()
+        handlers.add("arrays", ocp.args.PyTreeSave, Proved())
+        old = sorted({*self.steps(), step})[: -self.keep]
+        stay = {step, *(int(folder.name) for folder in self._folders())}.difference(old)
+        how = ocp.CheckpointManagerOptions(
+            step_format_fixed_length=8,
+            create=False,
+            cleanup_tmp_directories=True,
+            lightweight_initialize=True,  # reads nothing of what may be damaged
+            enable_async_checkpointing=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=savers),
+            preservation_policy=ocp.checkpoint_managers.CustomSteps(stay),
+            todelete_subdir=DROPPED,
+        )
+        items = ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays))
+        with ocp.CheckpointManager(self.directory, options=how, handler_registry=handlers) as orbax:
+            if step in orbax.all_steps():
+                orbax.delete(step)  # as it writes over nothing
+            orbax.save(step, args=items, force=True)
+        shutil.rmtree(self.directory / DROPPED, ignore_errors=True)
 
     def replace(self, tree: Any, meta: Mapping[str, Any]) -> None:
-        """Save what takes the place of all that was there; errors as of `save`."""
-        self.save(max(self.steps(), default=-1) + 1, tree, meta)
+        """Save at the step after the newest, in place of all that was there; raises as `save`."""
+        Store(self.directory, keep=1).save(max(self.steps(), default=-1) + 1, tree, meta)
 
     def meta(self) -> dict[str, Any]:
         """`meta.json` of the newest checkpoint that passes its manifest."""
@@ -153,11 +182,16 @@ class Store:
         Raises:
           CheckpointError: no sound checkpoint, or one made for something else.
         """
+        import orbax.checkpoint as ocp
+
         folder, meta, passed = self._sound()
-        for fault in passed:
+        for fault in passed if is_first() else ():
             print(f"skipped {fault}", flush=True)
-        found = _checkpointer().restore(folder / "arrays").items()
-        inside = {x.removeprefix(prefix): np.asarray(y) for x, y in found if x.startswith(prefix)}
+        handler = ocp.PyTreeCheckpointHandler()  # orbax's manager waits for other processes
+        names = handler.metadata(folder / "arrays").tree
+        how = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+        found = handler.restore(folder / "arrays", restore_args=how).items()
+        inside = {x.removeprefix(prefix): array for x, array in found if x.startswith(prefix)}
         return unflatten(template, inside, str(folder)), meta
 
     def _sound(self) -> tuple[Path, dict[str, Any], list[str]]:
@@ -181,34 +215,11 @@ _MAKERS = {  # the command whose checkpoints lie in a folder of that name
 }
 
 
-def _require_room(path: Path, size: int) -> None:
-    """Raise OSError beforehand if `size` bytes do not fit: orbax tells that at great length."""
-    with open(path, "wb") as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, max(size, 1))
-        except AttributeError:  # macOS
-            pass
-        except OSError as error:
-            if error.errno in FULL:
-                raise
-    path.unlink()
-
-
-def _checkpointer():
-    """Orbax for this process alone: its arrays are NumPy's, and it waits for no other process."""
-    import orbax.checkpoint as ocp
-
-    here = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=here, active_processes={here}, barrier_sync_key_prefix=str(here)
-    )
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+def _hashes(arrays: Path) -> dict[str, str]:
+    """SHA-256 of the files of a checkpoint, whose `arrays` may have another name yet."""
+    files = {f"arrays/{path.relative_to(arrays)}": path for path in sorted(arrays.rglob("*"))}
+    files["meta.json"] = arrays.parent / "meta.json"
+    return {k: hashlib.sha256(x.read_bytes()).hexdigest() for k, x in files.items() if x.is_file()}
 
 
 def _fault(folder: Path) -> str | None:
@@ -217,7 +228,7 @@ def _fault(folder: Path) -> str | None:
         manifest = dict(json.loads((folder / "manifest.json").read_text()))
     except (OSError, ValueError, TypeError):
         return f"{folder} (no manifest: unfinished or not a checkpoint)"
-    found = _hashes(folder)
+    found = _hashes(folder / "arrays")
     for name, sha in {"meta.json": None, **manifest}.items():
         if sha is None or found.get(name) != sha:
             return f"{folder} ({name} is damaged or missing)"

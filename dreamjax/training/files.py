@@ -80,6 +80,16 @@ def writable(directory: Path | str) -> Path:
     return path
 
 
+def require_room(directory: Path, size: int) -> None:
+    """Raise OSError beforehand if `size` bytes do not fit into `directory`."""
+    with tempfile.TemporaryFile(dir=directory) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, max(size, 1))
+        except (AttributeError, OSError) as error:  # AttributeError: macOS
+            if getattr(error, "errno", None) in FULL:
+                raise
+
+
 def remove_stale(directory: Path) -> None:
     """Remove the halves that `replacing` left behind in processes that were killed."""
     for path in directory.iterdir():

@@ -14,10 +14,9 @@ from jax.experimental import multihost_utils
 
 from dreamjax.training import stopping
 from dreamjax.training.checkpoint import Store
-from dreamjax.training.devices import is_first
+from dreamjax.training.devices import processes
 from dreamjax.training.files import writable
 from dreamjax.training.logbook import Logbook
-from dreamjax.training.mesh import gathered, like
 from dreamjax.training.settings import check_guarded
 
 Advance = Callable[[Any, int], tuple[Any, int, Mapping[str, float]]]
@@ -64,7 +63,7 @@ def fit(
     def save():
         nonlocal saved, kept
         if store is not None and step != kept:
-            store.save(step, gathered(state), {"total": total, **(meta or {})})
+            store.save(step, state, {"total": total, **(meta or {})})
             saved, kept = time.monotonic(), step
 
     if step >= total:
@@ -111,22 +110,19 @@ def _check(phase: str, step: int, metrics: Mapping[str, float], most: Mapping[st
 
 
 def _resumed(state: Any, store: Store | None, log: Logbook) -> tuple[Any, int]:
-    """The newest checkpoint and its step; of several processes all get what the first found."""
-    found, step = None, 0
-    if store is not None and is_first():
-        writable(store.directory)
-        if store.steps():
-            found, meta = store.load(state)
-            step = meta["step"]
-        else:
-            for fault in store.faults():
-                log.say(f"skipped {fault}; beginning anew")
-    if jax.process_count() > 1:
-        step = int(multihost_utils.broadcast_one_to_all(step))
-        if step:
-            blank = jax.tree.map(lambda x: np.zeros(np.shape(x), x.dtype), state)
-            found = multihost_utils.broadcast_one_to_all(found if is_first() else blank)
-    return (like(found, state), step) if step else (state, 0)
+    """The newest checkpoint, laid as `state` is, and its step; else `state` and 0."""
+    if store is None:
+        return state, 0
+    writable(store.directory)
+    steps = processes().first_then_all(store.steps)
+    if len(steps) != multihost_utils.broadcast_one_to_all(len(steps)):
+        raise ValueError(f"{store.directory} is not yet here as the first process sees it; retry")
+    if not steps:
+        for fault in store.faults():
+            log.say(f"skipped {fault}; beginning anew")
+        return state, 0
+    state, meta = store.load(state)
+    return state, meta["step"]
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dreamjax.training.logbook import Logbook
@@ -55,17 +54,7 @@ def on_all(tree: Any, mesh: Mesh) -> Any:
 def split(tree: Any, mesh: Mesh, spec: PartitionSpec = SPLIT) -> Any:
     """Arrays that every process has, split among the devices."""
     sharding = NamedSharding(mesh, spec)
-    return jax.tree.map(lambda leaf: _laid(leaf, sharding), tree)
-
-
-def like(tree: Any, example: Any) -> Any:
-    """Arrays that every process has, laid as those of `example` are."""
-
-    def lay(leaf, there):
-        sharding = getattr(there, "sharding", None)
-        return _laid(leaf, sharding) if isinstance(sharding, NamedSharding) else leaf
-
-    return jax.tree.map(lay, tree, example)
+    return jax.tree.map(lambda leaf: laid(leaf, sharding), tree)
 
 
 def on_own(tree: Any) -> Any:
@@ -73,18 +62,8 @@ def on_own(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
 
 
-def gathered(tree: Any) -> Any:
-    """Whole arrays in the place of those of which other processes hold parts; all must call it."""
-
-    def gather(leaf):
-        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
-            return leaf
-        return multihost_utils.process_allgather(leaf, tiled=True)
-
-    return jax.tree.map(gather, tree)
-
-
-def _laid(leaf: Any, sharding: NamedSharding) -> jax.Array:
+def laid(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that every process has, laid on devices."""
     if jax.process_count() == 1:
         return jax.device_put(leaf, sharding)
     whole = np.asarray(leaf)
