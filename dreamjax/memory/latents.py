@@ -136,7 +136,7 @@ def encode_rollouts(
     rollouts_directory: Path | str,
     latents_directory: Path | str,
     *,
-    log: Logbook,
+    log: Logbook | None = None,
     processes: Processes | None = None,
 ) -> None:
     """Encode every shard of rollouts that this V has not encoded yet; again goes on after a stop.
@@ -149,7 +149,7 @@ def encode_rollouts(
     Raises:
       ValueError: no rollouts there.
     """
-    processes = processes or Processes()
+    log, processes = log or Logbook(quiet=True), processes or Processes()
     counts = processes.first_then_all(
         lambda: rollouts.frame_counts(rollouts_directory, say=log.say)
     )

@@ -36,6 +36,7 @@ from dreamjax.training.checkpoint import versions
 from dreamjax.training.files import writable
 from dreamjax.training.logbook import Logbook
 from dreamjax.training.settings import check_seed
+from dreamjax.training.writers import WRITERS
 
 WHOLE = {  # commands that do all phases
     "run": "Do every phase into one run directory, from wherever it stopped.",
@@ -85,6 +86,7 @@ class Command:
     seed: int = 0
     device: Device = "auto"
     distributed: bool = False  # join the other processes of a SLURM job or a TPU pod
+    log: tuple[Literal[tuple(WRITERS)], ...] = ()  # who gets the metrics, beside metrics.jsonl
     dry_run: bool = False  # do nothing; tell what it would do, and foretell memory and hours
     name: Suppress[Fixed[str]] = ""  # which of the commands
 
@@ -102,7 +104,7 @@ class Command:
             _plan(Run(self.run_dir, task, self.seed, config, Logbook()), name, self.world)
             return
         directory = writable(self.run_dir)
-        log = Logbook(directory) if devices.is_first() else Logbook(quiet=True)
+        log = Logbook(directory, writers=self.log) if devices.is_first() else Logbook(quiet=True)
         run = Run(directory, task, self.seed, config, log)
         if name == "iterate":
             iterate(run, self.world)
