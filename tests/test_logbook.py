@@ -9,7 +9,7 @@ import struct
 import sys
 
 import pytest
-from command import dreamjax
+from command import alone
 from short_cover import SHORT
 from tensorboardX.proto.event_pb2 import Event
 
@@ -115,7 +115,7 @@ def shown(directory):
 def test_the_command_gives_metrics_to_tensorboard_and_to_wandb_offline(tmp_path):
     run = tmp_path / "run"
     words = ["collect", "short_cover:SHORT", "--collect.episodes", 2, "--run-dir", run, "--log"]
-    status, _, err = dreamjax(*words, "tensorboard", "wandb")
+    status, _, err = alone(*words, "tensorboard", "wandb")
     assert status == 0, err
     told = {
         (f"{phase}/{name}", step): value
