@@ -91,7 +91,11 @@ def _number(path: Path) -> int:
 
 
 def record(
-    asked: Recording, *, log: Logbook, workers: int | None = None, processes: Processes
+    asked: Recording,
+    *,
+    log: Logbook | None = None,
+    workers: int | None = None,
+    processes: Processes,
 ) -> None:
     """Record real episodes of V, M and C, as `collecting.collect` does those of blind policies.
 
@@ -104,6 +108,7 @@ def record(
       WorkerError: the game could not be kept running.
     """
     files.writable(asked.directory)
+    log = log or Logbook(quiet=True)
     there = processes.first_then_all(lambda: _claimed(asked, log, processes.index == 0))
     missing = [path for path in processes.own(asked.paths) if path not in there]
     if not missing:

@@ -221,7 +221,7 @@ def test_another_s_games_are_not_taken_for_one_s_own(
     """Nor are they lost; older shards, of which nothing is told, are known by their actions."""
     monkeypatch.setattr("dreamjax.recording.SHARD", 2)
     asked = Recording(world, player_of(world), tmp_path, 4, seed=3)
-    record(asked, log=QUIET, workers=1, processes=Processes())
+    record(asked, workers=1, processes=Processes())
     paths = rollouts.shard_paths(tmp_path)
     played = [path.read_bytes() for path in paths]
     if not told:

@@ -229,6 +229,7 @@ def test_a_reader_who_has_read_enough_is_not_told_of_it(status, monkeypatch, cap
     def write():
         raise BrokenPipeError(32, "Broken pipe")
 
+    write.resumes = bool(status)
     monkeypatch.setattr(cli, "_parse", lambda words: write)
     out = os.dup(1)
     monkeypatch.setattr(sys, "stdout", types.SimpleNamespace(fileno=lambda: out))

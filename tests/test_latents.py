@@ -123,7 +123,7 @@ def test_a_second_call_encodes_only_what_is_missing_or_of_another_v(
     shard = rollouts.read(again / "shard-00001.npz")  # recorded anew, by other actions
     rollouts.write(again / "shard-00001.npz", dataclasses.replace(shard, actions=shard.actions - 1))
     written.clear()
-    encode_rollouts(other, again, tmp_path, log=LOG)
+    encode_rollouts(other, again, tmp_path)
     assert written == ["shard-00001.npz"]
 
 

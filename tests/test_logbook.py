@@ -1,12 +1,21 @@
-"""What a run wrote of itself stays whole: torn lines, rows written twice, full disks."""
+"""What a run wrote of itself stays whole, on full disks too, and goes where it is asked to."""
 
+import dataclasses
 import json
+import math
 import resource
 import signal
+import struct
+import sys
 
 import pytest
+from command import alone
+from short_cover import SHORT
+from tensorboardX.proto.event_pb2 import Event
 
+from dreamjax.run import cli
 from dreamjax.training.logbook import Logbook
+from dreamjax.training.writers import WRITERS
 
 
 def rows(directory):
@@ -90,3 +99,82 @@ def test_a_full_disk_names_the_file_and_the_remedy(book, tmp_path):
     )
     book.log("vision", 8, {"loss": 0.125})
     assert rows(tmp_path)[4:] == [("vision", 8, {"loss": 0.125})], "what it had torn is cut"
+
+
+def shown(directory):
+    """`{(tag, step): value}` of all that TensorBoard shows of a run."""
+    (path,) = (directory / "tensorboard").glob("events.*")
+    blob, found = path.read_bytes(), {}
+    while blob:
+        (length,) = struct.unpack("<Q", blob[:8])  # and a checksum before the event, and after it
+        event, blob = Event.FromString(blob[12 : 12 + length]), blob[16 + length :]
+        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+    return found
+
+
+def test_the_command_gives_metrics_to_tensorboard_and_to_wandb_offline(tmp_path):
+    run = tmp_path / "run"
+    words = ["collect", "short_cover:SHORT", "--collect.episodes", 2, "--run-dir", run, "--log"]
+    status, _, err = alone(*words, "tensorboard", "wandb")
+    assert status == 0, err
+    told = {
+        (f"{phase}/{name}", step): value
+        for phase, step, metrics in rows(run)
+        for name, value in metrics.items()
+    }
+    assert {tag for tag, _ in told} >= {"collect/frames", "seconds/collect"}
+    assert shown(run) == {place: pytest.approx(value, rel=1e-6) for place, value in told.items()}
+    (folder,) = (run / "wandb").glob("offline-run-*")
+    blob = next(folder.glob("*.wandb")).read_bytes()
+    assert all(tag.encode() in blob for tag, _ in told)
+    assert f"{told['collect/rate', 2]}".encode() in blob
+
+
+def test_writers_get_what_is_finite_wherever_rows_are_kept(tmp_path):
+    told, metrics = [], {"loss": math.nan, "kl": 0.5, "nll": -math.inf}
+    for directory in (None, tmp_path):
+        Logbook(directory, True, (lambda *row: told.append(row),)).log("vision", 2, metrics)
+    assert told == [("vision", 2, {"kl": 0.5})] * 2
+    assert rows(tmp_path) == [("vision", 2, {"loss": None, "kl": 0.5, "nll": None})]
+
+
+def test_the_logbook_of_a_round_has_files_of_its_own(tmp_path, monkeypatch):
+    """As `run.rounds` makes it: with the same writers, in another directory."""
+    told = []
+    kept_in = lambda directory: lambda phase, *row: told.append((directory.name, phase))  # noqa: E731
+    monkeypatch.setitem(WRITERS, "tensorboard", kept_in)
+    book = Logbook(tmp_path, True, ("tensorboard", lambda phase, *row: told.append(phase)))
+    other = dataclasses.replace(book, directory=tmp_path / "round-1")
+    (tmp_path / "round-1").mkdir()
+    for one in (book, other):
+        one.log("vision", 2, {})
+    assert told == [(tmp_path.name, "vision"), "vision", ("round-1", "vision"), "vision"]
+
+
+@pytest.mark.parametrize(("name", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
+def test_a_missing_package_is_named_before_anything_runs(
+    name, package, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    words = ["collect", SHORT.name, "--run-dir", str(tmp_path / "run"), "--log", name]
+    assert cli.main(words) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"dreamjax: import of {package}") and error.count("\n") == 1
+    assert error.endswith(f"pip install dreamjax[{name}]\n")
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_log_that_is_not_known_is_refused(tmp_path, capsys):
+    with pytest.raises(ValueError, match="'excel'; choose one of tensorboard, wandb"):
+        Logbook(tmp_path, writers=("excel",))
+    words = ["collect", SHORT.name, "--run-dir", str(tmp_path / "run"), "--log", "excel"]
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(words)
+    assert "'excel'" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_wandb_that_does_not_start_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", "no key")
+    with pytest.raises(ValueError, match=r"^wandb does not start .*; set WANDB_MODE=offline$"):
+        Logbook(tmp_path, writers=("wandb",))

@@ -476,7 +476,7 @@ def marked():
         held_out=0.2,
         steps_per_call=40,
     )
-    memory = train_memory(TWO_ENDS, latents, config, 0, log=QUIET)
+    memory = train_memory(TWO_ENDS, latents, config, 0)
     return memory, latents.split(config.held_out)[1]
 
 

@@ -30,9 +30,10 @@ def test_rounds_go_on_from_one_another(smoke, tmp_path, capsys):
     shutil.copytree(smoke[0], run)
     scores = (run / "results.json").read_bytes()
     words = [*WORDS, "--run-dir", str(run)]
-    assert cli.main([*words, "--iterate.rounds", "1"]) == 0
+    assert cli.main([*words, "--iterate.rounds", "1", "--log", "tensorboard"]) == 0
     assert (run / "results.json").read_bytes() == scores, "what was judged is not judged again"
     first = run / "round-1"
+    assert os.listdir(first / "tensorboard"), "a round has logs of its own"
     for name in sorted(os.listdir(run / "latents")):
         assert os.path.samefile(run / "latents" / name, first / "latents" / name)
     assert len(shard_paths(first / "latents")) == len(shard_paths(run / "latents")) + 1

@@ -20,7 +20,7 @@ def advance(state, step):
 
 
 def run(total, log=None, store=None, advance=advance):
-    return fit("toy", jnp.float32(1.0), advance, total, log=log or Logbook(quiet=True), store=store)
+    return fit("toy", jnp.float32(1.0), advance, total, log=log, store=store)
 
 
 @pytest.mark.numerics

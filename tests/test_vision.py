@@ -310,7 +310,7 @@ def recorded(tmp_path_factory):
 
 
 def train(recorded, config, store=None):
-    return train_vision(TAKE_COVER, recorded, config, 0, log=Logbook(quiet=True), store=store)
+    return train_vision(TAKE_COVER, recorded, config, 0, store=store)
 
 
 @pytest.mark.smoke

@@ -107,7 +107,7 @@ def encode_rollouts(
     rollouts_directory: Path | str,
     latents_directory: Path | str,
     *,
-    log: Logbook,
+    log: Logbook | None = None,
     processes: Processes | None = None,
 ) -> None:
     """Encode every shard of rollouts that this V has not encoded yet; again goes on after a stop.
@@ -117,7 +117,7 @@ def encode_rollouts(
       rollouts_directory: shards written by `collecting.collect`; ValueError if there are none.
       latents_directory: receives one file for each shard.
     """
-    processes = processes or Processes()
+    log, processes = log or Logbook(quiet=True), processes or Processes()
     counts = rollouts.frame_counts(rollouts_directory, log.say, processes)
     if not counts:
         raise ValueError(f"no rollouts in {rollouts_directory}; collect some first")

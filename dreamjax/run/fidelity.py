@@ -33,7 +33,7 @@ SIDES = ("dream", "real")
 
 
 def compare(run: Run, made: Inputs) -> dict[str, Any]:
-    """Everything that is measured of the dream beside the game."""
+    """Compare the dream with the real game: survival, predictions, ranks."""
     world, player = made.values
     world, config = run.config.dream.of(world), run.config.fidelity
     tau = world.params().temperature
@@ -79,7 +79,7 @@ def _held_out(run: Run, world: World, player: Player) -> dict[str, Any]:
 
 
 def calibrate(run: Run, made: Inputs) -> None:
-    """Give the run's world the temperature at which its dreams last as long as games.
+    """Give a world the temperature at which its dreams last as long as games.
 
     The other settings of the dream are as asked for, and kept as well.
     """

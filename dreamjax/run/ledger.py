@@ -49,7 +49,7 @@ class Phase:
     name: str  # its command
     folder: str  # what it writes, below the run's directory
     reads: Callable[[Run], Inputs]  # raises ValueError where that cannot be had
-    make: Callable[[Run, Inputs], Any]
+    make: Callable[[Run, Inputs], Any]  # its docstring's first line is the command's help
     keep: Callable[[Run, Inputs, Any], None] = lambda *_: None  # is given what `make` returns
     # of what there is, the facts and how much, None is nothing; by itself: of its checkpoints
     found: Callable[[Run, Inputs], tuple[dict[str, Any], int] | None] | None = None

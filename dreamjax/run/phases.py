@@ -42,14 +42,14 @@ BASELINES = ("uniform", "blind")
 
 
 def _collect(run: Run, made: Inputs) -> None:
-    """Record real episodes."""
+    """Record episodes of the real game."""
     how = made.values | {"workers": run.config.workers, "log": run.log}
     asked = run.task, run.rollouts, run.config.collect.episodes, run.seed
     collect(*asked, **how, processes=devices.processes())
 
 
 def _train_vision(run: Run, made: Inputs) -> None:
-    """Train V on the recorded frames."""
+    """Train V, the VAE, on the recorded frames."""
     devices.processes().first_then_all(lambda: frame_counts(run.rollouts, say=run.log.say))
     kept = _kept(run, "vision", made) | {"vision": made.values}
     train_vision(run.task, run.rollouts, run.config.vision, run.seed, **kept)
@@ -63,7 +63,7 @@ def _encode(run: Run, made: Inputs) -> None:
 
 
 def _train_memory(run: Run, made: Inputs) -> Memory:
-    """Train M on the latents."""
+    """Train M, the MDN-RNN, on the latents."""
     _, latents, config, began = made.values
     lineage.keep_given(run)
     kept = _kept(run, "memory", made) | {"memory": began}
@@ -71,7 +71,7 @@ def _train_memory(run: Run, made: Inputs) -> Memory:
 
 
 def _evolve(run: Run, made: Inputs) -> Evolution:
-    """Evolve C inside the dream."""
+    """Evolve C in M's dream."""
     world, params, form, _ = made.values
     kept = _kept(run, "evolve", made) | {"watch": _alarm(run, world, form)}
     kept["directions"] = _directions(run, world, form)
@@ -95,7 +95,7 @@ def _directions(run: Run, world: World, controller: Controller) -> jax.Array | N
 
 
 def _learn(run: Run, made: Inputs) -> Learning:
-    """Learn C inside the dream by policy gradient."""
+    """Learn C in M's dream by policy gradient, which needs far fewer dreams."""
     (world, params, player, beside), config = made.values, run.config.learn
     dreams = [params, *(inputs.dream_of(run, other) for other in beside)]
     if run.task.branched if config.branched is None else config.branched:
@@ -127,9 +127,9 @@ def _alarm(run: Run, world: World, controller: Controller) -> ExploitAlarm | Non
 
 
 def _evaluate(run: Run, made: Inputs) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Play the real game awake, and policies that were not learnt: returns of all.
+    """Play the real game awake; save the score table, the curves and the film.
 
-    The processes of a job share the games.
+    Found are the returns of C and of policies that were not learnt; a job's processes share games.
     """
     config = run.config.evaluate
     how = {"log": run.log, "workers": run.config.workers, "processes": devices.processes()}
@@ -173,7 +173,7 @@ def _returns(run: Run, policy: str) -> np.ndarray:
 
 
 def _record(run: Run, made: Inputs) -> None:
-    """Record C at play, for M to learn from (the paper's iterative procedure)."""
+    """Record the evolved agent at play; encode and train-memory then learn from it too."""
     how = {"workers": run.config.workers, "processes": devices.processes()}
     record(made.values, log=run.log, **how)
 

@@ -19,6 +19,7 @@ from dreamjax.vision.training import VisionConfig
 _VISION = VisionConfig(learning_rate=1e-3, final_learning_rate=2e-5, salient_weight=10.0)
 _MEMORY = MemoryConfig(num_events=4, clock=True, dropout=0.05)
 
+DEFAULT = "quick"
 PRESETS = {
     # About a minute on 2 cores: proves that every phase works, not that it learns.
     "smoke": RunConfig(

@@ -20,7 +20,6 @@ from dreamjax.run.running import run_phases
 from dreamjax.run.settings import Run
 from dreamjax.training.devices import is_first, wait_for_all
 from dreamjax.training.files import writable
-from dreamjax.training.logbook import Logbook
 
 KEPT = ("vision", "latents", "played")  # what a round begins with
 
@@ -47,12 +46,13 @@ def _round(before: Run, directory: Path, number: int) -> Run:
     source = str(before.directory)
     memory = dataclasses.replace(memory_settings(before), start_from=source, steps=steps)
     config = dataclasses.replace(before.config, memory=memory)
-    log = Logbook(writable(directory)) if is_first() else Logbook(quiet=True)
-    run = dataclasses.replace(before, directory=directory, config=config, log=log)
+    run = dataclasses.replace(before, directory=directory, config=config)
     if _judged(run):
         return run
     before.log.say(f"round {number}: C plays, and M learns from it, in {directory}")
     if is_first():
+        log = dataclasses.replace(before.log, directory=writable(directory))
+        run = dataclasses.replace(run, log=log)
         for part in KEPT:
             link(before.directory / part, directory / part)
         if not (directory / "vision").exists() and not (directory / "world").exists():

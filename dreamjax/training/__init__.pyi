@@ -4,3 +4,4 @@ from .checkpoint import digest as digest
 from .fit import fit as fit
 from .logbook import Logbook as Logbook
 from .settings import SettingError as SettingError
+from .writers import Writer as Writer

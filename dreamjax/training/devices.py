@@ -26,6 +26,7 @@ from dreamjax.training.processes import Processes
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # as /proc/cpuinfo names them
 _FIRST_GPU = 8.0  # compute capability with bfloat16 tensor cores
 
+CHOICES = ("auto", "cpu", "gpu", "tpu")
 TILE = 64  # matrices whose sides are multiples of it keep an accelerator's matrix units busy
 
 Model = TypeVar("Model")

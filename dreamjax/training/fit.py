@@ -28,7 +28,7 @@ def fit(
     advance: Advance,
     total: int,
     *,
-    log: Logbook,
+    log: Logbook | None = None,
     store: Store | None = None,
     meta: Mapping[str, Any] | None = None,
     unit: str = "steps",
@@ -55,6 +55,7 @@ def fit(
       ValueError: `store`'s folder cannot be written.
     """
     check_guarded()
+    log = log or Logbook(quiet=True)
     state, step = _resumed(state, store, log)
     if store is not None:
         log.rewind(phase, step)  # what was logged after the checkpoint is logged again

@@ -1,4 +1,4 @@
-"""Where a run writes what it does: a progress bar for people, JSONL for programs."""
+"""Where a run writes what it does: a progress bar for people, JSON lines for programs."""
 
 import contextlib
 import dataclasses
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import IO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from dreamjax.training.files import replacing, writing
+from dreamjax.training.writers import Writer, opened
 
 PLAIN_LINE_SECONDS = 10.0  # how often a piped run prints a line
 
@@ -61,9 +62,11 @@ class Logbook:
 
     directory: Path | str | None = None  # where `metrics.jsonl` grows; None keeps it off the disk
     quiet: bool = False  # no progress at all, for library use and tests
+    writers: tuple[Writer | str, ...] = ()  # who else gets the metrics, or a name in `WRITERS`
 
     def __post_init__(self):
         self.directory = None if self.directory is None else Path(self.directory)
+        self._writers = [x if callable(x) else opened(x, self.directory) for x in self.writers]
         self._path = self.directory and self.directory / "metrics.jsonl"
         self.console = Console()
 
@@ -73,16 +76,18 @@ class Logbook:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def log(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one row to `metrics.jsonl`.
+        """Append one row to `metrics.jsonl`, and give the writers what is finite of it.
 
         Raises:
           WriteError: the disk refused (full, read-only); one line.
         """
+        finite = {name: float(x) for name, x in metrics.items() if math.isfinite(x)}
+        for writer in self._writers:
+            writer(phase, int(step), finite)
         if self._path is None:
             return
         row = {"time": round(time.time(), 3), "phase": phase, "step": int(step)}
-        for name, value in metrics.items():
-            row[name] = float(value) if math.isfinite(value) else None  # JSON has no NaN
+        row |= dict.fromkeys(metrics) | finite  # JSON has no NaN
         with writing(self._path), open(self._path, "a+b") as file:
             _cut_torn_line(file)
             file.write(json.dumps(row).encode() + b"\n")
@@ -103,15 +108,9 @@ class Logbook:
         if self.quiet or not sys.stdout.isatty():
             yield Bar(phase, total, unit, done, self.say)
             return
-        columns = (
-            TextColumn("{task.description:<14}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}% {task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Progress(*columns, console=self.console) as rich:
+        named, rate = "{task.description:<14}", "{task.percentage:>3.0f}% {task.fields[rate]}"
+        columns = named, BarColumn(), rate, TimeElapsedColumn(), TimeRemainingColumn()
+        with Progress(*columns, "{task.fields[note]}", console=self.console) as rich:
             yield Bar(phase, total, unit, done, self.say, rich)
 
 

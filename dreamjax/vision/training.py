@@ -177,6 +177,7 @@ def train_vision(
         raise SettingError(
             f"{task.name} has no salient colour to read; leave out vision.reader_weight"
         )
+    log = log or Logbook(quiet=True)
     mesh = devices_for(config.batch_size, "vision.batch_size", log)
     stream = FrameStream(rollouts_directory, config.batch_size, seed, config.memory_gb * 1e9)
     key_model, key_noise = jax.random.split(jax.random.key(seed))
