@@ -369,6 +369,8 @@ def test_other_rewards_than_the_task_says_of_every_step_are_refused():
     assert "paid 0.1, but Task.step_reward is 1" in line
     huge = refusal(play, Dot(paid=lambda: 2e38), frame_skip=4)
     assert "which float32 cannot hold" in huge
+    endless = refusal(play, Dot(paid=lambda: np.inf), frame_skip=4)
+    assert "paid inf; pay finite numbers" in endless
 
 
 def old_step(game, info):

@@ -51,6 +51,14 @@ def faulty(game, job, tick):
     raise ValueError(f"job {job} is beyond me")
 
 
+def forgetful(game, job, tick):
+    return {}["speed"]
+
+
+def unreadable(game, job, tick):
+    return b"\xff".decode()
+
+
 def lengthy(game, job, tick):
     for _ in range(30):
         time.sleep(0.1)
@@ -183,6 +191,18 @@ def test_an_exception_of_a_job_arrives_with_its_text_and_traceback(fake_task):
     with pytest.raises(ValueError, match="^job 7 is beyond me$") as caught:
         list(run_jobs(fake_task, "test_workers:faulty", [7]))
     assert "in faulty" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    "job, kind, words",
+    [
+        ("forgetful", WorkerError, "^KeyError: 'speed'$"),
+        ("unreadable", ValueError, "^'utf-8' codec can't decode byte 0xff"),
+    ],
+)
+def test_an_error_that_cannot_be_raised_again_arrives_as_one_that_can(job, kind, words, fake_task):
+    with pytest.raises(kind, match=words):
+        list(run_jobs(fake_task, f"test_workers:{job}", [None], workers=1))
 
 
 def test_a_missing_package_arrives_as_an_import_error_with_its_pip_line():

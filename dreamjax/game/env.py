@@ -307,8 +307,7 @@ class RealGame(gymnasium.Wrapper):
             raise ValueError(
                 f"an action of {self.task.name} must have shape {space.shape}, got {action.shape}"
             )
-        inside = (action >= low) & (action <= high)
-        if not inside.all():
+        if not ((action >= low) & (action <= high)).all():
             raise ValueError(
                 f"action {action.tolist()} of {self.task.name} is not a point between "
                 f"{space.low.tolist()} and {space.high.tolist()}"

@@ -45,7 +45,7 @@ class LatentSequences(Episodes):
     def starts(self, n: int = 1000) -> tuple[np.ndarray, np.ndarray]:
         """`(mu, logvar)`, float32 [n, Z]: first frames of the first `n` episodes, or of all."""
         first = self.first[:n]
-        return self.mu[first].astype(np.float32), self.logvar[first].astype(np.float32)
+        return tuple(x[first].astype(np.float32) for x in (self.mu, self.logvar))
 
     def draw(self, index: np.ndarray, seed: int) -> np.ndarray:
         """z of the frames at `index` [...], drawn from their posteriors: float32 [..., Z]."""
