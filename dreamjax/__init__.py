@@ -21,9 +21,7 @@ if _run == __name__ and not sys.flags.safe_path and sys.path[0] != os.path.dirna
 import lazy_loader  # noqa: E402
 
 from dreamjax.dream.registration import register_dreams  # noqa: E402
-from dreamjax.version import __version__  # noqa: E402, F401
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-__all__ += ["__version__"]
 
 register_dreams()

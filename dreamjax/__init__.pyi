@@ -61,6 +61,7 @@ from .training.checkpoint import CheckpointError as CheckpointError
 from .training.files import WriteError as WriteError
 from .training.logbook import Logbook as Logbook
 from .training.settings import SettingError as SettingError
+from .version import __version__ as __version__
 from .vision.model import VAE as VAE
 from .vision.training import VisionConfig as VisionConfig
 from .vision.training import train_vision as train_vision

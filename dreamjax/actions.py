@@ -8,6 +8,7 @@ A: numbers in an action.
 
 import dataclasses
 import math
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -19,8 +20,8 @@ LARGEST = 1e18  # bounds of an action beyond it count as none
 class Box:
     """Numbers between bounds, A of each, as gymnasium's `Box`."""
 
-    low: tuple[float, ...] = (-1.0,)
-    high: tuple[float, ...] = (1.0,)
+    low: tuple[float, ...] = (-1.0,)  # lower bounds
+    high: tuple[float, ...] = (1.0,)  # upper bounds
     clipped: tuple[int, ...] = ()  # places where C's tanh is cut to the bounds instead of stretched
     # over them (the paper's brake)
 
@@ -117,8 +118,8 @@ class Choice:
         one, other = (int(x) for x in rng.permutation(max(self.n, 2))[:2] % self.n)
         return self._hot(one), self._hot(other)
 
-    def to_game(self, action: np.ndarray, space: gymnasium.spaces.Discrete) -> np.integer:
-        """The game's number of a vector [A], as `Discrete` draws them."""
+    def to_game(self, action: np.ndarray, space: gymnasium.spaces.Discrete) -> Any:
+        """The game's number of a vector [A], an np.integer as `Discrete` draws them."""
         return space.dtype.type(self.start + int(np.argmax(action)))
 
     def _hot(self, choice: int) -> np.ndarray:
@@ -143,7 +144,7 @@ def actions_of(space: gymnasium.Space) -> Actions:
     low, high = (np.float64(bound).ravel() for bound in (space.low, space.high))
     if not (np.maximum(abs(low), abs(high)) < LARGEST).all():
         raise ValueError(f"actions must have bounds, got {in_a_line(space)}; wrap the game")
-    if (np.equal(*np.float32((low, high))) & (low < high)).any():
+    if (np.equal(*np.asarray((low, high), np.float32)) & (low < high)).any():
         raise ValueError(
             f"the bounds of actions are too near each other for float32, got {in_a_line(space)}; "
             "wrap the game by gymnasium.wrappers.RescaleAction"

@@ -81,7 +81,7 @@ class Agent:
         self._age[slots] += 1
         return action, z
 
-    def _batch(self, slots: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _batch(self, slots: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, ...]:
         """`act` for at most one batch of frames."""
         shown, left = len(slots), self._batch_size - len(slots)
         slots = np.append(slots, np.full(left, self.num_games))
@@ -206,7 +206,8 @@ def watch(
     task = dataclasses.replace(world.task, max_steps=min(world.task.max_steps, steps))
     asked, reel = (dataclasses.replace(world, task=task), player, seed), _Reel()
     play_seeds("watch", *asked, evaluation_seeds(seed, 1), reel, Logbook(quiet=True))
-    return tuple(map(np.stack, zip(*reel.steps, strict=True)))
+    frames, latents, actions = map(np.stack, zip(*reel.steps, strict=True))
+    return frames, latents, actions
 
 
 class Tape:

@@ -27,7 +27,7 @@ class Score:
     """A published or measured result: mean and standard deviation of `n` episode returns."""
 
     mean: float
-    std: float
+    std: float  # standard deviation
     n: int
 
 
@@ -39,7 +39,8 @@ class Task:
     "module:function", or a function that other processes can import, without arguments. It returns
     any gymnasium environment that shows pictures, as observations or by `render_mode="rgb_array"`.
     Where one episode can end in several ways, `info["end"]` of its last step names the way.
-    Policies are named as in `game.policies.POLICIES`, or as "module:function".
+    Policies are named as in `game.policies.POLICIES`, or as "module:function". ValueError where a
+    field cannot be.
     """
 
     name: str  # what the command line and files call it
@@ -60,10 +61,9 @@ class Task:
     frame_skip: int = 1  # frames of a step: one action, rewards add up, the last picture is seen
     max_steps: int = 1000  # steps after which an episode is truncated
     temperature: float = 1.0  # tau of the dream that C learns in
-    branched: bool = (
-        False  # whether C learns in short dreams from the middle of real episodes: where
-    )
-    # M knows the next seconds better than the next minutes
+    # whether C learns in short dreams from the middle of real episodes: where M knows the next
+    # seconds better than the next minutes
+    branched: bool = False
     gamma: float = GAMMA  # the discount that C learns with: how much a reward counts a step later
     action_repeat: int = 1  # steps for which C, while it learns, holds what it draws; not awake
     controller_hidden: int = 0  # units of a hidden layer of a C that is learnt; 0 is a linear C
@@ -94,7 +94,7 @@ class Task:
 
     @property
     def action_size(self) -> int:
-        """A, numbers in an action."""
+        """A, numbers in an action; ValueError while its actions are not known."""
         if self.actions is None:
             raise ValueError(f"the actions of {self.name} are not known; register the task first")
         return self.actions.size

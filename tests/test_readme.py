@@ -1,5 +1,8 @@
 """What the README shows runs as it is written, on the world that comes with the package."""
 
+import contextlib
+import dataclasses
+import io
 import json
 import re
 import subprocess
@@ -33,6 +36,17 @@ def test_the_example_runs_as_written():
     exec(shown("env.step"), names)
     assert names["obs"].shape == (1024, 1088) and np.isfinite(names["obs"]).all()
     assert (names["reward"] == 1).all()
+
+
+def test_a_shipped_player_plays_the_real_game_as_written(monkeypatch):
+    """In short games."""
+    world = dreamjax.load_world("take-cover")
+    short = dataclasses.replace(world, task=dataclasses.replace(world.task, max_steps=30))
+    monkeypatch.setattr(dreamjax, "load_world", {"take-cover": short}.get)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(shown("world.player"), {})
+    assert said.getvalue() == "[30. 30. 30. 30.]\n"
 
 
 def run_in(directory, words):

@@ -20,7 +20,10 @@ FIRST_LOG_STD = -0.7  # of a Gaussian's draws, before C's outputs are squashed
 class ActionDistribution:
     """What can be done with one; `spread` is what else is learnt of its draws, None if nothing."""
 
-    outputs: int  # O
+    @property
+    def outputs(self) -> int:
+        """O."""
+        raise NotImplementedError
 
     @property
     def size(self) -> int:
@@ -59,15 +62,15 @@ class Categorical(ActionDistribution):
         """Log probabilities [..., C] of the choices."""
         raise NotImplementedError
 
-    def draw(self, key, out, spread):
+    def draw(self, key, out, spread) -> jax.Array:
         return jax.random.categorical(key, self.log_probs(out))
 
-    def log_prob(self, out, spread, drawn):
+    def log_prob(self, out, spread, drawn) -> jax.Array:
         log_probs = self.log_probs(out)
         rows = log_probs.reshape(-1, log_probs.shape[-1])
         return jax.vmap(operator.getitem)(rows, drawn.ravel()).reshape(drawn.shape)
 
-    def entropy(self, out, spread):
+    def entropy(self, out, spread) -> jax.Array:
         log_probs = self.log_probs(out)
         return -(jnp.exp(log_probs) * log_probs).sum(axis=-1)
 
@@ -83,16 +86,16 @@ class KeysDistribution(Categorical):
 
     outputs = 1
 
-    def act(self, out):
+    def act(self, out) -> jax.Array:
         return jnp.tanh(out)
 
-    def log_probs(self, out):
+    def log_probs(self, out) -> jax.Array:
         """To press none is likeliest where the number presses none."""
         side = out[..., 0]
         stay = jnp.full_like(side, math.atanh(self.keys.pressed))
         return jax.nn.log_softmax(jnp.stack((-side, stay, side), axis=-1))
 
-    def action(self, out, drawn):
+    def action(self, out, drawn) -> jax.Array:
         """Where the draw is C's own choice, the number is C's own too: M then reads while C learns
         what it will read awake.
         """
@@ -110,13 +113,13 @@ class ChoiceDistribution(Categorical):
     def outputs(self) -> int:
         return self.choice.n
 
-    def act(self, out):
+    def act(self, out) -> jax.Array:
         return self.action(out, jnp.argmax(out, axis=-1))
 
-    def log_probs(self, out):
+    def log_probs(self, out) -> jax.Array:
         return jax.nn.log_softmax(out)
 
-    def action(self, out, drawn):
+    def action(self, out, drawn) -> jax.Array:
         return jax.nn.one_hot(drawn, self.choice.n, dtype=jnp.float32)
 
 
@@ -130,7 +133,7 @@ class BoxDistribution(ActionDistribution):
     def outputs(self) -> int:
         return self.box.size
 
-    def act(self, out):
+    def act(self, out) -> jax.Array:
         low, high = (jnp.asarray(x, jnp.float32) for x in (self.box.low, self.box.high))
         cut = jnp.asarray([place in self.box.clipped for place in range(self.box.size)])
         low, high, cut = (jnp.broadcast_to(x, out.shape) for x in (low, high, cut))
@@ -138,25 +141,25 @@ class BoxDistribution(ActionDistribution):
         stretched = (low + high) / 2 + (high - low) / 2 * squashed
         return jnp.clip(jnp.where(cut, squashed, stretched), low, high)  # rounding may pass them
 
-    def first_spread(self):
+    def first_spread(self) -> jax.Array:
         """Log standard deviations [A]."""
         return jnp.full(self.box.size, FIRST_LOG_STD, jnp.float32)
 
-    def draw(self, key, out, spread):
+    def draw(self, key, out, spread) -> jax.Array:
         """Numbers before they are squashed, [..., A]."""
         spread = jnp.broadcast_to(spread, out.shape)
         return out + jnp.exp(spread) * jax.random.normal(key, out.shape, out.dtype)
 
-    def action(self, out, drawn):
+    def action(self, out, drawn) -> jax.Array:
         return self.act(drawn)
 
-    def log_prob(self, out, spread, drawn):
+    def log_prob(self, out, spread, drawn) -> jax.Array:
         """The density is that before the squashing."""
         spread = jnp.broadcast_to(spread, out.shape)
         deviation = (drawn - out) * jnp.exp(-spread)
         return -(0.5 * deviation**2 + spread + 0.5 * math.log(2 * math.pi)).sum(axis=-1)
 
-    def entropy(self, out, spread):
+    def entropy(self, out, spread) -> jax.Array:
         """Of the draws before the squashing."""
         whole = (spread + 0.5 * math.log(2 * math.pi * math.e)).sum()
         return jnp.broadcast_to(whole, out.shape[:-1])

@@ -6,7 +6,7 @@ Legend: D weights of a controller, P members, R rollouts a member, S directions.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from dreamjax.controller.elsewhere import suited
 from dreamjax.controller.model import Controller
 from dreamjax.controller.player import Player, form_of
 from dreamjax.controller.population import (
+    Dreamt,
     Policy,
     Watch,
     evaluated,
@@ -37,9 +38,9 @@ from dreamjax.training.settings import SettingError, require_positive
 
 @dataclasses.dataclass(frozen=True)
 class EvolveConfig:
-    """How C is evolved."""
+    """How C is evolved; SettingError for a setting that cannot be."""
 
-    generations: int = 200
+    generations: int = 200  # generations in all
     population: int = 64  # controllers a generation
     rollouts: int = 16  # episodes a controller; its fitness is their mean return
     sigma: float = 0.1  # first standard deviation of the weights
@@ -60,8 +61,7 @@ class EvolveConfig:
     grows = ("generations",)  # settings that a later call may raise
 
 
-@struct.dataclass
-class Evolution:
+class Evolution(struct.PyTreeNode):
     """Everything an evolution needs to go on, and its best result so far.
 
     `es` is the strategy's state, whose newest mean `es.mean` [S] moves along `directions` [S, D]
@@ -74,7 +74,7 @@ class Evolution:
     best: jax.Array
     best_score: jax.Array
 
-    controller: Policy = struct.field(pytree_node=False)
+    controller: Controller | Policy = struct.field(pytree_node=False)  # whose weights they are
 
     @property
     def player(self) -> Player:
@@ -157,7 +157,7 @@ class Generations:
         mesh = all_devices() if jax.device_count() > 1 else None
         at_once = lanes_that_fit(env, env_params, num_params)
         how = {"policy": self.policy, "mesh": mesh, "at_once": at_once}
-        self.play = functools.partial(rollout, env=env, **how)
+        self.play: Callable[..., Dreamt] = functools.partial(rollout, env=env, **how)
         self.generations = jax.jit(self._generations, static_argnames="count", donate_argnums=0)
         self.evaluation = jax.jit(self._evaluation)
 

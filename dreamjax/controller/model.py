@@ -17,8 +17,29 @@ from dreamjax.training.devices import plus
 class Controller:
     """A form of C: weights are one flat vector; a distribution makes an action of its outputs."""
 
-    num_features: int
-    distribution: ActionDistribution
+    num_features: int  # F
+    distribution: ActionDistribution  # what becomes of the outputs
+    hidden: int = 0  # U, units between features and outputs; 0 of a linear C
+
+    @property
+    def num_params(self) -> int:
+        """Length D of the weight vector."""
+        raise NotImplementedError
+
+    def outputs(self, weights: jax.Array, obs: jax.Array) -> jax.Array:
+        """[..., O], of which the distribution makes an action; arguments as of a call."""
+        raise NotImplementedError
+
+    def rescaled(self, weights: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+        """Weights [D] that do for x what `weights` do for (x - mean) / std, each [F].
+
+        Without a bias the mean cannot be told, and x / std is meant. Linear in `weights`.
+        """
+        raise NotImplementedError
+
+    def initial(self, key: jax.Array) -> jax.Array:
+        """Weights [D] to begin with, such that outputs are zero; `key` is consumed."""
+        raise NotImplementedError
 
     def __call__(self, weights: jax.Array, obs: jax.Array) -> jax.Array:
         """Actions [..., A] for observations [..., F] under one weight vector [D]."""
@@ -29,34 +50,26 @@ class Controller:
 class LinearController(Controller):
     """`W x + b`, of which a distribution makes the action."""
 
-    num_features: int  # F
-    distribution: ActionDistribution = KeysDistribution()  # what becomes of the outputs
+    num_features: int
+    distribution: ActionDistribution = KeysDistribution()
     bias: bool = False  # whether there is one; it comes first in the vector, then W as [F, O]
-
-    hidden = 0  # units between features and outputs
 
     @property
     def num_params(self) -> int:
-        """Length D of the weight vector."""
         return (self.num_features + self.bias) * self.distribution.outputs
 
     def outputs(self, weights: jax.Array, obs: jax.Array) -> jax.Array:
-        """[..., O], of which the distribution makes an action."""
         rows = weights.reshape(-1, self.distribution.outputs)
         if self.bias:
             return plus(jnp.dot(obs, rows[1:]), rows[0])
         return jnp.dot(obs, rows)
 
     def rescaled(self, weights: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-        """Weights [D] that do for x what `weights` do for (x - mean) / std, each [F].
-
-        Without a bias the mean cannot be told, and x / std is meant. Linear in `weights`.
-        """
         rows = weights.reshape(-1, self.distribution.outputs)
         return rescaled_layer(rows, mean, std).ravel()
 
     def initial(self, key: jax.Array) -> jax.Array:
-        """Weights [D] to begin with: zeros."""
+        """Zeros [D]."""
         return jnp.zeros(self.num_params, jnp.float32)
 
 
@@ -64,13 +77,12 @@ class LinearController(Controller):
 class MLPController(Controller):
     """`V tanh(W x + b) + c`, of which a distribution makes the action."""
 
-    num_features: int  # F
-    distribution: ActionDistribution  # what becomes of the outputs
+    num_features: int
+    distribution: ActionDistribution
     hidden: int  # U; the vector is b [U], W [F, U], c [O], V [U, O], one after another
 
     @property
     def num_params(self) -> int:
-        """Length D of the weight vector."""
         return (self.num_features + 1) * self.hidden + (self.hidden + 1) * self.distribution.outputs
 
     def _layers(self, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -88,7 +100,7 @@ class MLPController(Controller):
         return jnp.concatenate((rescaled_layer(body, mean, std).ravel(), answer.ravel()))
 
     def initial(self, key: jax.Array) -> jax.Array:
-        """Weights [D] to begin with: an orthogonal W, the rest zeros, so that outputs are zero."""
+        """An orthogonal W, the rest zeros: [D]."""
         shape = self.num_features, self.hidden
         body = jax.nn.initializers.orthogonal()(key, shape, jnp.float32)
         answer = jnp.zeros((self.hidden + 1) * self.distribution.outputs, jnp.float32)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,7 +24,7 @@ class Player:
       ValueError: weights that are not of this form of C, or not finite.
     """
 
-    controller: Policy  # its form, or a hashable `(weights, observation) -> action` of your own
+    controller: Controller | Policy  # its form, or a policy of your own that can be hashed
     weights: Any  # float32 [D]; of a policy of your own, whatever it reads
     world: str = ""  # digest of the world that it was found in; "" is bound to none
     dream: float | None = None  # its mean return in that dream
@@ -32,7 +33,7 @@ class Player:
         if isinstance(self.controller, Controller):
             object.__setattr__(self, "weights", _checked(self.weights, self.controller))
 
-    def __call__(self, obs):
+    def __call__(self, obs: jax.Array) -> jax.Array:
         return self.controller(self.weights, obs)
 
     def check(self, world: Any) -> None:
@@ -63,7 +64,7 @@ class Player:
         store.replace({"weights": self.weights}, {**(meta or {}), **told})
 
 
-def form_of(player: Player | Controller) -> tuple[Policy, Any]:
+def form_of(player: Player | Controller) -> tuple[Controller | Policy, Any]:
     """The form of a C, and its weights: None where it is a form alone."""
     return (player.controller, player.weights) if isinstance(player, Player) else (player, None)
 

@@ -48,8 +48,7 @@ from dreamjax.training.logbook import Logbook
 from dreamjax.training.mesh import AXIS, SPLIT, WHOLE, devices_for, on_all, split
 
 
-@struct.dataclass
-class Learning:
+class Learning(struct.PyTreeNode):
     """Everything learning needs to go on, and its best result so far.
 
     `scales` were found from C's first steps; `average` [D] is the running mean of C's weights over
@@ -60,12 +59,12 @@ class Learning:
     network: Network
     scales: Scales
     average: jax.Array
-    optimiser: optax.OptState
+    optimiser: optax.OptState  # its state
     obs: jax.Array
     env_state: Any
     best: jax.Array
     best_score: jax.Array
-    controller: Controller = struct.field(pytree_node=False)
+    controller: Controller = struct.field(pytree_node=False)  # whose weights they are
 
     @property
     def player(self) -> Player:
@@ -276,10 +275,8 @@ class Updates:
 
     def act(self, key: jax.Array, network: Network, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """A draw [...] for features [..., F], and the action [..., A] that it is."""
-        distribution, out = (
-            self.controller.distribution,
-            self.controller.outputs(network.weights, obs),
-        )
+        distribution = self.controller.distribution
+        out = self.controller.outputs(network.weights, obs)
         drawn = distribution.draw(key, out, network.spread)
         return drawn, distribution.action(out, drawn)
 
@@ -291,7 +288,7 @@ class Updates:
             drawn=drawn,
             log_prob=self.controller.distribution.log_prob(out, network.spread, drawn),
             value=value,
-            reward=reward * (1 - self.config.gamma),  # so that values stay near 1
+            reward=reward * (1 - self.config.gamma),  # type: ignore[operator]  # values stay near 1
             next_value=next_value,
             done=done,
         )
@@ -314,10 +311,8 @@ class Updates:
 
     def loss(self, network: Network, steps: Steps, advantage: jax.Array) -> jax.Array:
         """`ppo_loss` of N steps for a network."""
-        distribution, out = (
-            self.controller.distribution,
-            self.controller.outputs(network.weights, steps.obs),
-        )
+        distribution = self.controller.distribution
+        out = self.controller.outputs(network.weights, steps.obs)
         log_prob = distribution.log_prob(out, network.spread, steps.drawn)
         entropy, value = distribution.entropy(out, network.spread), critic(network, steps.obs)
         return ppo_loss(log_prob, entropy, value, steps, advantage, self.config)

@@ -31,8 +31,7 @@ EVALUATION = 2**31  # names the evaluations' branch of the keys: no step has tha
 COPIES = 4  # a step's memory, in lanes' own sizes: before, after and between
 
 
-@struct.dataclass
-class Lanes:
+class Lanes(struct.PyTreeNode):
     """Episodes in flight, [L] of everything."""
 
     lane: jax.Array  # int32, where the episode belongs in the results
@@ -45,12 +44,11 @@ class Lanes:
     alive: jax.Array  # bool, neither terminated nor truncated
 
 
-@struct.dataclass
-class Dreamt:
-    """Episode returns (float32) and lengths (int32), each [P, R]."""
+class Dreamt(struct.PyTreeNode):
+    """What episodes came to, [P, R] of each."""
 
-    score: jax.Array
-    steps: jax.Array
+    score: jax.Array  # float32, their returns
+    steps: jax.Array  # int32, their lengths
 
 
 def evaluation_key(key: jax.Array, number: jax.Array) -> jax.Array:
@@ -142,7 +140,7 @@ def rollout(
         return jax.lax.all_gather(found, AXIS, tiled=True) if mesh else found
 
     if mesh:
-        specs = {"in_specs": (SPLIT, WHOLE, WHOLE, WHOLE), "out_specs": WHOLE}
+        specs: dict[str, Any] = {"in_specs": (SPLIT, WHOLE, WHOLE, WHOLE), "out_specs": WHOLE}
         on_device = jax.shard_map(on_device, mesh=mesh, check_vma=False, **specs)
     found = on_device(lane, key, env_params, weights)
     shape = (len(weights), num_rollouts)

@@ -25,14 +25,13 @@ _WITHIN = {"gae_lambda": "[0, 1]", "ent_coef": "[0, inf)", "averaging": "[0, 1)"
 
 @dataclasses.dataclass(frozen=True)
 class LearnConfig:
-    """How C is learnt."""
+    """How C is learnt; SettingError for a setting that cannot be."""
 
     steps: int = 20_000_000  # dream steps in all
     num_envs: int = 256  # dreams side by side
     num_steps: int = 128  # steps of each between two updates
-    branched: bool | None = (
-        None  # dream anew for every update, from start states; None: as the task says
-    )
+    # dream anew for every update, from start states; None: as the task says
+    branched: bool | None = None
     update_epochs: int = 3  # passes over those steps
     num_minibatches: int = 8  # gradient steps of a pass
     learning_rate: float = 5e-4  # Adam's at first; it falls to a fifth of it
@@ -78,10 +77,12 @@ class LearnConfig:
 
     @property
     def updates(self) -> int:
+        """Updates in all."""
         return max(1, self.steps // (self.num_envs * self.num_steps))
 
     @property
     def held(self) -> int:
+        """Steps for which a draw is held."""
         return self.action_repeat or 1
 
     @property
@@ -95,8 +96,7 @@ class LearnConfig:
         return math.gcd(self.num_envs, self.draws // self.num_minibatches)
 
 
-@struct.dataclass
-class Network:
+class Network(struct.PyTreeNode):
     """What is learnt: C, and a critic that nobody needs afterwards."""
 
     weights: jax.Array  # [D] the controller's
@@ -106,8 +106,7 @@ class Network:
     spread: jax.Array | None = None  # what else is learnt of C's draws, see `ActionDistribution`
 
 
-@struct.dataclass
-class Scales:
+class Scales(struct.PyTreeNode):
     """How large the features are that C reads, [F] each.
 
     M's numbers differ a hundredfold in size. A gradient turns first to the large ones, whatever
@@ -118,8 +117,7 @@ class Scales:
     std: jax.Array
 
 
-@struct.dataclass
-class Steps:
+class Steps(struct.PyTreeNode):
     """What happened, [T, E] of each but what C did, [R, E]; each draw was held for T / R steps."""
 
     obs: jax.Array  # what C read

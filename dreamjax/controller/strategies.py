@@ -57,9 +57,10 @@ def check_strategy(name: str, population: int) -> None:
 
 @theirs
 def make_strategy(name: str, population: int, num_params: int, sigma: float) -> tuple[Any, Any]:
-    """An evosax strategy of `STRATEGIES` that minimises, and its parameters.
+    """The evosax strategy that has this `name` in `STRATEGIES` and minimises, and its parameters.
 
-    `sigma` is the first standard deviation of the weights; errors as of `check_strategy`.
+    It asks for `population` members of `num_params` weights; `sigma` is their first standard
+    deviation. Errors as of `check_strategy`.
     """
     check_strategy(name, population)
     zeros, std = jnp.zeros(num_params, jnp.float32), jnp.float32(sigma)

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,8 @@ PAPER_THRESHOLD, PAPER_NOISE = 0.0, 0.0  # of deaths in the paper's dream: by th
 COLDEST = 1e-6  # least tau that is dreamt: at 0 the mixture's likeliest is divided by nothing
 SMALLEST_DRAW = 2.0**-24  # in place of a uniform 0; the next is 2**-23
 
+T = TypeVar("T", bound=Callable[..., Any])
+
 
 @struct.dataclass
 class EnvState(environment.EnvState):
@@ -46,14 +48,20 @@ class EnvState(environment.EnvState):
     mask: Mask | None = None
 
 
-def keeping_numbers(params: type) -> type:
+# Observation, state, reward, terminated, truncated, info.
+Stepped = tuple[jax.Array, EnvState, jax.Array, jax.Array, jax.Array, dict[str, Any]]
+
+
+def keeping_numbers(params: T) -> T:
     """`params` whose `replace` leaves Python numbers what they are, so that nothing recompiles."""
-    plain = params.replace
+    form: Any = params
+    plain = form.replace
 
     def replace(self, **changes):
+        """A copy with these fields changed."""
         return plain(self, **{k: _alike(new, getattr(self, k, None)) for k, new in changes.items()})
 
-    params.replace = replace
+    form.replace = replace
     return params
 
 
@@ -67,7 +75,7 @@ def _alike(new: Any, old: Any) -> Any:
 
 
 @keeping_numbers
-@partial(struct.dataclass, kw_only=True)
+@struct.dataclass(kw_only=True)
 class EnvParams(environment.EnvParams):
     """A world: swap it, sweep it, vmap it; nothing recompiles. The settings are Python numbers.
 
@@ -79,9 +87,7 @@ class EnvParams(environment.EnvParams):
     memory: Memory  # M itself
     initial_mu: jax.Array  # with `initial_logvar`, [N, Z] posteriors of real first frames
     initial_logvar: jax.Array
-    temperature: float = (
-        1.0  # tau: of mixture weights logits / tau, and of widths sigma * sqrt(tau)
-    )
+    temperature: float = 1.0  # tau: of weights logits / tau, and of widths sigma * sqrt(tau)
     death_threshold: float = PAPER_THRESHOLD
     death_noise: float = PAPER_NOISE
     max_steps_in_episode: int = 1000  # steps after which a dream is truncated
@@ -109,8 +115,7 @@ class EnvParams(environment.EnvParams):
         return mask if (mask is None) == (self.dropout is None) else self.draw_mask(None)
 
 
-@struct.dataclass
-class Noise:
+class Noise(struct.PyTreeNode):
     """All randomness of one step."""
 
     uniform: jax.Array  # [Z], picks components
@@ -150,7 +155,7 @@ def env_params(
     death_noise: float = PAPER_NOISE,
     dropout: float | None = None,
 ) -> EnvParams:
-    """Checked `EnvParams` for a task; `temperature` defaults to the task's.
+    """Checked parameters for a task, as of `EnvParams`; `temperature` defaults to the task's.
 
     Raises:
       ValueError: temperature not positive, or start states that do not fit the task.
@@ -191,6 +196,12 @@ def state_at(now: StartStates) -> EnvState:
     """Where a dream is that goes on from one start state, which has no axis N."""
     time = now.age.astype(jnp.int32)
     return EnvState(time=time, z=now.z, carry=now.carry, dead=jnp.bool_(False))
+
+
+def _compiled(method: T) -> T:
+    """A method that is compiled once for all environments that are equal."""
+    compiled: Any = jax.jit(method, static_argnames=("self",))
+    return compiled
 
 
 @dataclasses.dataclass(eq=False)
@@ -238,6 +249,7 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
 
     @property
     def default_params(self) -> EnvParams:
+        """Raises ValueError: they are a world's, see `World.params`."""
         raise ValueError(
             f"a dream of {self.task.name} needs a world: pass "
             "params=dreamjax.load_world(RUN_DIRECTORY).params()"
@@ -257,8 +269,8 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         state = state.replace(mask=params.draw_mask(key))
         return self.observe(key, state, None, params), state
 
-    @partial(jax.jit, static_argnames=("self",))
-    def step(self, key, state: EnvState, action, params: EnvParams | None = None):
+    @_compiled
+    def step(self, key, state: EnvState, action, params: EnvParams | None = None) -> Stepped:
         """gymnax's six values; a dream that is over begins anew."""
         params = self.default_params if params is None else params
         state = state.replace(mask=params.kept_mask(state.mask))
@@ -314,7 +326,7 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         return jnp.clip(action, *bounds)
 
     @property
-    def _bounds(self) -> tuple[Any, Any]:
+    def _bounds(self) -> tuple[Any, ...]:
         """The task's, single numbers where they are the same for all of an action."""
         bounds = self.task.actions.low, self.task.actions.high
         return tuple(x[0] if len(set(x)) == 1 else np.asarray(x, np.float32) for x in bounds)
@@ -323,7 +335,7 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         """What C reads of a state, [F]."""
         return params.memory.features(state.z, state.carry)
 
-    def is_terminated(self, state: EnvState, params: EnvParams) -> jax.Array:
+    def is_terminated(self, state: EnvState, params: EnvParams) -> jax.Array | bool:
         return state.dead
 
     @property

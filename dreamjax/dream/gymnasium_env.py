@@ -8,7 +8,7 @@ Legend: A numbers of an action, E dreams of a vector environment, F of an observ
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import gymnasium
 import jax
@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode
 from gymnax.environments.spaces import gymnax_space_to_gym_space as gym_space
 
 from dreamjax.dream.env import EnvParams, EnvState
-from dreamjax.dream.gymnax_env import NamedDream, make
+from dreamjax.dream.gymnax_env import NamedDream, Variant, make
 from dreamjax.dream.ids import check_process
 from dreamjax.task import FRAME_SHAPE
 from dreamjax.vision.model import drawn as pictures
@@ -40,7 +40,7 @@ class Dream(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"]}
 
-    def __init__(self, env_id: str, render_mode: str | None = None, **variant: Any):
+    def __init__(self, env_id: str, render_mode: str | None = None, **variant: Unpack[Variant]):
         self._dreams = VectorDream(env_id, 1, render_mode, AutoresetMode.DISABLED, **variant)
         self.metadata = {**Dream.metadata, "render_fps": self._dreams.metadata["render_fps"]}
         self.render_mode = render_mode
@@ -54,7 +54,7 @@ class Dream(gymnasium.Env):
         obs, info = self._dreams.reset(seed=[seed])
         return obs[0], info
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Dream one step; errors as of `VectorDream.step`."""
         obs, reward, terminated, truncated, info = self._dreams.step(np.asarray(action)[None])
         return obs[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
@@ -78,6 +78,9 @@ class VectorDream(gymnasium.vector.VectorEnv):
         `reset(options={"reset_mask": mask})` alone.
       max_episode_steps: steps after which a dream is truncated; None is as long as the game.
       variant: keywords of `dreamjax.make`.
+
+    Raises:
+      ValueError: one of these cannot be, or as `dreamjax.make`.
     """
 
     def __init__(
@@ -87,7 +90,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
-        **variant: Any,
+        **variant: Unpack[Variant],
     ):
         for name, count in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
             if count is not None and count < 1:
@@ -115,7 +118,8 @@ class VectorDream(gymnasium.vector.VectorEnv):
         batch = gymnasium.vector.utils.batch_space
         self.observation_space = batch(self.single_observation_space, num_envs)
         self.action_space = batch(self.single_action_space, num_envs)
-        self._lanes, self._obs = None, None
+        self._lanes: Lane | None = None
+        self._obs: np.ndarray | None = None
         self._over = np.zeros(num_envs, bool)
         self._generators = [np.random.default_rng() for _ in range(num_envs)]
 
@@ -156,7 +160,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
         self._over &= False if mask is None else ~mask
         return self._obs.copy(), {}
 
-    def step(self, actions):
+    def step(self, actions: Any):
         """Dream one step of each; see `gymnasium.vector.VectorEnv.step`.
 
         Raises:
@@ -198,8 +202,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
         return np.asarray(mask)
 
 
-@struct.dataclass
-class Lane:
+class Lane(struct.PyTreeNode):
     """A dream on its way."""
 
     key: jax.Array  # data of the PRNG key of all that is to come: a key itself cannot be pickled
@@ -304,7 +307,8 @@ def _checked_seeds(seed: int | Sequence[int | None] | None, count: int) -> list[
     """A seed for each of `count` dreams, as gymnasium counts on from a single one."""
     if seed is None:
         return [None] * count
-    each = list(range(seed, seed + count)) if isinstance(seed, int | np.integer) else list(seed)
+    asked = range(seed, seed + count) if isinstance(seed, int | np.integer) else seed
+    each: list[int | None] = list(asked)
     if len(each) != count:
         raise ValueError(f"{count} dreams need {count} seeds, got {len(each)}")
     for one in each:

@@ -8,7 +8,7 @@ import difflib
 import functools
 from concurrent import futures
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from flax import struct
 from gymnax.environments import spaces
 
 from dreamjax.actions import Keys
-from dreamjax.dream.env import DreamEnv, EnvParams, EnvState, keeping_numbers
+from dreamjax.dream.env import DreamEnv, EnvParams, EnvState, Noise, Stepped, keeping_numbers
 from dreamjax.dream.ids import check_process, env_ids
 from dreamjax.dream.worlds import identity, load_world
 from dreamjax.task import FRAME_SHAPE, Task
@@ -28,8 +28,17 @@ PARTS = {"zch": ("c", "h"), "zh": ("h",), "z": ()}  # beside z
 OBSERVATIONS = (*PARTS, "pixels")
 
 
+class Variant(TypedDict, total=False):
+    """The keywords of `make`, as `named` tells them."""
+
+    actions: str | None
+    observation: str | None
+    temperature: float | None
+    world: str | Path | None
+
+
 @keeping_numbers
-@functools.partial(struct.dataclass, kw_only=True)
+@struct.dataclass(kw_only=True)
 class PixelParams(EnvParams):
     """A world with the eye that draws it."""
 
@@ -51,7 +60,7 @@ class NamedDream(DreamEnv):
     compiled program otherwise, and all weights become constants of it.
     """
 
-    actions: str = "continuous"
+    actions: str = "continuous"  # or "discrete"
     observation: str = "zch"
     world: str = ""  # what `default_params` loads, a shipped name or a folder
     temperature: float | None = None  # tau of `default_params`; None is the world's, or the task's
@@ -61,7 +70,7 @@ class NamedDream(DreamEnv):
         """The world's parameters, read once a process while the world stays the same."""
         return _params(self, identity(self.world))
 
-    def step(self, key, state, action, params=None):
+    def step(self, key, state: EnvState, action, params: EnvParams | None = None) -> Stepped:
         """gymnax's six values; checks a concrete action first.
 
         Raises:
@@ -70,7 +79,7 @@ class NamedDream(DreamEnv):
         self.check_action(action)
         return super().step(key, state, action, params)
 
-    def transition(self, noise, state: EnvState, action: jax.Array, params: EnvParams):
+    def transition(self, noise: Noise, state: EnvState, action: jax.Array, params: EnvParams):
         """`DreamEnv.transition` of the action's meaning."""
         if self.actions == "discrete":
             choice = jnp.clip(jnp.asarray(action).astype(jnp.int32), 0, self.num_actions - 1)
@@ -78,6 +87,7 @@ class NamedDream(DreamEnv):
         return super().transition(noise, state, action, params)
 
     def observe(self, key, state: EnvState, action, params: EnvParams) -> jax.Array:
+        """What this variant shows of a state; ValueError where M has no such part."""
         if self.observation == "pixels":
             return params.vision.decode(state.z[None])[0]
         parts = params.memory.parts(state.carry)
@@ -153,7 +163,7 @@ class LegacyDream(NamedDream):
     what `info` holds, so it holds what it did then: the discount.
     """
 
-    def step(self, key, state, action, params=None):
+    def step(self, key, state: EnvState, action, params: EnvParams | None = None) -> Any:
         """Five values; `done` is terminated or truncated."""
         *start, terminated, truncated, info = super().step(key, state, action, params)
         return *start, terminated | truncated, {"discount": info["discount"]}
@@ -192,7 +202,7 @@ def _load_params(env: NamedDream) -> EnvParams:
     )
 
 
-def make(env_id: str, **variant: Any) -> tuple[NamedDream, EnvParams]:
+def make(env_id: str, **variant: Unpack[Variant]) -> tuple[NamedDream, EnvParams]:
     """A dream and its parameters, as `gymnax.make`; arguments and errors as for `named`.
 
     Raises:

@@ -13,7 +13,7 @@ def env_ids() -> dict[str, tuple[Task, tuple[str, ...]]]:
     """The game and the variants of its actions, its own first, by the ids of the dreams."""
     keys, own = {}, {}
     for task in TASKS.values():
-        kinds = ("discrete",) if isinstance(task.actions, Choice) else ("continuous",)
+        kinds: tuple = ("discrete",) if isinstance(task.actions, Choice) else ("continuous",)
         if isinstance(task.actions, Keys):
             kinds = ("continuous", "discrete")
             keys[task.env_id.replace("-v", "Discrete-v")] = task, kinds[::-1]

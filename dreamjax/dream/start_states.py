@@ -19,8 +19,7 @@ ROUND = 512  # steps, a multiple of which is scanned, so that few lengths are co
 OLDEST = 0.998  # share of the episodes that are over by the greatest age of one
 
 
-@struct.dataclass
-class StartStates:
+class StartStates(struct.PyTreeNode):
     """What M remembers in the middle of real episodes, and what V sees."""
 
     age: jax.Array  # float32 [N], steps since the episode began

@@ -40,13 +40,7 @@ _FACTS = {  # what a world's facts may say: value where there is none, type, ran
     ),
     "hidden_size": (None, (int, type(None)), 1, 10**5, "a whole number from 1 to 10^5"),
     "controller_hidden": (0, (int,), 0, 10**5, "a whole number from 0 to 10^5"),
-    "dream": (
-        None,
-        (int, float, type(None)),
-        -_LARGEST,
-        _LARGEST,
-        "a finite float32",
-    ),  # C's return
+    "dream": (None, (int, float, type(None)), -_LARGEST, _LARGEST, "a finite float32"),  # C's
 }
 
 
@@ -64,9 +58,10 @@ class World:
     start_states: StartStates | None = None  # of real episodes, from which dreams can go on
     temperature: float | None = None  # see `fidelity.true_temperature`; None is the task's
     dropout: float | None = None  # that with which its M was trained; None is none
+    # loads its C, where it was loaded itself
     find_player: Callable[["World"], Player] | None = dataclasses.field(
         default=None, repr=False, compare=False
-    )  # loads its C, where it was loaded itself
+    )
 
     def env(self) -> DreamEnv:
         """The dream of this game as a gymnax environment."""

@@ -38,7 +38,7 @@ def save_world(directory: Path | str, world: World, meta: dict[str, Any] | None 
 
 
 def load_world(source: Path | str) -> World:
-    """A shipped world by its name, or the world of a run directory or of an exported folder.
+    """The world that `source` names: a shipped one, or that of a run or an exported folder.
 
     Raises:
       CheckpointError: no world there, a damaged one, or one of an unknown game.
@@ -121,8 +121,8 @@ def adopt_world(directory: Path | str, source: Path | str, task: Task) -> None:
                 f'{folder / "world.json"} lacks "dream", what its C earned; export it again'
             )
         player.save(directory, world)
-    made = made.get("world") if exported.is_exported(folder) else made
-    save_world(directory, world, {"source": Path(source).name, "made": made})
+    told = made.get("world") if exported.is_exported(folder) else made
+    save_world(directory, world, {"source": Path(source).name, "made": told})
 
 
 def _is_bound(folder: Path, world: World) -> bool:

@@ -34,7 +34,7 @@ def branch_hazard(
     """Deaths in 1,000 steps of real games, and of dreams at tau = 1 that go on from them.
 
     Args:
-      player: the C that dreams; it compares best with games that it played itself.
+      world, player: the dream, and the C that dreams; best the one that played the games.
       latents: games that M was not trained on.
       young, old: the first age, in steps, that is compared, a multiple of `WINDOW`, and the end.
       windows: W, how long a dream goes on, in windows of `WINDOW` steps.

@@ -20,6 +20,7 @@ def true_temperature(
     scores in the game; here no C is needed.
 
     Args:
+      world: the dream, at whatever temperature.
       lived: of policies in `policies.NAMES` that never look, mean steps survived in the game.
       episodes: dreams of each policy at each tau that is tried.
       seed: of plans and dreams, the same at each tau.

@@ -51,7 +51,7 @@ def dreamt_play(
     """What a policy which never looks earns in the dream, and how long it lives.
 
     Args:
-      policy: a name in `policies.NAMES`.
+      world, policy: the dream, and a name in `policies.NAMES`.
       episodes: about how many dreams; a random policy's plans are dreamt `SHARED_STARTS` times.
       seed: of plans and dreams.
       temperature: tau; at 1 the dream is M's plain belief.
@@ -69,11 +69,11 @@ def _play(env, policy, rollouts: int, key, params, weights) -> Dreamt:
 
 def _plans(world: World, policy: str, episodes: int, seed: int) -> np.ndarray:
     """Actions by step, [P, T, A]; one plan is enough where every episode's is the same."""
-    plans = []
+    each = []
     for number in range(-(-episodes // SHARED_STARTS)):
         act = policies.begin(world.task, policy, np.random.default_rng([seed, number]))
-        plans.append([act(step) for step in range(world.task.max_steps)])
-    plans = np.array(plans)
+        each.append([act(step) for step in range(world.task.max_steps)])
+    plans = np.array(each)
     return plans[:1] if (plans == plans[0]).all() else plans
 
 
@@ -92,7 +92,7 @@ def hazard(lengths: np.ndarray, task: Task) -> tuple[list[float], list[float]]:
     return rates, errors
 
 
-def controllers_between(best: jax.Array, count: int, seed: int) -> np.ndarray:
+def controllers_between(best: jax.Array | np.ndarray, count: int, seed: int) -> np.ndarray:
     """Controllers of every quality, [C, D]: mixtures of `best` and of chance, and chance alone.
 
     A third are random with standard deviation 0.1; the others go from mostly random to `best`.
@@ -106,7 +106,7 @@ def controllers_between(best: jax.Array, count: int, seed: int) -> np.ndarray:
 
 
 def dreamt_scores(*args: Any, **kwargs: Any) -> np.ndarray:
-    """Mean return in the dream of each of controllers [C, D], [C]; as `dreamt_returns`."""
+    """Mean return in the dream of each of C weights, [C]; arguments as for `dreamt_returns`."""
     return np.asarray(dreamt_returns(*args, **kwargs).score).mean(axis=1)
 
 
@@ -118,7 +118,10 @@ def dreamt_returns(
     seed: int,
     temperature: float | None = None,
 ) -> Dreamt:
-    """Each dream of controllers [C, D]: returns and lengths, [C, rollouts]; tau: `World.params`."""
+    """Each dream of C `weights` [C, D] of one controller: returns and lengths, [C, rollouts].
+
+    They dream in `world`, at a `temperature` as of `World.params`; `seed` is of the dreams.
+    """
     params = world.params(temperature, dtype=jnp.float32)
     return _play(world.env(), controller, rollouts, jax.random.key(seed), params, weights)
 
@@ -156,7 +159,7 @@ class ExploitAlarm:
 
 
 def rank_correlation(dreamt: Sequence[float], real: Sequence[float]) -> dict[str, float]:
-    """Spearman's rho of two scores of the same controllers, and its p value; 0 without an order."""
+    """Spearman's rho, p and n of `dreamt` and `real` scores of controllers; 0 without an order."""
     if min(np.ptp(dreamt), np.ptp(real)) == 0:
         return {"rho": 0.0, "p": 1.0, "n": len(dreamt)}
     from scipy import stats  # a second's import, for this alone
@@ -168,7 +171,7 @@ def rank_correlation(dreamt: Sequence[float], real: Sequence[float]) -> dict[str
 def reconstruction(world: World, frames: np.ndarray, batch: int = 128) -> dict[str, float]:
     """How well V gives back frames uint8 [N, 64, 64, 3], and those few pixels that matter most.
 
-    V should not have been trained on them; it sees `batch` at once.
+    V, that of `world`, should not have been trained on them; it sees `batch` at once.
 
     Returns:
       `error`, squared error a frame as in V's loss, of the posterior's mean; `salient`, the
@@ -259,9 +262,9 @@ def open_loop(
 ) -> dict[str, list[float]]:
     """How a dream that starts in the middle of real episodes leaves them, step by step.
 
-    M reads `warm_up` real steps of at most so many `episodes`, on which it should not have been
-    trained, then dreams on for K = `horizon` steps with the recorded actions at tau = 1. Episodes
-    shorter than both are left out.
+    M of `world` reads `warm_up` real steps of at most so many `episodes` of `latents`, on which it
+    should not have been trained, then dreams on for K = `horizon` steps with the recorded actions
+    at tau = 1. Episodes shorter than both are left out; `seed` is of all that is drawn.
 
     Returns:
       for each of K steps `nll`, nats per dimension of the real z under the dream's next mixture,

@@ -100,7 +100,7 @@ def _foretold(features: np.ndarray, wanted: np.ndarray, half: int) -> np.ndarray
     Of several strengths it has the one that does best on a quarter of these, taught by the others.
     """
     mean, std = features[:half].mean(axis=0), features[:half].std(axis=0) + 1e-6
-    x, quarter = np.float64((features - mean) / std), 3 * half // 4
+    x, quarter = np.asarray((features - mean) / std, np.float64), 3 * half // 4
 
     def error(ridge):
         found = _ridge(x[:quarter], wanted[:quarter], ridge)(x[quarter:half])

@@ -24,7 +24,7 @@ def make() -> gymnasium.Env:
     check()
     from gymnasium.envs.box2d import car_racing as theirs
 
-    game = theirs.CarRacing(continuous=True, domain_randomize=False, lap_complete_percent=1.0)
+    game: Any = theirs.CarRacing(continuous=True, domain_randomize=False, lap_complete_percent=1.0)
     game._render_road = _Road(game, theirs)
     draw, laps, black = game._render, Laps(game), np.zeros((96, 96, 3), np.uint8)
     game._render = lambda mode: draw(mode) if laps.dreamjax_screen else black
@@ -62,8 +62,10 @@ class _Road:
     Over half of gymnasium's time goes to shapes that are elsewhere on the track.
     """
 
+    _track: Any = None
+
     def __init__(self, game: Any, theirs: Any):
-        self._game, self._size, self._track = game, (theirs.WINDOW_W, theirs.WINDOW_H), None
+        self._game, self._size = game, (theirs.WINDOW_W, theirs.WINDOW_H)
         field = np.float64([(1, 1), (1, -1), (-1, -1), (-1, 1)]) * theirs.PLAYFIELD
         places = np.mgrid[-20:20:2, -20:20:2].reshape(2, 400).T[:, None]
         corners = np.float64([(1, 0), (0, 0), (0, 1), (1, 1)])
@@ -154,7 +156,8 @@ class _Driver:
         self, ahead: int = 9, gain: float = 0.05, damping: float = 0.03, gas: float = 0.15
     ):
         self._ahead, self._gain, self._damping, self._gas = ahead, gain, damping, gas
-        self._aside, self._last = 0.0, None
+        self._aside = 0.0
+        self._last: np.ndarray | None = None
 
     def __call__(self, step: int, frame: np.ndarray) -> np.ndarray:
         action = self._steered(frame)

@@ -39,8 +39,8 @@ class Collection:
 
     directory: Path
     shards: int
-    episodes: int
-    frames: int
+    episodes: int  # in all shards
+    frames: int  # in all episodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +220,7 @@ def _was_recorded_by(job: _ShardJob) -> bool:
     in_order = itertools.islice(_episode_seeds(job), None if job.min_steps else len(shard.seeds))
     rng = np.random.default_rng(engine_seed(shard.seeds[0]))
     act, first = policies.begin(job.task, job.policy, rng), shard.lengths[0]
-    return (
+    return bool(
         shard.profile == job.task.profile
         and len(shard.lengths) <= job.episodes
         and (shard.lengths >= job.min_steps).all()

@@ -35,7 +35,7 @@ class GameError(ValueError):
     """A game that cannot be used, or an answer of a game that cannot be; one line."""
 
 
-def make_env(task: Task, *, screen: bool = True) -> gymnasium.Env:
+def make_env(task: Task, *, screen: bool = True) -> "RealGame":
     """The real game of a task.
 
     Observations are uint8 [64, 64, 3], actions float32 [A] in the task's form. An episode ends by
@@ -146,8 +146,9 @@ class RealGame(gymnasium.Wrapper):
             raise GameError(f"{task.name} {error}") from error
         self._has_switch = game.has_wrapper_attr(SWITCH)
         self._dark = not screen
-        self._seed, self._picture = None, None
-        self._steps = None  # None: the episode is over or has not begun
+        self._seed: int | None = None
+        self._picture: np.ndarray | None = None
+        self._steps: int | None = None  # None: the episode is over or has not begun
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         """Start an episode; see `gymnasium.Env.reset`."""
@@ -159,7 +160,7 @@ class RealGame(gymnasium.Wrapper):
         obs, info = answer if is_pair else (answer, None)
         return self._seen(obs), self._noted(info, "reset")
 
-    def step(self, action):
+    def step(self, action: np.ndarray):
         """Play one step, `task.frame_skip` frames or fewer; see `gymnasium.Env.step`.
 
         Of a step only the last frame is drawn, so none is seen of an end before it.
@@ -302,7 +303,8 @@ class RealGame(gymnasium.Wrapper):
 
     def _checked(self, action) -> np.ndarray:
         action = np.asarray(action, np.float32)
-        space, (low, high) = self.action_space, self._bounds
+        space: Any = self.action_space
+        low, high = self._bounds
         if action.shape != space.shape:
             raise ValueError(
                 f"an action of {self.task.name} must have shape {space.shape}, got {action.shape}"

@@ -6,7 +6,7 @@ n: episodes.
 import contextlib
 import dataclasses
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ def run_jobs(
     timeout: float | None = None,
     retries: int = RETRIES,
     tick: Callable[[int], None] = lambda steps: None,
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     """Run `target(game, job, tick)` for every job in parallel.
 
     A job whose worker is lost is run again from its start, so it must be a function of the job

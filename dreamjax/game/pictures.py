@@ -73,8 +73,9 @@ def _spans(space: gymnasium.Space) -> dict[str, tuple[float, float]]:
     parts = space.spaces if isinstance(space, gymnasium.spaces.Dict) else {OBSERVATION: space}
     found = {}
     for where, box in parts.items():
-        is_box = isinstance(box, gymnasium.spaces.Box)
-        if is_box and _rgb(np.broadcast_to(0, box.shape)) is not None:
+        if not isinstance(box, gymnasium.spaces.Box):
+            continue
+        if _rgb(np.broadcast_to(0, box.shape)) is not None:
             span = float(np.min(box.low)), float(np.max(box.high))
             if box.dtype == np.uint8 and span[1] > 127:  # some end at 254, or begin at 16
                 span = SPANS[0]

@@ -51,7 +51,7 @@ def holding(choose: Callable[[np.ndarray | None], tuple[np.ndarray, int]]) -> Po
     """Hold an action for some steps; `choose` draws both from the last action."""
     action, until = None, 0
 
-    def policy(step: int, frame: np.ndarray | None = None) -> np.ndarray:
+    def policy(step: int, frame: np.ndarray | None = None):
         nonlocal action, until
         if step >= until:
             action, steps = choose(action)
@@ -87,7 +87,7 @@ def begin(task: Task, name: str, rng: np.random.Generator) -> Policy:
 def play_steps(
     env: RealGame, policy: str, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, float, int | None]]:
-    """Play one episode, which is a function of the game, the policy's name and the seed.
+    """Play one episode in `env`, a function of the game, the policy's name and the seed.
 
     Yields:
       `(frame before the action, action [A], reward, end)` for every step; the end is its place in

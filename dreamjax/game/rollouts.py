@@ -39,7 +39,7 @@ _DTYPES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rollouts(Episodes):
-    """Whole episodes as they were played."""
+    """Whole episodes as they were played; ValueError where arrays do not fit together."""
 
     frames: np.ndarray  # uint8 [N, 64, 64, 3]; frame t is what was on the screen before action t
 

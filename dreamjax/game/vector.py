@@ -100,7 +100,7 @@ class VectorGame(contextlib.AbstractContextManager):
         self._ask(begun)
 
     def send(self, slots: Sequence[int], actions: np.ndarray) -> None:
-        """Play one step in each slot [S] by these actions [S, A]; what follows is answered."""
+        """Play one step in each slot [S] by actions [S, A]; RuntimeError where no episode runs."""
         playing = [self._episodes[slot] for slot in slots]
         if None in playing:
             raise RuntimeError(

@@ -19,8 +19,7 @@ from dreamjax.memory.model import Mask
 PER_FRAME = ("action", "age", "follows", "judged", "end", "reward")  # fields of `Steps`
 
 
-@struct.dataclass(kw_only=True)
-class Steps:
+class Steps(struct.PyTreeNode, kw_only=True):
     """What happened after each frame; float32."""
 
     action: jax.Array  # [..., A]
@@ -32,16 +31,14 @@ class Steps:
     variance: jax.Array | float = 1.0  # [], of the rewards of the whole data set
 
 
-@struct.dataclass(kw_only=True)
-class Frames(Steps):
+class Frames(Steps, kw_only=True):
     """A data set on the device, [N]: what happened, and V's posteriors [N, Z] as encoded."""
 
     mu: jax.Array
     logvar: jax.Array
 
 
-@struct.dataclass(kw_only=True)
-class Sequences(Steps):
+class Sequences(Steps, kw_only=True):
     """What M trains on: lanes of frames, [T, B]."""
 
     z: jax.Array  # float32 [T + 1, B, Z]; z[t + 1] is what z[t] is to predict
@@ -55,7 +52,7 @@ def on_device(latents: LatentSequences, num_ends: int) -> Frames:
     follows, last = np.ones(len(latents.mu), np.float32), latents.first + latents.lengths - 1
     came = np.zeros((len(follows), num_ends), np.float32)
     follows[last] = 0
-    came[last] = latents.ends[:, None] == np.arange(num_ends)
+    came[last] = np.equal.outer(latents.ends, np.arange(num_ends))
     found = Frames(
         mu=latents.mu,
         logvar=latents.logvar,

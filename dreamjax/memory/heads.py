@@ -16,16 +16,15 @@ MIN_LOGSTD = -7.0  # floor of the mixture's log standard deviation; the original
 RARE = 5.0  # first log odds against an event, so that events explain only what is rare
 
 
-@struct.dataclass
-class Mixture:
+class Mixture(struct.PyTreeNode):
     """K Gaussians for each latent dimension on its own (factored, as the original).
 
     Each array is float32 [..., K, Z], K first so that arithmetic runs along contiguous latents.
     """
 
     logits: jax.Array  # unnormalised log weights
-    mean: jax.Array
-    logstd: jax.Array
+    mean: jax.Array  # of each Gaussian
+    logstd: jax.Array  # log standard deviations
 
     def log_prob(self, z: jax.Array) -> jax.Array:
         """log sum_k w_k N(z; mean_k, std_k) of each dimension of z, nats, float32 [..., Z].
@@ -83,7 +82,6 @@ class Mixture:
         return mean + jnp.exp(logstd) * jnp.sqrt(temperature) * normal
 
 
-@struct.dataclass
 class EventMixture(Mixture):
     """A `Mixture`, or instead of it an event: one of J Gaussians over all latents at once.
 
@@ -118,8 +116,7 @@ class EventMixture(Mixture):
         return z
 
 
-@struct.dataclass
-class Prediction:
+class Prediction(struct.PyTreeNode):
     """What follows a step; of an M without a head its part is None."""
 
     latent: Mixture  # the next z

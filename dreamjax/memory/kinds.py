@@ -13,7 +13,7 @@ KINDS: dict[str, type[Memory]] = {"lstm": MDNRNN}
 
 
 def find_kind(name: str) -> type[Memory]:
-    """A known form of M, or the subclass of `Memory` that "module:Class" names, from now on known.
+    """The form of M of this `name`; of "module:Class" that subclass of `Memory`, from now on known.
 
     Raises:
       SettingError: neither.

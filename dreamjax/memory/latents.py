@@ -34,7 +34,7 @@ class LatentSequences(Episodes):
     """Whole episodes as V saw them."""
 
     mu: np.ndarray  # float16 [N, Z]; V's posterior of each frame
-    logvar: np.ndarray  # as mu
+    logvar: np.ndarray  # float16 [N, Z]
     vision: str  # digest of the V that encoded them
 
     @property
@@ -143,7 +143,8 @@ def posteriors(vae: VAE, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     calls = np.concatenate([frames, padding]).reshape(-1, _CALL // batch, batch, *FRAME_SHAPE)
     pairs = [jax.device_get(_encode(vae, batches)) for batches in calls]
     joined = map(np.concatenate, zip(*pairs, strict=True))
-    return tuple(part.reshape(-1, part.shape[-1])[: len(frames)] for part in joined)
+    mu, logvar = (part.reshape(-1, part.shape[-1])[: len(frames)] for part in joined)
+    return mu, logvar
 
 
 @jax.jit

@@ -26,13 +26,11 @@ class MDNRNN(Memory):
     bounds = (("h", 1.0),)
 
     def recurrence(self, rngs: nnx.Rngs) -> None:
-        """As `Memory.recurrence`."""
         H = self.hidden_size
         self.lstm_kernel = nnx.Param(glorot(rngs, self.num_inputs + H, 4 * H))
         self.lstm_bias = nnx.Param(jnp.zeros(4 * H, jnp.float32))
 
     def step(self, carry: LSTMCarry, inputs: jax.Array, restart: jax.Array):
-        """As `Memory.step`."""
         c, h = reset(carry, restart)
         carry = cell(gates_of(self.lstm_kernel[...], self.lstm_bias[...], h, inputs), c)
         return carry, carry[1]
@@ -43,7 +41,6 @@ class MDNRNN(Memory):
         return c, h * factors
 
     def run(self, carry: LSTMCarry, inputs: jax.Array, restart: jax.Array, dropout=None):
-        """As `Memory.run`."""
         lstm = self.lstm_kernel[...], self.lstm_bias[...]
         factors = jnp.float32(1) if dropout is None else dropout
         return lstm_sequence(*lstm, carry, inputs, restart, factors)

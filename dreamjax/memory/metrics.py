@@ -27,6 +27,7 @@ def memory_metrics(
     """How well M predicts whole episodes, teacher-forced; for episodes it was not trained on.
 
     Args:
+      memory, latents: M, and the episodes.
       threshold: a death is predicted where the logit is above it.
       death_weight: as in the loss.
       seed: of z's noise.
@@ -60,8 +61,8 @@ def calibrated_threshold(memory: Memory, latents: LatentSequences, *, seed: int 
     """The threshold at which `death_noise` 1 kills as often as the game did.
 
     M's death logit overstates the risk, because deaths weigh more in its loss. This is the number
-    to subtract from it so that, over whole episodes that M was not trained on, the expected deaths
-    are those that happened; 0 where none did. `seed` is of z's noise.
+    to subtract from it so that, over `latents`, whole episodes that `memory` was not trained on,
+    the expected deaths are those that happened; 0 where none did. `seed` is of z's noise.
     """
     _, logit, _ = _teacher_forced(memory, latents, seed)
     if logit is None or not latents.terminated.any():

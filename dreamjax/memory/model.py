@@ -30,8 +30,7 @@ Carry = Any  # a pytree of what M remembers, [..., H] of each
 Bounds = tuple[tuple[str, float], ...]  # names of parts, and how large these can be
 
 
-@struct.dataclass
-class Mask:
+class Mask(struct.PyTreeNode):
     """Dropout: factors of what M reads, each 0 or 1 / (1 - p); one mask serves a whole episode.
 
     A dream whose M has lost some of what it reads is another dream of the same game, and a C that
@@ -63,6 +62,9 @@ class Memory(nnx.Module):
       clock, keys, residual, hidden_size, heads: as in `MemoryConfig`; the defaults are the paper's.
       scaled: whether it reads actions in [-1, 1], see `Box.scale`; the attribute is false of a
         game whose actions are so anyway.
+
+    Raises:
+      ValueError: the task's C reads nothing that this M has.
     """
 
     bounds: Bounds = ()

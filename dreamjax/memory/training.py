@@ -103,8 +103,7 @@ class MemoryConfig:
         return {name: getattr(self, name) for name in (*VARIANT, *FORM) if name != "kind"}
 
 
-@struct.dataclass
-class State:
+class State(struct.PyTreeNode):
     """Everything training needs to go on; the carry is the last batch's."""
 
     memory: Memory
@@ -112,8 +111,7 @@ class State:
     carry: Carry
 
 
-@struct.dataclass
-class _Plan:
+class _Plan(struct.PyTreeNode):
     """Which frames consecutive updates read; a leading axis counts the updates."""
 
     step: np.ndarray  # int32 []

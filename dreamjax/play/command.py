@@ -6,6 +6,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dreamjax.dream.worlds import has_player, load_world
 from dreamjax.game.workers import WorkerError, python
@@ -53,7 +54,7 @@ def show(source: str, port: int, seed: int, words: list[str]) -> None:
 def _recording(page: str, words: list[str]) -> Iterator[None]:
     """A process that records a game for the page, while the dream is played already."""
     command = [*python("from dreamjax.run.cli import main; sys.exit(main())"), *words]
-    silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    silent: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     process = subprocess.Popen(command, **silent, start_new_session=True)  # no terminal's Ctrl-C
 
     def told():

@@ -101,14 +101,14 @@ def facts_of(world: World, player: Player | None) -> dict[str, Any]:
         "actions": _actions(task.actions),
     }
     names = (*VARIANT, "latent_size", "hidden_size", "num_mixtures", "reads_restart")
-    names += ("reward_scale", "pressed", "scale", "reads")
-    form = {name: getattr(memory, name) for name in names}
+    others = ("reward_scale", "pressed", "scale", "reads")
+    form = {name: getattr(memory, name) for name in (*names, *others)}
     heads = [(name, math.prod(shape)) for name, shape in memory.layout.items()]
     found["memory"] = form | {"heads": heads}
     if player is not None:
-        form, outputs = player.controller, distribution_of(task.actions).outputs
-        bias = getattr(form, "bias", True)
-        found["controller"] = {"hidden": form.hidden, "bias": bias, "outputs": outputs}
+        c, outputs = player.controller, distribution_of(task.actions).outputs
+        bias = getattr(c, "bias", True)
+        found["controller"] = {"hidden": c.hidden, "bias": bias, "outputs": outputs}
     return found
 
 
@@ -154,4 +154,4 @@ def sheet(frames: np.ndarray) -> np.ndarray:
     """Frames uint8 [T, 64, 64, 3] side by side, `COLUMNS` in a row."""
     blank = np.zeros((-len(frames) % COLUMNS, *FRAME_SHAPE), np.uint8)
     rows = np.concatenate([frames, blank]).reshape(-1, COLUMNS, *FRAME_SHAPE)
-    return np.hstack(rows.swapaxes(0, 1).reshape(COLUMNS, -1, *FRAME_SHAPE[1:]))
+    return np.hstack([*rows.swapaxes(0, 1).reshape(COLUMNS, -1, *FRAME_SHAPE[1:])])

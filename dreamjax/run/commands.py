@@ -63,13 +63,13 @@ def parsed(words: list[str], preset: str | None = None) -> Any:
     sections = filter(dataclasses.is_dataclass, vars(PRESETS[preset]).values())
     specs, registry = {type(x): _unbuilt(type(x), x) for x in sections}, ConstructorRegistry()
     registry.struct_rule(lambda asked: specs.get(asked.type))
-    how = {"prog": "dreamjax", "description": __doc__, "registry": registry}
+    how: dict[str, Any] = {"prog": "dreamjax", "description": __doc__, "registry": registry}
     return tyro.cli(Union[tuple(commands)], args=words, **how)  # noqa: UP007
 
 
 def _unbuilt(section: type, default: Any) -> StructConstructorSpec:
     """A section of the settings, built once tyro has returned: it would frame what that refuses."""
-    spec = ConstructorRegistry.get_struct_spec(StructTypeInfo.make(section, default, False))
+    spec: Any = ConstructorRegistry.get_struct_spec(StructTypeInfo.make(section, default, False))
     later = wraps(section)(lambda **values: partial(section, **values))
     return dataclasses.replace(spec, instantiate=later)
 

@@ -69,7 +69,7 @@ def _held_out(run: Run, world: World, player: Player) -> dict[str, Any]:
         return {}
     config, below = run.config.fidelity, held_below(run.directory, world_meta(run.directory))
     held = read_latents(run.latents).below(below)
-    found = {"deaths": memory_metrics(world.memory, held)}
+    found: dict[str, Any] = {"deaths": memory_metrics(world.memory, held)}
     found["open_loop"] = fidelity.open_loop(world, held, horizon=config.horizon, seed=run.seed)
     young = config.grown(run.task)
     if run.task.ends and (held.lengths > young).any():
@@ -103,11 +103,12 @@ def _played_blindly(run: Run, policy: str) -> Played:
 
 def _unseen_games(run: Run, policy: str, seed: int, count: int) -> list[Game]:
     """So many games of a policy that are never recorded."""
+    games = []
     with contextlib.closing(make_env(run.task)) as env:
-        return [
-            tuple(map(np.stack, list(zip(*play_steps(env, policy, one), strict=True))[:2]))
-            for one in evaluation_seeds(seed, count)
-        ]
+        for one in evaluation_seeds(seed, count):
+            frames, actions, *_ = zip(*play_steps(env, policy, one), strict=True)
+            games.append((np.stack(frames), np.stack(actions)))
+    return games
 
 
 def _shown(run: Run, world: World, games: list[np.ndarray], tau: float) -> dict[str, Any]:
@@ -138,7 +139,7 @@ def _played_awake(run: Run, world: World, player: Player, episodes: int, **how) 
 
 def _compared(task: Task, dreamt: Dreamt, real: Any) -> dict[str, Any]:
     """Returns in the dream and in the game, and deaths by age where there are deaths."""
-    found = {"dream": score(np.ravel(dreamt.score)), "real": score(real.returns)}
+    found: dict[str, Any] = {"dream": score(np.ravel(dreamt.score)), "real": score(real.returns)}
     dream, game = (found[side]["mean"] for side in SIDES)
     found["difference"] = round(dream - game, 3)
     if task.step_reward is not None:

@@ -59,7 +59,7 @@ def note_game(run: Run, folder: str, fields: tuple[str, ...]) -> None:
         write_json(path, games | {folder: game})
 
 
-def profiles(directory: Path) -> Iterator[tuple[str, str]]:
+def profiles(directory: Path) -> Iterator[tuple[str, Any]]:
     """`(folder, profile of the game)` of everything in a run directory."""
     for part in ("rollouts", "played", "latents"):
         for path in rollouts.shard_paths(directory / part)[:1]:

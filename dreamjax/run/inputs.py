@@ -73,7 +73,7 @@ def of_memory(run: Run) -> Inputs:
             f"{run.latents} was encoded by V {latents.vision[:12]}, but this run's V is "
             f"{ours[:12]}; run encode again"
         )
-    facts = {"vision": ours, "data": latents.name, "held_out_by": "seed"}
+    facts: dict[str, Any] = {"vision": ours, "data": latents.name, "held_out_by": "seed"}
     facts["products"] = str(product_dtype(config.bfloat16))
     facts["held_below"] = lineage.judged_below(run, config, latents)
     loaded = vision, latents, config, lineage.memory_to_train_on(run, config, vision)
@@ -84,13 +84,13 @@ def of_search(run: Run, section: str) -> Inputs:
     """The world, its dream, the C or form of C to begin with, and the worlds beside it."""
     world, learns, config = load_world(run.directory), section == "learn", run.config
     beside = lineage.worlds_beside(run, world) if learns else []
-    params, player = dream_of(run, world), world.controller(config.hidden(run.task, section))
-    facts = {"world": world.digest(), "products": str(product_dtype(config.dream.bfloat16))}
+    params, form = dream_of(run, world), world.controller(config.hidden(run.task, section))
+    facts: dict = {"world": world.digest(), "products": str(product_dtype(config.dream.bfloat16))}
     facts |= {"beside": [x.digest()[:12] for x in beside], "dropout": params.dropout}
     for name in ("temperature", "death_threshold", "death_noise"):
         facts[name] = float(getattr(params, name))
-    facts["controller_hidden"], own = player.hidden, getattr(config, section)
-    player = lineage.player_to_learn_on(run, player) if learns else player
+    facts["controller_hidden"], own = form.hidden, getattr(config, section)
+    player = lineage.player_to_learn_on(run, form) if learns else form
     total = own.updates if learns else own.generations
     return Inputs(_told(run, own, **facts), (world, params, player, beside), total)
 
@@ -119,10 +119,10 @@ def of_player(run: Run) -> Inputs:
 
 def of_record(run: Run, by: Path | None = None, episodes: int | None = None) -> Inputs:
     """What `record` is to play: C of this run, or of the run at `by` so many in all."""
-    player = dataclasses.replace(run, directory=by or run.directory)
-    first = len(shard_paths(player.played)) if by else 0
-    games = run.played, episodes or run.config.collect.episodes, run.seed + WATCH_SEED
-    asked = recording.Recording(*of_player(player).values, *games, first)
+    source = dataclasses.replace(run, directory=by or run.directory)
+    (world, player), first = of_player(source).values, len(shard_paths(source.played)) if by else 0
+    count, seed = episodes or run.config.collect.episodes, run.seed + WATCH_SEED
+    asked = recording.Recording(world, player, run.played, count, seed, first)
     return Inputs({"player": asked.identity[:12]}, asked, len(asked.paths))
 
 

@@ -37,7 +37,7 @@ class Decision:
 
     kind: str  # "fresh", "resume", "done", "again" or "refuse"
     said: str  # the same in words, with the remedy of a refusal
-    inputs: Inputs | None = None  # None where it is refused
+    inputs: Inputs = Inputs()  # of nothing where it is refused
     aside: Sequence[Path] = ()  # what is kept aside where it begins again
     fault: ValueError | None = None  # why it is refused
 
@@ -142,7 +142,7 @@ def _keep(folder: Path, paths: Sequence[Path]) -> Path:
 
 def foretold(run: Run, phases: Iterable[Phase]) -> tuple[str, ...]:
     """Say what each of some phases would do, one after another; the names of those left to do."""
-    left = ()
+    left: tuple[str, ...] = ()
     for phase in phases:
         decision = decide(run, phase)
         waits = decision.kind == REFUSE and left

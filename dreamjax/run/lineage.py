@@ -173,11 +173,11 @@ def bind(run: Run, inputs: Inputs, memory: Memory) -> None:
     made = run.store("memory").meta()
     train, held = latents.split(made["config"]["held_out"])
     threshold = calibrated_threshold(memory, held)
-    starts = (jnp.asarray(part) for part in latents.starts(NUM_STARTS))
-    tuned = {"death_threshold": threshold, "death_noise": 1.0}
+    mu, logvar = (jnp.asarray(part) for part in latents.starts(NUM_STARTS))
+    tuned: dict[str, Any] = {"death_threshold": threshold, "death_noise": 1.0}
     tuned["dropout"] = made["config"]["dropout"] or None
     start_states = start_states_of(memory, train, run.config.memory.start_states, run.seed)
-    world = World(run.task, vision, memory, *starts, **tuned, start_states=start_states)
+    world = World(run.task, vision, memory, mu, logvar, **tuned, start_states=start_states)
     metrics = memory_metrics(memory, held) | {"death_threshold": threshold}
     run.log.log("held-out", made["step"], metrics)
     run.log.say("M on held-out episodes: " + listed(metrics))

@@ -131,9 +131,9 @@ def _evaluate(run: Run, made: Inputs) -> tuple[np.ndarray, dict[str, np.ndarray]
 
     Found are the returns of C and of policies that were not learnt; a job's processes share games.
     """
-    config = run.config.evaluate
+    config, (world, player) = run.config.evaluate, made.values
     how = {"log": run.log, "workers": run.config.workers, "processes": devices.processes()}
-    own = evaluate(*made.values, config.episodes, run.seed, **how)
+    own = evaluate(world, player, config.episodes, run.seed, **how)
     beside = {name: _returns(run, name) for name in (*BASELINES, *config.policies)}
     return devices.all_gather(own.returns, config.episodes), beside
 

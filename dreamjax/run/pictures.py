@@ -83,8 +83,8 @@ def _panel_curves(rows: list[dict]) -> list[tuple[str, str, dict[str, dict[int, 
 def film(world: World, player: Player, target: Path, seed: int = 0) -> int:
     """Save a GIF at `target`: the real game, V's reconstruction of it, and M's dream of its start.
 
-    The dream begins at the same latent, is given the same actions and never looks again. The seed
-    is of both. Returns the steps filmed.
+    `player` plays; V and M are those of `world`. The dream begins at the same latent, is given the
+    same actions and never looks again. The seed is of both. Returns the steps filmed.
 
     Raises:
       WorkerError: the game could not be kept running.
@@ -127,7 +127,7 @@ def _dream(
 def _panels(*panels: tuple[np.ndarray, str]) -> Image.Image:
     """Captioned pictures side by side."""
     frames, captions = zip(*panels, strict=True)
-    picture = ImageOps.scale(Image.fromarray(np.hstack(frames)), SCALE, Image.NEAREST)
+    picture = ImageOps.scale(Image.fromarray(np.hstack(frames)), SCALE, Image.Resampling.NEAREST)
     canvas = ImageOps.expand(picture, (0, CAPTION, 0, 0))
     for i, caption in enumerate(captions):
         left = i * canvas.width // len(panels)

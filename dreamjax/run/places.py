@@ -35,7 +35,7 @@ def is_same(old: str | None, new: str | None, home: Path) -> bool:
     Older files have paths as they were given: absolute ones of the run before a round, and of an M
     trained on that of its own run.
     """
-    if None in (old, new):
+    if old is None or new is None:
         return old == new
     then, now = (home / old).resolve(), (home / new).resolve()
     if new in (".", "..") and then != now:

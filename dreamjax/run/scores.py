@@ -17,7 +17,7 @@ def score(returns: np.ndarray) -> dict[str, Any]:
 
 def published(paper: Score | None) -> dict[str, Any] | None:
     """A published score in the form of `score`; None of none."""
-    return paper and _scored(paper.mean, paper.std, paper.n)
+    return _scored(paper.mean, paper.std, paper.n) if paper else None
 
 
 def _scored(mean: float, std: float, n: int) -> dict[str, Any]:

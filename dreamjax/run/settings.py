@@ -111,7 +111,7 @@ CONTROLLERS = tuple(SEARCHES)  # phases that find C; a run does one of them
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Every setting of a run but the game and the seed."""
+    """Every setting of a run but the game and the seed; SettingError for one that cannot be."""
 
     collect: CollectConfig = CollectConfig()
     vision: VisionConfig = VisionConfig()
@@ -143,13 +143,13 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run: where it lies, what it is of, and where it reports to."""
+    """One run."""
 
-    directory: Path
-    task: Task
-    seed: int
+    directory: Path  # of all that it writes
+    task: Task  # its game
+    seed: int  # of everything random
     config: RunConfig  # what it leaves to the task is filled in
-    log: Logbook
+    log: Logbook  # where it reports to
 
     def __post_init__(self):
         parts = {name: getattr(self.config, name).of(self.task) for name in ("memory", "learn")}

@@ -75,7 +75,7 @@ def unflatten(template: Any, arrays: Mapping[str, np.ndarray], origin: str) -> A
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 of a pytree's paths, shapes, dtypes and bytes: a model's identity."""
+    """SHA-256 of the paths, shapes, dtypes and bytes of a pytree `tree`: a model's identity."""
     sha = hashlib.sha256()
     for name, array in sorted(flatten(tree).items()):
         sha.update(f"{name} {array.dtype} {array.shape}".encode())
@@ -84,7 +84,7 @@ def digest(tree: Any) -> str:
 
 
 class Store:
-    """The checkpoints of one phase, newest `keep` of them, saved every `seconds` of a training.
+    """A phase's checkpoints in `directory`, the newest `keep`, saved every `seconds` of a training.
 
     Only what passes its manifest counts: a damaged or stray folder is never resumed from, never a
     reason to delete a sound one, and gives way when its step is saved.

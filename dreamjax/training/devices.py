@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ CHOICES = ("auto", "cpu", "gpu", "tpu")
 TILE = 64  # matrices whose sides are multiples of it keep an accelerator's matrix units busy
 
 Model = TypeVar("Model")
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
 
 COORDINATOR_SECONDS = 20.0  # how long the first process of a job may be silent at first
 JOIN_SECONDS = 20  # after which a process that has not come counts as lost
@@ -41,11 +43,11 @@ def plus(x: jax.Array, bias: jax.Array) -> jax.Array:
     return x + jnp.broadcast_to(bias, x.shape)
 
 
-def theirs(function: Callable) -> Callable:
+def theirs(function: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
     """A `function` of optax or evosax, which mix dtypes and ranks whatever jax is told."""
 
     @functools.wraps(function)
-    def called(*arguments, **keywords):
+    def called(*arguments: Arguments.args, **keywords: Arguments.kwargs) -> Answer:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             return function(*arguments, **keywords)
 
@@ -142,7 +144,7 @@ def join(words: list[str]) -> None:
 def _number(variable: str) -> int | None:
     value = os.environ.get(variable)
     if value is None or value.isdecimal():
-        return value and int(value)
+        return None if value is None else int(value)
     raise ValueError(f"{variable} must be a number of at least 0, got {value!r}")
 
 
@@ -180,7 +182,7 @@ def _leave_word(words: list[str]) -> None:
     said = lost(words, f"what jax said is in {log}")
     terminal = os.fdopen(os.dup(2), "w", buffering=1)
     command = [sys.executable, "-IS", "-c", _WATCH, said, log]
-    told = {"stdin": subprocess.PIPE, "stderr": terminal}
+    told: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": terminal}
     _watches.append(subprocess.Popen(command, **told, start_new_session=True))
     sys.stderr.flush()
     os.dup2(handle, 2)

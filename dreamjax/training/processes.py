@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -21,6 +21,6 @@ class Processes:
 
     def first_then_all(self, work: Callable[[], T]) -> T:
         """`work()`, by the first process before the others: what it mends on disk it mends once."""
-        done = work() if self.index == 0 else None
+        done: Any = work() if self.index == 0 else None
         self.wait("what the first process does")
         return done if self.index == 0 else work()

@@ -20,7 +20,7 @@ Block = tuple[Path, ...]
 
 
 class FrameStream:
-    """Batches of B frames of the shards in `directory`, functions of these, seed and step alone.
+    """Batches of `batch_size` (B) frames of shards in `directory`, by these, seed and step alone.
 
     Every frame comes once in each epoch; a batch may span two epochs. `memory` is in bytes of
     frames to hold; a block has at least one shard, and one is read ahead. ValueError if there are
@@ -39,7 +39,8 @@ class FrameStream:
             self._room = (self._room - ahead) / 2  # two blocks at a time
         self._ahead = ahead / largest - 1
         self._batch_size, self._seed = batch_size, seed
-        self._coming, self._step = iter(()), None
+        self._coming: Iterator[np.ndarray] = iter(())
+        self._step: int | None = None
 
     def batches(self, step: int, count: int) -> np.ndarray:
         """Batches from `step` on, uint8 [count, B, 64, 64, 3]; ValueError: a shard is damaged."""

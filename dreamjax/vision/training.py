@@ -131,16 +131,14 @@ class VisionConfig:
         return optax.cosine_decay_schedule(self.learning_rate, self.steps, share)(step)
 
 
-@struct.dataclass
-class Reader:
+class Reader(struct.PyTreeNode):
     """What nobody needs after training: an affine map from z to `bands`."""
 
     layer: Layer
     optimizer: optax.OptState
 
 
-@struct.dataclass
-class State:
+class State(struct.PyTreeNode):
     """Everything training needs to go on."""
 
     model: VAE
@@ -162,7 +160,7 @@ def train_vision(
     """Train V on recorded frames, or go on from `store`'s newest checkpoint.
 
     Args:
-      task: gives Z.
+      task, config: the game, which gives Z, and how V is trained.
       rollouts_directory: shards written by `collecting.collect`.
       seed: of the weights, the noise and the order of the frames.
       vision: V to train on, if `store` has none; None starts from chance.
@@ -267,7 +265,7 @@ def updates(
     def steps(state, key, numbers, frames):
         return lax.scan(partial(step, key), state, (numbers, frames))
 
-    specs = {"in_specs": (WHOLE, WHOLE, WHOLE, _BATCHES), "out_specs": WHOLE, "check_vma": False}
-    shared = jax.shard_map(steps, mesh=mesh or all_devices(), **specs)
+    specs: dict[str, Any] = {"in_specs": (WHOLE, WHOLE, WHOLE, _BATCHES), "out_specs": WHOLE}
+    shared = jax.shard_map(steps, mesh=mesh or all_devices(), check_vma=False, **specs)
     state, metrics = shared(state, key, first + jnp.arange(len(frames)), frames)
     return state, jax.tree.map(jnp.mean, metrics)
