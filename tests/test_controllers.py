@@ -20,7 +20,6 @@ from dreamjax.controller.distributions import (
 from dreamjax.controller.model import (
     LinearController,
     MLPController,
-    checked_weights,
     controller_for,
 )
 from dreamjax.controller.policy_gradient import learn
@@ -206,14 +205,6 @@ def test_rescaled_weights_do_for_features_what_the_others_do_for_scaled_ones(hid
         rtol=1e-3,
         atol=1e-3,
     )
-
-
-def test_learning_begins_from_weights_that_fit():
-    controller = MLPController(5, KEYS, 7)
-    own = controller.initial(jax.random.key(3))
-    np.testing.assert_array_equal(checked_weights(own, controller.num_params), own)
-    with pytest.raises(ValueError, match=r"start must be 50 finite weights, got shape \[49\]"):
-        checked_weights(own[1:], controller.num_params)
 
 
 # Learning

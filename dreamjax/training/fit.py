@@ -56,21 +56,12 @@ def fit(
     """
     check_guarded()
     log = log or Logbook(quiet=True)
-    state, step = _resumed(state, store, log)
-    if store is not None:
-        log.rewind(phase, step)  # what was logged after the checkpoint is logged again
-    saved, kept = time.monotonic(), None
-
-    def save():
-        nonlocal saved, kept
-        if store is not None and step != kept:
-            store.save(step, state, {"total": total, **(meta or {})})
-            saved, kept = time.monotonic(), step
-
+    state, step = _resumed(phase, state, store, log)
+    saver = _Saver(store, {"total": total, **(meta or {})})
     if step >= total:
         log.say(f"{phase}: finished before, at step {step}; nothing to do")
         if store is not None and store.unfinished():
-            save()  # that this is the end
+            saver.save(step, state)  # that this is the end
         return state
 
     with (
@@ -83,14 +74,29 @@ def fit(
             _check(phase, step, metrics, {show: most})
             log.log(phase, step, metrics)
             bar.advance(count * units_per_step, f"{show} {float(metrics[show]):.4g}")
-            due = store is not None and time.monotonic() - saved >= store.seconds
-            stopped, due = _in_any_process(stop.is_set(), due)
+            stopped, due = _in_any_process(stop.is_set(), saver.is_due())
             if stopped or due:
-                save()
+                saver.save(step, state)
             if stopped:
                 raise KeyboardInterrupt
-    save()
+    saver.save(step, state)
     return state
+
+
+class _Saver:
+    """Saves each step once; nothing where there is no store."""
+
+    def __init__(self, store: Store | None, meta: Mapping[str, Any]):
+        self._store, self._meta = store, meta
+        self._saved, self._kept = time.monotonic(), -1
+
+    def is_due(self) -> bool:
+        return self._store is not None and time.monotonic() - self._saved >= self._store.seconds
+
+    def save(self, step: int, state: Any) -> None:
+        if self._store is not None and step != self._kept:
+            self._store.save(step, state, self._meta)
+            self._saved, self._kept = time.monotonic(), step
 
 
 def _in_any_process(*here: bool) -> tuple[bool, ...]:
@@ -110,10 +116,16 @@ def _check(phase: str, step: int, metrics: Mapping[str, float], most: Mapping[st
             )
 
 
-def _resumed(state: Any, store: Store | None, log: Logbook) -> tuple[Any, int]:
+def _resumed(phase: str, state: Any, store: Store | None, log: Logbook) -> tuple[Any, int]:
     """The newest checkpoint, laid as `state` is, and its step; else `state` and 0."""
     if store is None:
         return state, 0
+    state, step = _newest(state, store, log)
+    log.rewind(phase, step)  # what was logged after the checkpoint is logged again
+    return state, step
+
+
+def _newest(state: Any, store: Store, log: Logbook) -> tuple[Any, int]:
     writable(store.directory)
     steps = processes().first_then_all(store.steps)
     if len(steps) != multihost_utils.broadcast_one_to_all(len(steps)):
