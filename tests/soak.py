@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import orbax.checkpoint as ocp
 from command import finish, start
 
@@ -32,8 +33,10 @@ def artefacts(run: Path) -> dict[str, object]:
     """Everything a run leaves that is not a time: bytes of shards, arrays, scores, curves."""
     found = {path.name: path.read_bytes() for path in shard_paths(run / "rollouts")}
     for store in (Store(run / part) for part in TRAINED if (run / part).is_dir()):
-        newest = store.directory / f"{store.steps()[-1]:08d}"
-        arrays = ocp.PyTreeCheckpointHandler().restore(newest / "arrays")
+        path = store.directory / f"{store.steps()[-1]:08d}" / "arrays"
+        handler, whole = ocp.PyTreeCheckpointHandler(), ocp.RestoreArgs(restore_type=np.ndarray)
+        how = dict.fromkeys(handler.metadata(path).tree, whole)  # whichever devices saved them
+        arrays = handler.restore(path, restore_args=how)
         name = store.directory.name
         found |= {f"{name}{key}": array.tobytes() for key, array in arrays.items()}
     results = json.loads((run / "results.json").read_text())

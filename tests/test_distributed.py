@@ -122,6 +122,7 @@ def trained(devices, path):
     return dict(np.load(path))
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one_does(tmp_path):
     """V's gradients, M's update, C's two and its generations, of which none may differ.
 
@@ -190,6 +191,7 @@ def after_the_loss(run, lost):
     return err
 
 
+@pytest.mark.slow
 def test_two_processes_one_of_which_is_lost(tmp_path):
     """The other says so in one line; the same command resumes, and leaves what one process does.
 

@@ -71,6 +71,7 @@ def vision_of(run):
     return meta["step"], digest(vision)
 
 
+@pytest.mark.slow
 def test_damaged_and_stray_checkpoints_are_trained_anew(run, capsys):
     """Rows 8a, 8b, 9a, 9c, 9d: what is damaged gives way, what is stray is left alone."""
     train = ["train-vision", run, *QUICK]
@@ -125,6 +126,7 @@ def test_a_refused_command_changes_nothing(smoke, run, capsys):
     assert contents(run) == before
 
 
+@pytest.mark.slow
 def test_new_data_is_trained_on_or_refused_never_passed_over(smoke, run, capsys, monkeypatch):
     """Record, encode and train-memory in one run; and collecting more."""
     monkeypatch.setattr("dreamjax.recording.SHARD", 4)  # episodes of a shard

@@ -15,6 +15,8 @@ from command import environ, wait_for
 from packaging.specifiers import SpecifierSet
 from test_distributed import history
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "experiments" / "launch"
 WORDS = ["evolve", "short_cover:SHORT", "--preset=smoke", "--evolve.population=4"]

@@ -217,6 +217,7 @@ def test_what_a_world_s_m_held_out_is_told_however_often_it_is_handed_on(made, b
 # Whose shards
 
 
+@pytest.mark.slow
 def test_a_new_c_records_anew_and_the_old_one_s_games_are_kept(run, monkeypatch, capsys):
     monkeypatch.setattr("dreamjax.recording.SHARD", 2)  # episodes of a shard
     words = ["--preset", "smoke", "--run-dir", str(run), "--collect.episodes", "2"]
@@ -333,6 +334,7 @@ def test_the_library_s_collection_knows_its_game(name, smoke, tmp_path):
 # Episodes of one's own in a world that was handed on
 
 
+@pytest.mark.slow
 def test_a_shipped_world_is_gone_on_from_with_episodes_of_one_s_own(smoke, tmp_path, capsys):
     world, run = tmp_path / "world", tmp_path / "mine"
     assert cli.main(["export", "--run-dir", str(smoke[0]), "--target", str(world)]) == 0

@@ -335,6 +335,7 @@ def test_an_event_moves_all_latents_or_none(tau):
     close(event.std(axis=0), np.exp(-3) * tau**0.5, rtol=5 / np.sqrt(2 * len(event)))
 
 
+@pytest.mark.slow
 def test_events_are_learned_where_latents_jump_together():
     """Latents that jump at once one time in twenty are dreamt so; a factored M never does."""
     rng, D = np.random.default_rng(0), 32

@@ -55,6 +55,7 @@ def test_smoke_leaves_scores(smoke):
     assert 0 < results["ours"]["mean"] <= SHORT.max_steps
 
 
+@pytest.mark.slow
 def test_the_paper_s_sizes_take_the_same_path(tmp_path):
     """The whole Take Cover, not the short one: V of 64 latents, M of 512 units, 2,100 steps."""
     words = ["run", "take-cover", "--preset", "smoke", *TINY, "--run-dir", tmp_path / "run"]
@@ -79,6 +80,7 @@ def test_smoke_leaves_metrics_and_pictures(smoke):
     assert film.size == (3 * 192, 206) and film.n_frames > 5
 
 
+@pytest.mark.slow
 def test_a_world_that_is_handed_on_is_played_at_several_temperatures(smoke, tmp_path, capsys):
     directory, _ = smoke
     words = ["--target", str(tmp_path / "world")]
@@ -233,6 +235,7 @@ def test_c_can_be_learnt_instead_of_evolved(smoke, tmp_path):
     assert phases_of(PRESETS["smoke"])[-2:] == ("evolve", "evaluate")
 
 
+@pytest.mark.slow
 def test_the_experiment_file_takes_the_same_path(smoke, monkeypatch):
     monkeypatch.setattr(take_cover, "TAKE_COVER", SHORT)
     directory, _ = smoke
@@ -249,6 +252,7 @@ def test_other_settings_in_the_same_directory_are_refused(smoke, capsys):
     assert "was made with seed=0, now seed=5" in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_mixed_up_trio_is_refused(smoke, tmp_path):
     ours = smoke[0]
     theirs = tmp_path / "other"

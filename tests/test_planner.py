@@ -12,6 +12,8 @@ from dreamjax.tasks import TAKE_COVER
 from dreamjax.training.settings import SettingError
 from experiments import clone, planner, probe
 
+pytestmark = pytest.mark.slow
+
 
 def seen(y, speed, *balls):
     """What a planner knows: fireballs as (away, along, speed away, speed along)."""

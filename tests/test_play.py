@@ -513,6 +513,7 @@ PIXELS = """async (z) => {
 }"""
 
 
+@pytest.mark.slow
 def test_a_page_is_written_for_any_host(smoke, tmp_path):
     """A run in a game of ones own; again in its place, never in that of something else."""
     run, out = smoke[0], tmp_path / "page"

@@ -192,6 +192,7 @@ assert not wide(run(run.initial(), 0)[0].memory)
 """
 
 
+@pytest.mark.slow
 def test_every_mode_of_jax_at_once():
     """64 bits are there, dtypes and ranks are not mixed, and no key is used twice."""
     modes = {

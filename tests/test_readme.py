@@ -58,6 +58,7 @@ def run_in(directory, words):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_game_of_ones_own_is_learnt_as_written(tmp_path):
     """From recording to the score table, but with fewer steps."""
     (tmp_path / "pole.py").write_text(shown("POLE"))

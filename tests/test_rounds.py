@@ -25,6 +25,7 @@ def small_shards(monkeypatch):
     monkeypatch.setattr("dreamjax.recording.SHARD", 4)  # episodes of a shard
 
 
+@pytest.mark.slow
 def test_rounds_go_on_from_one_another(smoke, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(smoke[0], run)

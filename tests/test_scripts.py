@@ -97,12 +97,14 @@ def test_precision_rows(world, monkeypatch):
     assert exact["value"] > 0 and "bfloat16 - float32" in half["name"] and "±" in again["name"]
 
 
+@pytest.mark.slow
 def test_lazy_update_rows(world):
     config = EvolveConfig(generations=2, population=4, rollouts=1, eval_every=2, eval_rollouts=2)
     rows = list(lazy_update.measure(world, config, seeds=(0,)))
     assert [row["unit"] for row in rows] == ["steps", "s"] * 2 and rows[0]["value"] > 0
 
 
+@pytest.mark.slow
 def test_strategies_are_compared_at_equal_steps(capsys):
     settings = strategies.Config(steps=1, seeds=(0,), population=4, rollouts=1, dreams=2)
     found = strategies.main(settings)
@@ -285,6 +287,7 @@ def test_a_watched_dream_is_the_plain_one_where_one_world_dreams_and_watches(tmp
     assert np.mean(alone == plain) > 0.5 and (alone != shaken).any()
 
 
+@pytest.mark.slow
 def test_drop_in_rows(world):
     imported, whole = drop_in.start_up(first_steps=2048)
     assert 0 < imported["value"] < whole["value"]
@@ -294,6 +297,7 @@ def test_drop_in_rows(world):
     assert ratio["value"] == vector["value"] / plain["value"]
 
 
+@pytest.mark.slow
 def test_gradient_and_evolution_both_run(monkeypatch):
     settings = gradient.Config(steps=1, lanes=2, horizon=3, population=4, rollouts=1, dreams=2)
     ways = {"nothing", "gradient", "policy gradient"}

@@ -3,7 +3,10 @@
 import random
 import time
 
+import pytest
 from soak import OFTEN, artefacts, differences, shaken
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_shaken_run_leaves_what_a_quiet_one_does(smoke, tmp_path):

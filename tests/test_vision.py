@@ -362,7 +362,7 @@ def test_a_resumed_run_repeats_an_unbroken_one(recorded, tmp_path):
 def test_the_ablation_judges_each_v_trained_its_own_way(monkeypatch, tmp_path):
     trained = []
 
-    def train(seed, task, directory, settings, *, log):
+    def train(task, directory, settings, seed, *, log):
         assert (seed, task, directory) == (0, TAKE_COVER, tmp_path)
         trained.append((settings.final_learning_rate, settings.salient_weight))
         return jax.tree.map(lambda x: x + 1e-3 * len(trained), blank())
