@@ -139,6 +139,7 @@ def test_an_episode_is_the_same_whatever_is_played_beside_it(world, monkeypatch)
     assert np.abs(few[0][0] - noted(1, slots=1, seed=2003)[0][0]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_the_same_to_the_bit_when_an_engine_and_a_worker_are_killed(
     world, monkeypatch, tmp_path
 ):
@@ -300,6 +301,7 @@ def test_what_was_learnt_awake_is_kept_for_evaluate(world, tmp_path, monkeypatch
     np.testing.assert_array_equal(found.weights, weights(world))
 
 
+@pytest.mark.slow
 def test_learning_awake_starts_with_the_critic(world, capsys):
     """C stays as it is for so many updates and moves in the next; the games' lives are told."""
     controller, start = world.controller(), weights(world)

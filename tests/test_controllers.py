@@ -231,6 +231,7 @@ PEDAL = BoxDistribution(Box((0.0, 0.0), (1.0, 1.0)))
 PARAMS = ProbeParams(target=jnp.zeros(3), max_steps_in_episode=jnp.int32(60))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env", "controller"),
     [

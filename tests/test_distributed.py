@@ -145,6 +145,7 @@ def free_address():
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_each_process_saves_its_own_parts_and_any_devices_resume(tmp_path):
     for number, (processes, devices, total) in enumerate([(2, 2, 2), (1, 8, 4), (2, 1, 6)]):
         words = [sys.executable, "-c", SHARE, free_address()]
@@ -213,6 +214,7 @@ def test_two_processes_one_of_which_is_lost(tmp_path):
     assert set(differences(artefacts(run), artefacts(single))) <= {"curves"}  # V's losses round
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words, fault",
     [

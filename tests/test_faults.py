@@ -170,6 +170,7 @@ def test_a_schedule_is_not_bent(run, capsys):
     assert "was made with steps=4, now steps=6" in said(capsys)
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_one_line(run):
     """Row 17b: a batch of a million frames, where 12 GB cannot be had."""
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33)); "
@@ -233,6 +234,7 @@ def test_an_interrupt_that_a_callback_swallows_comes_again():
     assert sent
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_there_is_refused(tmp_path):
     """Row 26, through the command; and `--device cpu` reaches jax before any import does."""
     words = ("evolve", "take-cover", "--world", "take-cover", "--run-dir", tmp_path / "run")

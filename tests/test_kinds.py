@@ -229,6 +229,7 @@ def test_its_dream_is_made_by_name(gru_world, tmp_path):
 # The command
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_evolves_it(smoke, tmp_path, capsys, unknown):
     run = tmp_path / "run"
     for part in ("rollouts", "latents", "vision"):

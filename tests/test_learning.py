@@ -237,6 +237,7 @@ def test_a_draw_is_held_and_learnt_from_once():
     np.testing.assert_array_equal(taught[0][1], rows[1].ravel())
 
 
+@pytest.mark.slow
 def test_it_learns_as_if_all_features_were_of_one_size():
     """Another unit of a feature, or another zero, changes what C weighs and not what it does."""
 

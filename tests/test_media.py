@@ -74,6 +74,7 @@ def test_the_filmed_dream_ends_by_a_name_of_its_task():
         assert (latents.shape, last, named) == ((5, 2), 0, end)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda n: n.name)
 def test_a_film_whose_engine_dies_or_hangs_is_the_same_film(
     number, world, player, tmp_path, monkeypatch
@@ -138,6 +139,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_film_can_be_stopped_even_while_its_engine_hangs(tmp_path):
     games = tmp_path / "games"
     games.mkdir()

@@ -584,6 +584,7 @@ def test_m_reads_its_guesses_where_it_is_told_to():
     assert near < 0.9 * far, "a guess is M's own"
 
 
+@pytest.mark.slow
 def test_dropout_and_guesses_are_trained_with(tmp_path):
     latents = random_latents((40, 30, 50), (True, True, False))
     config = MemoryConfig(steps=2, batch_size=2, sequence_length=8, steps_per_call=1)

@@ -105,6 +105,7 @@ def test_a_world_that_is_handed_on_is_played_at_several_temperatures(smoke, tmp_
     assert any(line.startswith("left_and_right") for line in said)
 
 
+@pytest.mark.slow
 def test_fidelity_compares_dream_and_game(smoke, capsys):
     directory, _ = smoke
     words = ["real-episodes=2", "episodes=8", "controllers=3", "controller-episodes=1"]
@@ -204,6 +205,7 @@ def test_a_search_that_has_evaluated_no_c_saves_none(smoke, tmp_path, monkeypatc
     assert "evolve has evaluated no C yet; raise --evolve.generations" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_c_without_components_evolves_weight_by_weight_and_says_so(smoke, tmp_path, capsys):
     known = load_world(smoke[0])
     save_world(tmp_path / "old", dataclasses.replace(known, start_states=None), {})
@@ -267,6 +269,7 @@ def test_a_mixed_up_trio_is_refused(smoke, tmp_path):
     assert cli.main(["train-memory", *words]) == 1
 
 
+@pytest.mark.slow
 def test_m_is_trained_on_where_v_is_the_same(smoke, tmp_path, capsys):
     run = tmp_path / "run"
     for part in ("rollouts", "latents", "vision"):
@@ -297,6 +300,7 @@ def test_m_is_trained_on_where_v_is_the_same(smoke, tmp_path, capsys):
     assert "has residual=False, but this run asks for True" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_v_is_trained_on_and_an_m_of_the_v_before_goes_on_with_it(smoke, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(smoke[0] / "rollouts", run / "rollouts")
@@ -318,6 +322,7 @@ def test_v_is_trained_on_and_an_m_of_the_v_before_goes_on_with_it(smoke, tmp_pat
     assert np.any(kernels[0] != kernels[1]), "it is another V"
 
 
+@pytest.mark.slow
 def test_c_is_learnt_on_where_its_form_is_the_same(smoke, tmp_path, capsys):
     world, run = tmp_path / "world", tmp_path / "run"
     assert cli.main(["export", "--run-dir", str(smoke[0]), "--target", str(world)]) == 0
@@ -333,6 +338,7 @@ def test_c_is_learnt_on_where_its_form_is_the_same(smoke, tmp_path, capsys):
     assert made["start_from"] == smoke[0].name, "no path of this machine in what is handed on"
 
 
+@pytest.mark.slow
 def test_c_learns_in_more_than_one_world(smoke, tmp_path, capsys):
     ours, run = load_world(smoke[0]), tmp_path / "run"
     save_world(run, ours, {})

@@ -40,6 +40,7 @@ from dreamjax.play import folder, server
 from dreamjax.tasks import CAR_RACING, TAKE_COVER, TASKS
 
 STEPS = 200
+SLOW = pytest.mark.slow
 HERE = Path(__file__).parent
 
 
@@ -65,7 +66,7 @@ def ran(page, fed):
 
 def page_of(world, controller, weights, target):
     """The page's folder, and the world as it is in it: in half precision."""
-    player = Player(controller, weights)
+    player = None if controller is None else Player(controller, weights)
     export_world(target / "world", world, player)
     world = load_world(target / "world")
     return folder.write(target / "page", world, player), world
@@ -152,7 +153,7 @@ def test_a_page_begins_at_the_temperature_of_its_world():
     assert folder.facts_of(world, None)["temperature"] == world.temperature
 
 
-@pytest.mark.parametrize("tau", [0.1, 1.0, 1.5])
+@pytest.mark.parametrize("tau", [pytest.param(0.1, marks=SLOW), 1.0, pytest.param(1.5, marks=SLOW)])
 @pytest.mark.parametrize("name", ["take-cover", "car-racing"])
 def test_a_shipped_world_dreams_in_the_page_as_in_jax(name, tau, tmp_path):
     """Events, clock, rewards, several ends; `tau` as the page's slider sets it."""
@@ -370,6 +371,7 @@ def racing(tmp_path_factory):
     return page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["webgl2", "arrays"])
 def test_the_browser_draws_what_v_draws(browser, racing, decoder):
     """By either decoder: numbers to 1e-3, and the pixels that are seen."""
@@ -570,6 +572,7 @@ def test_what_the_page_cannot_hold_is_refused(world, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_dream_goes_on_from_a_real_game():
     """What V saw and M remembers of it is what the agent had there when it played."""
     world = load_world("take-cover")
@@ -592,6 +595,7 @@ def test_a_dream_goes_on_from_a_real_game():
     np.testing.assert_array_equal(first.carry[1], 0)
 
 
+@pytest.mark.slow
 def test_a_dream_with_dropout_goes_on_with_one_mask():
     """Of the world's dropout or the one asked for, through `env.step`, which resets as well."""
     world = dataclasses.replace(load_world("take-cover"), dropout=0.3)

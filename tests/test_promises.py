@@ -219,6 +219,7 @@ def elsewhere(name):
     return env, params, LinearController(size, distribution_of(form), bias=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["PointRobot-misc", "Catch-bsuite", "FrozenLake-misc"])
 def test_c_is_found_in_others_environments(name):
     env, params, controller = elsewhere(name)

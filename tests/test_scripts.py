@@ -58,6 +58,7 @@ def small_ceiling(monkeypatch):
     monkeypatch.setattr(timing, "_SHAPES", ((64, 64, 64),))
 
 
+@pytest.mark.slow
 def test_the_stand_in_is_about_as_deadly_as_it_says():
     world = stand_in()
     controller = world.controller()
@@ -112,6 +113,7 @@ def test_strategies_are_compared_at_equal_steps(capsys):
     assert "open-es" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_mosaic_is_drawn(tmp_path):
     target = tmp_path / "mosaic.gif"
     mosaic.main(mosaic.Config(target, side=3, frames=2, skip=1))
@@ -162,6 +164,7 @@ def test_bench_compares_itself_with_an_earlier_run(tmp_path, capsys, monkeypatch
     assert [line.split() for line in told] == [["a", "4", "1.50", "±", "0.08"]]
 
 
+@pytest.mark.slow
 def test_a_program_s_work_is_counted_through_its_loops():
     def chain(a, b):
         return jax.lax.scan(lambda x, _: (jnp.tanh(x @ b), x[0]), a, length=7)
@@ -235,6 +238,7 @@ def test_what_cannot_be_planned_is_named(name, tmp_path, capsys):
     assert capsys.readouterr().err == (f"dreamjax: {name} cannot be planned; leave out --dry-run\n")
 
 
+@pytest.mark.slow
 def test_several_devices_are_measured_as_rows():
     (row,) = dream_throughput.scaling(stand_in(), lanes=64, steps=2)
     assert (row["name"], row["lanes"]) == (f"devices 1 {product_dtype()}", 64)
@@ -273,6 +277,7 @@ def test_lanes_that_cannot_be_are_named(lanes, capsys):
     assert f"got {lanes}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_watched_dream_is_the_plain_one_where_one_world_dreams_and_watches(tmp_path):
     world = stand_in()
     bias = world.memory.head_bias
@@ -307,6 +312,7 @@ def test_gradient_and_evolution_both_run(monkeypatch):
     assert set(gradient.main(settings)) == {*ways, "evolution"}
 
 
+@pytest.mark.slow
 def test_expected_steps_are_the_chances_to_live(world):
     """As the dream itself tells them; and a dream goes on where it was, unless it ended."""
     env, params, controller = world.env(), world.params(death_noise=1.0), world.controller()
@@ -350,6 +356,7 @@ def test_deaths_are_told_by_hits_and_walls(tmp_path, capsys):
         deaths.main(deaths.Config(tmp_path / "none"))
 
 
+@pytest.mark.slow
 def test_straight_through_draws_as_the_dream_does():
     keys = jax.random.split(jax.random.key(0), 3)
     mixture = Mixture(*(jax.random.normal(key, (5, 4)) for key in keys))
@@ -361,6 +368,7 @@ def test_straight_through_draws_as_the_dream_does():
     assert (jnp.abs(slope.logits).max(0) > 0).all()
 
 
+@pytest.mark.slow
 def test_what_m_makes_of_actions_is_told(smoke, capsys):
     config = open_loop.Config(run=smoke[0], actions=("1", "-1"), steps=8, moments=30)
     found = open_loop.main(config)
@@ -386,6 +394,7 @@ def test_what_is_foreseen_is_a_share_of_the_change():
     assert open_loop._foreseen(was, came, was, says) == 0.0
 
 
+@pytest.mark.slow
 def test_ppo_learns_to_turn_the_right_way():
     """On a probe whose reward is going where the first latent points, PPO goes there."""
 

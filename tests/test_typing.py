@@ -10,6 +10,8 @@ from test_docs import public
 
 import dreamjax
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(dreamjax.__file__).parent
 CLIENT = """
 from typing import assert_type

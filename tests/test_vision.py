@@ -314,7 +314,7 @@ def train(recorded, config, store=None):
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("bfloat16", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_it_learns_a_handful_of_frames(recorded, bfloat16):
     @jax.jit
     def error(vae):
@@ -324,6 +324,7 @@ def test_it_learns_a_handful_of_frames(recorded, bfloat16):
     assert error(trained) < 0.5 * error(blank())
 
 
+@pytest.mark.slow
 def test_v_is_trained_to_be_read_and_resumes_with_its_reader(recorded, tmp_path):
     read = dataclasses.replace(CONFIG, reader_weight=5.0)
     stages = [train(recorded, read, checkpoint.Store(tmp_path / "whole"))]
