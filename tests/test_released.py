@@ -128,6 +128,7 @@ def test_v_c_and_the_starts_are_theirs(released, run):
     assert (world.death_threshold, world.death_noise) == (0, 0)
 
 
+@pytest.mark.slow
 def test_it_dreams_and_is_judged_by_the_commands(released, tmp_path):
     task, folder, _ = released
     words = ["import-released", folder, "--run-dir", tmp_path / "run", "--task", task.name]
