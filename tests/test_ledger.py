@@ -61,6 +61,13 @@ def kinds(run):
     return {name: decide(run, phase).kind for name, phase in PHASES.items() if phase.folder}
 
 
+@pytest.mark.parametrize("section, name", [("learn", "branched"), ("memory", "start_states")])
+def test_settings_of_older_checkpoints_are_known_by_their_names_of_today(section, name):
+    own = getattr(PRESETS["smoke"], section)
+    made = ledger.renewed({"seed": 3, "config": {"moments": 7, "steps": 2}}, own)
+    assert made == {"seed": 3, "config": {name: 7, "steps": 2}}
+
+
 # One answer
 
 
