@@ -12,16 +12,17 @@ from flax import nnx
 
 from dreamjax.controller.player import Player
 from dreamjax.dream.world import World
-from dreamjax.fidelity import calibrate, salience
+from dreamjax.fidelity import calibrate
 from dreamjax.fidelity import compare as fidelity
-from dreamjax.fidelity.branches import _padded, branch_hazard
-from dreamjax.fidelity.salience import average_precision
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.metrics import calibrated_threshold
 from dreamjax.tasks import TAKE_COVER
 from dreamjax.training.logbook import Logbook
 from dreamjax.vision.model import VAE
+from experiments import salience
+from experiments.branches import _padded, branch_hazard
+from experiments.salience import average_precision
 
 
 def world_of(task, memory):

@@ -109,7 +109,7 @@ def test_a_world_that_is_handed_on_is_played_at_several_temperatures(smoke, tmp_
 def test_fidelity_compares_dream_and_game(smoke, capsys):
     directory, _ = smoke
     words = ["real-episodes=2", "episodes=8", "controllers=3", "controller-episodes=1"]
-    words += ["seen=1", "horizon=5", "young=40"]
+    words += ["seen=1", "horizon=5"]
     words = [f"--fidelity.{word}" for word in words] + ["--memory.held-out=0.5"]
     words += ["--dream.death-threshold=-1e6"]  # the first step of a dream is its last
     assert cli.main(["fidelity", GAME, "--run-dir", str(directory), *words]) == 0
@@ -123,7 +123,6 @@ def test_fidelity_compares_dream_and_game(smoke, capsys):
     assert [len(found["salient"][side]) for side in ("dream", "real")] == [6, 6]
     assert len(found["open_loop"]["nll"]) == 5
     assert found["deaths"]["deaths"] == 0, "of the one that M held out, whatever is asked for now"
-    assert found["departures"]["n"] > 0 and len(found["departures"]["dreaming"]) == 5
     said = capsys.readouterr().out
     assert "rank correlation over 3 controllers" in said and "open loop" in said
 

@@ -43,7 +43,18 @@ from dreamjax.run.presets import PRESETS
 from dreamjax.run.running import phases_of
 from dreamjax.tasks import TAKE_COVER
 from dreamjax.training.devices import product_dtype
-from experiments import deaths, ensemble, gradient, mosaic, open_loop, own_game, ppo, strategies
+from experiments import (
+    branches,
+    deaths,
+    ensemble,
+    gradient,
+    mosaic,
+    open_loop,
+    own_game,
+    ppo,
+    salience,
+    strategies,
+)
 
 
 @pytest.fixture(scope="module")
@@ -384,6 +395,15 @@ def test_what_m_makes_of_actions_is_told(smoke, capsys):
     for action in ("x", "1,2", "nan"):
         with pytest.raises(SystemExit, match=f"1 numbers between commas, got '{action}'"):
             open_loop.main(dataclasses.replace(config, actions=("1", action)))
+
+
+@pytest.mark.slow
+def test_a_run_is_left_and_read(smoke, capsys):
+    found = branches.main(branches.Config(run=smoke[0], young=40, held_out=0.5))
+    assert found["n"] > 0 and len(found["dreaming"]) == 5
+    assert set(salience.main(salience.Config(world=str(smoke[0]), games=2))) >= {"all", "1 to 5"}
+    said = capsys.readouterr().out
+    assert "deaths in 1,000 steps of old games" in said and "read from z" in said
 
 
 def test_what_is_foreseen_is_a_share_of_the_change():

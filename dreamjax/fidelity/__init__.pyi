@@ -1,4 +1,3 @@
-from .branches import branch_hazard as branch_hazard
 from .calibrate import true_temperature as true_temperature
 from .compare import dreamt_play as dreamt_play
 from .compare import dreamt_returns as dreamt_returns
@@ -7,4 +6,3 @@ from .compare import hazard as hazard
 from .compare import open_loop as open_loop
 from .compare import rank_correlation as rank_correlation
 from .compare import reconstruction as reconstruction
-from .salience import salience_readout as salience_readout

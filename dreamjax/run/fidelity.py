@@ -12,9 +12,7 @@ from dreamjax.controller.population import Dreamt
 from dreamjax.dream.world import World
 from dreamjax.dream.worlds import save_world, world_meta
 from dreamjax.fidelity import compare as fidelity
-from dreamjax.fidelity.branches import WINDOW, branch_hazard
 from dreamjax.fidelity.calibrate import true_temperature
-from dreamjax.fidelity.salience import Game, salience_readout
 from dreamjax.game.env import make_env
 from dreamjax.game.jobs import Played, play
 from dreamjax.game.policies import play_steps
@@ -37,7 +35,7 @@ def compare(run: Run, made: Inputs) -> dict[str, Any]:
     world, player = made.values
     world, config = run.config.dream.of(world), run.config.fidelity
     tau = world.params().temperature
-    found = _held_out(run, world, player) | {"policies": {}}
+    found = _held_out(run, world) | {"policies": {}}
     for name in fidelity.BLINDFOLDED:
         dreamt = fidelity.dreamt_play(world, name, config.episodes, run.seed, tau)
         found["policies"][name] = _compared(run.task, dreamt, _played_blindly(run, name))
@@ -46,12 +44,8 @@ def compare(run: Run, made: Inputs) -> dict[str, Any]:
     real = _played_awake(run, world, player, config.real_episodes, log=run.log)
     found["policies"]["C"] = _compared(run.task, dreamt, real)
     seen, seed = config.seen, run.seed + WATCH_SEED
-    games = [frames for frames, _ in _unseen_games(run, "held", seed, seen)]
+    games = _unseen_games(run, "held", seed, seen)
     found["vision"] = fidelity.reconstruction(world, np.concatenate(games))
-    if run.task.salient is not None:
-        found["known"] = salience_readout(
-            world, _unseen_games(run, "varied", seed + WATCH_SEED, max(2, seen))
-        )
     found |= _shown(run, world, games, tau)
     found["controllers"] = _ranked(run, world, player)
     return found
@@ -63,7 +57,7 @@ def report(run: Run, made: Inputs, found: dict[str, Any]) -> None:
     print_fidelity(run.task, found, run.log)
 
 
-def _held_out(run: Run, world: World, player: Player) -> dict[str, Any]:
+def _held_out(run: Run, world: World) -> dict[str, Any]:
     """How M does on the encoded episodes that neither it nor its forebears were trained on."""
     if not run.latents.exists():
         return {}
@@ -71,10 +65,6 @@ def _held_out(run: Run, world: World, player: Player) -> dict[str, Any]:
     held = read_latents(run.latents).below(below)
     found: dict[str, Any] = {"deaths": memory_metrics(world.memory, held)}
     found["open_loop"] = fidelity.open_loop(world, held, horizon=config.horizon, seed=run.seed)
-    young = config.grown(run.task)
-    if run.task.ends and (held.lengths > young).any():
-        how = {"young": young, "old": run.task.max_steps, "seed": run.seed}
-        found["departures"] = branch_hazard(world, player, held, **how)
     return found
 
 
@@ -101,13 +91,12 @@ def _played_blindly(run: Run, policy: str) -> Played:
     return play(run.task, policy, seeds, workers=run.config.workers, log=run.log, phase=policy)
 
 
-def _unseen_games(run: Run, policy: str, seed: int, count: int) -> list[Game]:
-    """So many games of a policy that are never recorded."""
+def _unseen_games(run: Run, policy: str, seed: int, count: int) -> list[np.ndarray]:
+    """The frames of so many games of a policy that are never recorded."""
     games = []
     with contextlib.closing(make_env(run.task)) as env:
         for one in evaluation_seeds(seed, count):
-            frames, actions, *_ = zip(*play_steps(env, policy, one), strict=True)
-            games.append((np.stack(frames), np.stack(actions)))
+            games.append(np.stack([frame for frame, *_ in play_steps(env, policy, one)]))
     return games
 
 
@@ -182,10 +171,6 @@ def print_fidelity(task: Task, found: dict[str, Any], log: Logbook) -> None:
             rates = zip(row[f"{side}_hazard"], row[f"{side}_hazard_error"], strict=True)
             log.say(f"  {side:<8}" + "  ".join(f"{x:.2f} ± {error:.2f}" for x, error in rates))
     log.say("V on unseen frames: " + listed(found["vision"]))
-    if "known" in found:
-        log.say(f"{'salient pixels':<20}{'share':>8}{'read from z':>14}{'from all C reads':>18}")
-        for size, row in found["known"].items():
-            log.say(f"{size:<20}{row['share']:>8.3f}{row['z']:>14.2f}{row['C']:>18.2f}")
     if "salient" in found:
         log.say(f"salient pixels a frame, between the ages {ages}:")
         for side, row in found["salient"].items():
@@ -198,10 +183,3 @@ def print_fidelity(task: Task, found: dict[str, Any], log: Logbook) -> None:
         log.say(f"nats a dimension, open loop: {nll[0]:.2f} at once, {nll[-1]:.2f} at the end")
         log.say(f"drift of the latents: {drift[0]:.2f} at once, {drift[-1]:.2f} at the end")
         log.say("M on held-out episodes: " + listed(found["deaths"]))
-    if "departures" in found:
-        row = found["departures"]
-        dreaming = "  ".join(f"{x:.2f}" for x in row["dreaming"])
-        log.say(
-            f"deaths in 1,000 steps of old games: {row['game']:.2f}, expected while M watches: "
-            f"{row['watching']:.2f}, in dreams that leave them, every {WINDOW} steps: {dreaming}"
-        )

@@ -9,7 +9,6 @@ from dreamjax.controller.ppo import LearnConfig
 from dreamjax.dream import env
 from dreamjax.dream.world import TUNED, World
 from dreamjax.dream.worlds import SEARCHES
-from dreamjax.fidelity.branches import WINDOW
 from dreamjax.memory.training import MemoryConfig
 from dreamjax.task import Task
 from dreamjax.training.checkpoint import Store
@@ -80,16 +79,9 @@ class FidelityConfig:
     controller_episodes: int = 16  # real ones of each; its dreams are 16 times as many
     seen: int = 30  # real episodes whose frames V gives back and whose flashes are counted
     horizon: int = 60  # steps dreamt on from the middle of real episodes
-    young: int | None = None  # age of the games that dreams leave; None is of the task's ages
 
     def __post_init__(self):
-        require_positive(self, *(x.name for x in dataclasses.fields(self) if x.name != "young"))
-        if self.young is not None and (self.young < 1 or self.young % WINDOW):
-            raise SettingError(f"fidelity.young must be a multiple of {WINDOW}, got {self.young}")
-
-    def grown(self, task: Task) -> int:
-        """`young` of a task: its third age but one, in whole windows, unless it is set."""
-        return self.young or max(WINDOW, task.ages[-3] // WINDOW * WINDOW)
+        require_positive(self, *(x.name for x in dataclasses.fields(self)))
 
 
 @dataclasses.dataclass(frozen=True)

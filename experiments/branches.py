@@ -1,23 +1,60 @@
 """Dreams that leave real games: does their danger stay the game's?
 
+    python experiments/branches.py --run runs/first
+
 A dream may begin as deadly as the game it left and grow kind, step by step, as what it shows
 becomes its own. Legend: E episodes, F branches, T steps of an episode, Z latent, W windows.
 """
 
+import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 
 from dreamjax.controller.player import Player
 from dreamjax.dream.env import EnvParams, EnvState
 from dreamjax.dream.unroll import unroll
 from dreamjax.dream.world import World
-from dreamjax.memory.latents import LatentSequences
+from dreamjax.dream.worlds import load_world
+from dreamjax.memory.latents import LatentSequences, read_latents
+from dreamjax.training.settings import require_positive
 
 WINDOW = 40  # steps that a chance of death is averaged over, and between two branches
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of the experiment."""
+
+    run: Path  # with its world and its latents
+    young: int | None = None  # age of the games that dreams leave; None is of the task's ages
+    dreams: int = 1024
+    held_out: float = 0.1  # as M was trained
+    seed: int = 0
+
+    def __post_init__(self):
+        require_positive(self, "dreams")
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Print, and return, deaths in 1,000 steps of games and of the dreams that leave them."""
+    world = load_world(config.run)
+    _, held = read_latents(config.run / "latents").split(config.held_out)
+    task = world.task
+    young = config.young or max(WINDOW, task.ages[-3] // WINDOW * WINDOW)
+    ages = {"young": young, "old": task.max_steps}
+    found = branch_hazard(world, world.player, held, **ages, dreams=config.dreams, seed=config.seed)
+    dreaming = "  ".join(f"{x:.2f}" for x in found["dreaming"])
+    print(
+        f"deaths in 1,000 steps of old games: {found['game']:.2f}, expected while M watches: "
+        f"{found['watching']:.2f}, in dreams that leave them, every {WINDOW} steps: {dreaming}"
+    )
+    return found
 
 
 def branch_hazard(
@@ -121,3 +158,7 @@ def _leave(env, controller, windows: int, params: EnvParams, weights, state: Env
     expected = jnp.where(alive, expected, 0.0)
     expected, steps = (x.reshape(-1, windows, WINDOW).sum(axis=(0, 2)) for x in (expected, alive))
     return expected / jnp.maximum(steps, 1)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

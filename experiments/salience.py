@@ -1,21 +1,31 @@
 """What z, c and h know of salient things, as far as a linear controller can read it.
 
+    python experiments/salience.py --world take-cover --games 30
+
 A ridge regression foretells from them how many salient pixels stand in each band of columns of the
 picture that is being seen; half of the games teach it, the others judge it. In a game in which
 things come nearer, few pixels are far away. No label comes from the engine.
 Legend: B bands, F features, N frames, T steps of a game, Z latent.
 """
 
+import contextlib
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 
+from dreamjax.agent import evaluation_seeds
 from dreamjax.dream.world import World
+from dreamjax.dream.worlds import load_world
 from dreamjax.fidelity.compare import is_of
+from dreamjax.game.env import make_env
+from dreamjax.game.policies import play_steps
 from dreamjax.memory.latents import posteriors
 from dreamjax.memory.model import Memory
+from dreamjax.training.settings import require_positive
 from dreamjax.vision.training import BANDS
 
 SIZES = {"1 to 5": (1, 5), "6 to 12": (6, 12), "more": (13, 64 * 64)}  # salient pixels of a band
@@ -24,6 +34,35 @@ FLASH = 0.05  # share of a picture from which on it flashes
 LENGTH = 256  # steps, a multiple of which is compiled
 
 Game = tuple[np.ndarray, np.ndarray]  # frames uint8 [T, 64, 64, 3] and actions [T, A]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of the experiment."""
+
+    world: str  # a run, or a world's name or folder
+    games: int = 30  # of the policy `varied`
+    seed: int = 0
+
+    def __post_init__(self):
+        require_positive(self, "games")
+
+
+def main(config: Config) -> dict[str, dict[str, float]]:
+    """Print, and return, how well the places of salient things are read."""
+    world = load_world(config.world)
+    if world.task.salient is None:
+        raise SystemExit(f"{world.task.name} names no salient colour")
+    games = []
+    with contextlib.closing(make_env(world.task)) as env:
+        for seed in evaluation_seeds(config.seed, max(2, config.games)):
+            frames, actions, *_ = zip(*play_steps(env, "varied", seed), strict=True)
+            games.append((np.stack(frames), np.stack(actions)))
+    found = salience_readout(world, games, config.seed)
+    print(f"{'salient pixels':<20}{'share':>8}{'read from z':>14}{'from all C reads':>18}")
+    for size, row in found.items():
+        print(f"{size:<20}{row['share']:>8.3f}{row['z']:>14.2f}{row['C']:>18.2f}")
+    return found
 
 
 def salience_readout(
@@ -115,3 +154,7 @@ def _ridge(x: np.ndarray, wanted: np.ndarray, ridge: float) -> Callable[[np.ndar
     gram = x.T @ x + ridge * len(x) * np.eye(x.shape[1])
     slope = np.linalg.solve(gram, x.T @ (wanted - level))
     return lambda rows: rows @ slope + level
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
