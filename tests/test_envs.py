@@ -27,7 +27,7 @@ from dreamjax.dream.evosax_problem import DreamProblem
 from dreamjax.dream.exported import export_world
 from dreamjax.dream.gymnax_env import NamedDream, legacy, named
 from dreamjax.dream.world import World
-from dreamjax.tasks import CAR_RACING, TAKE_COVER, TASKS
+from dreamjax.tasks import CAR_RACING, GAMES, TAKE_COVER
 from dreamjax.training.settings import SettingError
 from dreamjax.vision.model import VAE
 
@@ -70,7 +70,7 @@ def test_every_variant_is_what_it_says(world, variant, shape, num_actions):
 
 
 def test_every_task_has_a_dream_by_name():
-    for task in TASKS.values():
+    for task in GAMES:
         assert task.env_id in gymnax.registered_envs
         assert task.env_id.replace("Dream", "dreamjax/") in gymnasium.registry
         assert named(task.env_id).task == task
@@ -391,6 +391,7 @@ def _used(world, **settings):
     return np.array(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{"JAX_ENABLE_X64": "1"}, {"JAX_NUMPY_DTYPE_PROMOTION": "strict"}]
 )

@@ -203,6 +203,7 @@ def test_a_recipe_makes_a_world(name, tmp_path):
     assert world.task.name == name.replace("_", "-") and np.isfinite(player.dream)
 
 
+@pytest.mark.slow
 def test_a_policy_of_ones_own_is_recorded_as_written(tmp_path):
     page = ROOT / "docs" / "guides" / "own-game.md"
     (tmp_path / "mine.py").write_text(files(page)["mine.py"])

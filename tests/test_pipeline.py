@@ -19,14 +19,14 @@ from short_cover import SHORT
 from dreamjax.controller.components import directions
 from dreamjax.controller.ppo import LearnConfig
 from dreamjax.dream.world import TUNED
-from dreamjax.dream.worlds import adopt_world, load_player, load_world, save_world
+from dreamjax.dream.worlds import load_player, load_world, save_world
 from dreamjax.memory.latents import read_latents
 from dreamjax.memory.model import with_events
 from dreamjax.run import cli
 from dreamjax.run.presets import PRESETS
 from dreamjax.run.running import export, phases_of
 from dreamjax.run.settings import DreamConfig
-from dreamjax.tasks import GAMES, TAKE_COVER, TASKS
+from dreamjax.tasks import GAMES, TASKS
 from dreamjax.training.checkpoint import CheckpointError, Store, digest, versions
 from experiments import take_cover, temperature
 
@@ -105,7 +105,6 @@ def test_a_world_that_is_handed_on_is_played_at_several_temperatures(smoke, tmp_
     assert any(line.startswith("left_and_right") for line in said)
 
 
-@pytest.mark.slow
 def test_fidelity_compares_dream_and_game(smoke, capsys):
     directory, _ = smoke
     words = ["real-episodes=2", "episodes=8", "controllers=3", "controller-episodes=1"]
@@ -138,14 +137,15 @@ def test_a_dream_is_tuned_as_asked_for():
     assert DreamConfig(dropout=0.0).of(world).params().dropout is None
 
 
-def test_a_world_is_calibrated_and_handed_on(tmp_path, capsys):
+def test_a_world_is_calibrated_and_handed_on(smoke, tmp_path, capsys):
     run, words = tmp_path / "run", ["--fidelity.real-episodes", "2", "--fidelity.episodes", "4"]
     words += ["--dream.dropout", "0.07"]
-    adopt_world(run, "take-cover", TAKE_COVER)
+    for part in ("world", "controller"):
+        shutil.copytree(smoke[0] / part, run / part)
     older = {**Store(run / "world").meta(), "versions": {"dreamjax": "0.0"}}
     save_world(run, load_world(run), {**older, "step": 0})
     before = Store(run / "world").meta()
-    assert cli.main(["calibrate", "take-cover", "--run-dir", str(run), *words]) == 0
+    assert cli.main(["calibrate", GAME, "--run-dir", str(run), *words]) == 0
     tau, after = load_world(run).temperature, Store(run / "world").meta()
     assert f"temperature {tau:.2f};" in capsys.readouterr().out, "told as it is kept"
     changed = {name for name in after if after[name] != before.get(name)}
@@ -360,6 +360,7 @@ def test_c_learns_in_more_than_one_world(smoke, tmp_path, capsys):
     assert made["config"]["worlds"] == ["deadly", smoke[0].name]
 
 
+@pytest.mark.slow
 def test_a_world_that_was_handed_on_learns_from_its_own_play(smoke, tmp_path, capsys, monkeypatch):
     """Record, encode and train on with no more than an exported world."""
     monkeypatch.setattr("dreamjax.recording.SHARD", 4)  # episodes of a shard

@@ -314,6 +314,7 @@ def test_a_driver_steers_for_the_road_brakes_in_bends_and_turns_back_where_it_is
     assert lost[0] < -0.3 and lost[2] == 0
 
 
+@pytest.mark.slow
 def test_recorded_drivers_differ_in_skill_and_stay_within_the_actions():
     low, high = CAR_RACING.actions.space().low, CAR_RACING.actions.space().high
     steers, blind = [], 0

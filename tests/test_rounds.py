@@ -66,6 +66,7 @@ def test_rounds_go_on_from_one_another(smoke, tmp_path, capsys):
     assert cli.main(["evaluate", SHORT.name, "--run-dir", str(second), *FEW[:2]]) == 0
 
 
+@pytest.mark.slow
 def test_a_world_that_was_handed_on_is_bettered_in_rounds(smoke, tmp_path):
     world, run = tmp_path / "world", tmp_path / "run"
     assert cli.main(["export", "--run-dir", str(smoke[0]), "--target", str(world)]) == 0

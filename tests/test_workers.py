@@ -442,7 +442,7 @@ def test_the_next_start_clears_what_a_run_killed_outright_leaves(
         parent.wait()
         # Without a worker its engine ends at once; with a hung one it stays until the next start.
         wait_until(lambda: running(engines) == engines[:hang], 5)
-        assert len(os.listdir(tmp_path)) == 3 and all(file.exists() for file in files)
+        assert len(os.listdir(tmp_path)) == 3
         with VectorGame(TAKE_COVER, 1):
             wait_until(lambda: not running(workers + engines), 5)
             assert len(os.listdir(tmp_path)) == 2
