@@ -139,7 +139,7 @@ def test_a_dream_is_tuned_as_asked_for():
 
 def test_a_world_is_calibrated_and_handed_on(smoke, tmp_path, capsys):
     run, words = tmp_path / "run", ["--fidelity.real-episodes", "2", "--fidelity.episodes", "4"]
-    words += ["--dream.dropout", "0.07"]
+    words += ["--dream.dropout", "0.07", "--dream.death-threshold", "1e6"]  # all live to the end
     for part in ("world", "controller"):
         shutil.copytree(smoke[0] / part, run / part)
     older = {**Store(run / "world").meta(), "versions": {"dreamjax": "0.0"}}
@@ -149,7 +149,8 @@ def test_a_world_is_calibrated_and_handed_on(smoke, tmp_path, capsys):
     tau, after = load_world(run).temperature, Store(run / "world").meta()
     assert f"temperature {tau:.2f};" in capsys.readouterr().out, "told as it is kept"
     changed = {name for name in after if after[name] != before.get(name)}
-    assert {"temperature", "dropout"} <= changed <= {"temperature", "dropout", "step", "versions"}
+    tuned = {"temperature", "dropout", "death_threshold"}
+    assert tuned <= changed <= tuned | {"step", "versions"}
     assert (after["step"], after["versions"]) == (2, versions())
     assert load_world(run).dropout == 0.07, "that of the dreams in which tau was found"
     assert load_world(run).player.weights.size, "C is still of this world"

@@ -6,6 +6,7 @@ orbax returns flipped bytes without a word. It appears under its name once it is
 older is removed before that.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -219,7 +220,19 @@ def _hashes(arrays: Path) -> dict[str, str]:
     """SHA-256 of the files of a checkpoint, whose `arrays` may have another name yet."""
     files = {f"arrays/{path.relative_to(arrays)}": path for path in sorted(arrays.rglob("*"))}
     files["meta.json"] = arrays.parent / "meta.json"
-    return {k: hashlib.sha256(x.read_bytes()).hexdigest() for k, x in files.items() if x.is_file()}
+    return {name: _hash(path, _state(path)) for name, path in files.items() if path.is_file()}
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes where a file does."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@functools.lru_cache(maxsize=4096)
+def _hash(path: Path, state: tuple[int, ...]) -> str:
+    """SHA-256 of a file, read once as long as its `state` stays: a command asks many times."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _fault(folder: Path) -> str | None:
