@@ -283,6 +283,7 @@ def wait(page, condition, seconds=120):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_reader_plays_in_a_browser(browser):
     """C plays, the reader takes over by key and lets go, tau acts at once, the game is shown."""
     with (

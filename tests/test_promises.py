@@ -240,6 +240,7 @@ def test_a_c_that_fits_no_environment_is_one_line(controller):
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restarts, first, second", [(True, 0.1, None), (False, None, 0.1)])
 def test_worlds_with_and_without_dropout_take_turns(restarts, first, second):
     world, config = made(), dataclasses.replace(SMALL, branched=restarts)
@@ -502,6 +503,7 @@ def test_the_dream_is_shown_as_gymnasium_shows(folder, mode, monkeypatch):
     env.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", [SNES, Open_ES, PSO, SimpleGA])
 def test_evosaxs_strategies_play_it(algorithm):
     problem = dreamjax.DreamProblem(made(), 2)

@@ -272,6 +272,7 @@ def test_a_car_is_not_drawn_for_who_does_not_look():
         env.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("angle", [0.3, -0.3])
 def test_car_racing_draws_what_gymnasium_draws(angle):
     """Bends, the track's start zoomed out, and pictures of the second lap of the engine's life."""

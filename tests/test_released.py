@@ -152,6 +152,7 @@ def test_a_directory_that_has_a_world_keeps_it(released, run):
     assert load_world(run).digest() == before
 
 
+@pytest.mark.slow
 def test_bad_files_are_one_line(released, tmp_path):
     task, folder, arrays = released
     other = CAR_RACING_PAPER if task is TAKE_COVER else TAKE_COVER
