@@ -1,7 +1,12 @@
-"""What mkdocs does beyond its plugins: pages of public names, and links that leave the site."""
+"""What mkdocs does beyond its plugins: pages of public names, and links that leave the site.
+
+    python docs/hooks.py SITE    # fails where a public name has no place in the site
+"""
 
 import ast
 import re
+import sys
+import zlib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -35,3 +40,17 @@ def on_page_markdown(markdown, page, **_):
         return text if target in text else f"{text} (`{target}`)"
 
     return OUTWARD.sub(path, ROOM.sub(directives, markdown))
+
+
+def missing(site: Path) -> list[str]:
+    """Public names that the site's inventory lacks."""
+    inventory = zlib.decompress((site / "objects.inv").read_bytes().split(b"\n", 4)[4]).decode()
+    have = {line.split()[0] for line in inventory.splitlines()}
+    pages = (ROOT / "docs" / "api").glob("*.md")
+    rooms = [room for page in pages for room in ROOM.findall(page.read_text())]
+    return [f"{r}.{x}" for r in rooms for x in names(r) if not {f"{r}.{x}", x} & {*have, "fidelity"}]
+
+
+if __name__ == "__main__":
+    lacking = missing(Path(sys.argv[1]))
+    sys.exit(f"not in the site: {', '.join(lacking)}" if lacking else 0)
