@@ -38,16 +38,17 @@ from dreamjax.training.settings import SettingError, require_positive
 
 @dataclasses.dataclass(frozen=True)
 class EvolveConfig:
-    """How C is evolved; SettingError for a setting that cannot be."""
+    """How C is evolved; SettingError for an invalid setting."""
 
-    generations: int = 200  # generations in all
-    population: int = 64  # controllers a generation
-    rollouts: int = 16  # episodes a controller; its fitness is their mean return
-    sigma: float = 0.1  # first standard deviation of the weights
-    strategy: str = "cma-es"  # or sep-cma-es, snes, open-es
-    components: int | None = 512  # principal ones, of what a linear C reads, to move along, or None
-    eval_every: int = 25  # generations between evaluations of the CMA mean
-    eval_rollouts: int = 1024  # episodes of such an evaluation
+    generations: int = 200  # number of generations
+    population: int = 64  # controllers per generation
+    rollouts: int = 16  # dreams per controller; fitness is their mean return
+    sigma: float = 0.1  # initial standard deviation of the weights
+    strategy: str = "cma-es"  # cma-es, sep-cma-es, snes or open-es
+    # principal components of what C reads to search along; None: all weights
+    components: int | None = 512
+    eval_every: int = 25  # generations between evaluations of the mean
+    eval_rollouts: int = 1024  # dreams per evaluation
 
     def __post_init__(self):
         require_positive(self, "generations", "rollouts", "sigma", "eval_every", "eval_rollouts")

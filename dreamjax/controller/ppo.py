@@ -25,27 +25,29 @@ _WITHIN = {"gae_lambda": "[0, 1]", "ent_coef": "[0, inf)", "averaging": "[0, 1)"
 
 @dataclasses.dataclass(frozen=True)
 class LearnConfig:
-    """How C is learnt; SettingError for a setting that cannot be."""
+    """How C is trained by policy gradient; SettingError for an invalid setting."""
 
-    steps: int = 20_000_000  # dream steps in all
-    num_envs: int = 256  # dreams side by side
-    num_steps: int = 128  # steps of each between two updates
-    # dream anew for every update, from start states; None: as the task says
+    steps: int = 20_000_000  # dream steps in total
+    num_envs: int = 256  # dreams in parallel
+    num_steps: int = 128  # steps of each dream between updates
+    # short dreams from states of real episodes; None: as the task says
     branched: bool | None = None
     update_epochs: int = 3  # passes over those steps
-    num_minibatches: int = 8  # gradient steps of a pass
-    learning_rate: float = 5e-4  # Adam's at first; it falls to a fifth of it
-    gamma: float | None = None  # a reward counts so much a step later; None: as the task says
-    action_repeat: int | None = None  # steps for which a draw is held; None: as the task says
-    gae_lambda: float = 0.95  # of the advantage estimate
-    clip_eps: float = 0.2  # how far an action's probability may move in one update
-    ent_coef: float = 0.01  # weight of the actions' entropy
-    critic: int = 64  # units of the critic
-    averaging: float = 0.97  # of the averaged weights, what an update keeps; they are the result
-    eval_every: int = 122  # updates between evaluations: 4 million steps
-    eval_rollouts: int = 256  # dreams of such an evaluation
-    start_from: str | None = None  # run or world whose C is learnt on; None starts from chance
-    worlds: tuple[str, ...] = ()  # more to dream, in turns; their M trained on from the same
+    num_minibatches: int = 8  # gradient steps per pass
+    learning_rate: float = 5e-4  # Adam's initial rate; it falls to a fifth
+    gamma: float | None = None  # discount; None: the task's
+    action_repeat: int | None = None  # steps that a sampled action is held for; None: the task's
+    gae_lambda: float = 0.95  # lambda of the advantage estimate
+    clip_eps: float = 0.2  # clipping range of the probability ratio
+    ent_coef: float = 0.01  # weight of the entropy bonus
+    critic: int = 64  # hidden units of the critic
+    averaging: float = 0.97  # decay of the weight average, which is the result
+    eval_every: int = 122  # updates between evaluations
+    eval_rollouts: int = 256  # dreams per evaluation
+    # run or world whose C is trained further; None: start from scratch
+    start_from: str | None = None
+    # more worlds to train in alternately; their M must share its start
+    worlds: tuple[str, ...] = ()
 
     def __post_init__(self):
         numbers = [f.name for f in dataclasses.fields(self) if f.type in (int, float)]

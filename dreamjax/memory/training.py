@@ -49,30 +49,30 @@ COPIES = 4  # of M's weights in training: they, the gradient, and Adam's two mea
 class MemoryConfig:
     """How M is trained; the defaults are `rnn_train.py`'s of the paper's first game."""
 
-    steps: int = 24_400  # updates; the original's 400 epochs (the article says 20)
-    batch_size: int = 100  # lanes; fewer where the data would not fill them
-    sequence_length: int = 500  # frames of a lane in one update, at most
-    learning_rate: float = 1e-3  # Adam's, at the first update
-    min_learning_rate: float = 1e-5  # what it decays to
-    decay: float = 0.99999  # of what is above the minimum, each update (CarRacing: 1.0)
-    clip: float = 1.0  # largest absolute value of a gradient's element
-    death_weight: float = 10.0  # of a step that led to an end, in the loss
-    bfloat16: bool | None = None  # products in bfloat16; None where the device is faster so
-    held_out: float = 0.1  # share of episodes kept from training
-    steps_per_call: int = 4  # updates in one compiled call
-    num_events: int = 0  # Gaussians over all latents at once beside the factored mixture
-    clock: bool = False  # whether M is told the age of an episode
-    keys: bool = False  # whether M reads the key that an action presses, not the number
-    residual: bool = False  # whether M predicts by how much z changes, not the next z itself
-    scaled: bool = True  # whether M reads actions in [-1, 1], whatever the game's units
-    own_guesses: float = 0.0  # share of the steps at which M reads its guess of z, not what came
-    dropout: float = 0.0  # probability that an update drops a number of z, or of h, that M reads
-    kind: str = "lstm"  # M's form; your own is module:Class, a subclass of dreamjax.Memory
-    hidden_size: int | None = None  # units of M; None is the task's
-    heads: tuple[Literal["reward", "end"], ...] | None = None  # what M predicts; None is all
-    # run or world whose M is trained on; None: that of a world that the run was given, or "chance"
+    steps: int = 24_400  # updates; the original: 400 epochs, the article: 20
+    batch_size: int = 100  # sequences per update, at most
+    sequence_length: int = 500  # frames per sequence, at most
+    learning_rate: float = 1e-3  # Adam's initial rate
+    min_learning_rate: float = 1e-5  # rate that it decays to
+    decay: float = 0.99999  # factor per update on the rate above the minimum
+    clip: float = 1.0  # clipping of each gradient element
+    death_weight: float = 10.0  # weight of the steps that end an episode
+    bfloat16: bool | None = None  # bfloat16 products; None: where the device is faster so
+    held_out: float = 0.1  # share of the episodes that is held out
+    steps_per_call: int = 4  # updates per compiled call
+    num_events: int = 0  # joint Gaussians over all latents, beside the factored mixture
+    clock: bool = False  # M reads the age of the episode
+    keys: bool = False  # M reads which key is pressed, not the number
+    residual: bool = False  # M predicts the change of z, not the next z
+    scaled: bool = True  # M reads actions scaled to [-1, 1]
+    own_guesses: float = 0.0  # share of steps at which M reads its own prediction of z
+    dropout: float = 0.0  # dropout on what M reads, one mask per sequence
+    kind: str = "lstm"  # form of M: lstm, or module:Class of a dreamjax.Memory
+    hidden_size: int | None = None  # units of M; None: the task's
+    heads: tuple[Literal["reward", "end"], ...] | None = None  # what M predicts beside z; None: all
+    # run or world whose M is trained further; None: that of the given world; "chance": from scratch
     start_from: str | None = None
-    start_states: int = 1000  # of real episodes, kept in the world for dreams to begin at
+    start_states: int = 1000  # states of real episodes kept in the world, for dreams to start at
 
     def __post_init__(self):
         counts = "steps", "batch_size", "sequence_length", "steps_per_call", "start_states"

@@ -39,8 +39,8 @@ from dreamjax.training.settings import check_seed
 from dreamjax.training.writers import WRITERS
 
 WHOLE = {  # commands that do all phases
-    "run": "Do every phase into one run directory, from wherever it stopped.",
-    "iterate": "Do a whole run, then in rounds: C plays, M learns from it, C learns anew.",
+    "run": "Do all phases in one run directory; continue where it stopped.",
+    "iterate": "Do a run, then rounds: C plays, M trains on that play, C is trained again.",
 }
 Device = Literal[devices.CHOICES]
 
@@ -82,12 +82,13 @@ class Command:
     run_dir: Path  # everything is written here
     config: Annotated[RunConfig, arg(name="")]
     preset: Literal[tuple(PRESETS)] = DEFAULT
-    world: str | None = None  # a shipped world's name, or a folder: dream it, train no other
+    # a shipped world's name, a run or a folder, to use instead of training V and M
+    world: str | None = None
     seed: int = 0
     device: Device = "auto"
     distributed: bool = False  # join the other processes of a SLURM job or a TPU pod
-    log: tuple[Literal[tuple(WRITERS)], ...] = ()  # who gets the metrics, beside metrics.jsonl
-    dry_run: bool = False  # do nothing; tell what it would do, and foretell memory and hours
+    log: tuple[Literal[tuple(WRITERS)], ...] = ()  # where metrics go, beside metrics.jsonl
+    dry_run: bool = False  # do nothing; print what would be done, the memory and the hours
     name: Suppress[Fixed[str]] = ""  # which of the commands
 
     resumes: ClassVar[bool] = True  # where it was stopped
@@ -124,7 +125,7 @@ def _plan(run: Run, name: str, world: str | None) -> None:
 
 @dataclasses.dataclass
 class Info:
-    """Tell versions, devices, the games found, and the sizes of V, M and C."""
+    """Print versions, devices, the games found, and the sizes of V, M and C."""
 
     json: bool = False  # as JSON
 
@@ -156,8 +157,8 @@ def _sizes(task: Task, heads: tuple[str, ...] | None = None) -> dict[str, int]:
 
 @dataclasses.dataclass(kw_only=True)
 class _OfOnesOwn:
-    task: str | None = None  # the game, if it is your own: module:TASK
-    kind: str | None = None  # the form of M, if it is your own: module:Class
+    task: str | None = None  # your own game, as module:TASK
+    kind: str | None = None  # your own form of M, as module:Class
 
     def know(self) -> None:
         if self.task is not None:
@@ -168,7 +169,7 @@ class _OfOnesOwn:
 
 @dataclasses.dataclass
 class Export(_OfOnesOwn):
-    """Write a run's world, and its C, as a folder to hand on, in half precision."""
+    """Export a run's world and its C as a folder to share, in half precision."""
 
     run_dir: Path  # the run
     target: Path  # the folder
@@ -180,7 +181,7 @@ class Export(_OfOnesOwn):
 
 @dataclasses.dataclass
 class ImportReleased:
-    """Make a run of the authors' own V, M and C: the files of hardmaru/WorldModelsExperiments."""
+    """Import the authors' V, M and C from files of hardmaru/WorldModelsExperiments."""
 
     source: Positional[Path]  # its folder doomrnn, or carracing
     run_dir: Path  # where world and C go; evaluate, play and fidelity take it from there
@@ -194,7 +195,7 @@ class ImportReleased:
 
 @dataclasses.dataclass
 class Doctor(_OfOnesOwn):
-    """Tell what a run directory holds, what is damaged, and what each command would do next."""
+    """Show what a run has, what is damaged, and what each command would do next."""
 
     run_dir: Positional[Path]  # the run
 
@@ -209,11 +210,11 @@ class Doctor(_OfOnesOwn):
 
 @dataclasses.dataclass
 class Play(_OfOnesOwn):
-    """Play a dream in the browser: show its page on this machine, or write it as a folder."""
+    """Play a dream in the browser, or write its page as a folder."""
 
     world: Positional[str]  # a shipped world, a run or an exported folder
-    out: Path | None = None  # write the page here, for any static host, and end
-    port: int = 8000  # of this machine's loopback address; 0 is any that is free
+    out: Path | None = None  # write the page into this folder and end
+    port: int = 8000  # port on this machine; 0: any free one
     seed: int = 0  # of the real game that C plays for the page
 
     def __call__(self) -> None:
@@ -229,15 +230,15 @@ class Play(_OfOnesOwn):
 
 @dataclasses.dataclass
 class Bench:
-    """Measure this machine: dream steps/s, a generation, training, the real game, the rivals."""
+    """Measure speed here: dream steps/s, a generation, training, the game, other libraries."""
 
-    quick: bool = False  # only the most important rows, in about two minutes
-    seconds: float | None = None  # begin nothing new after them; None is 120 if quick
-    json: Path | None = None  # write the rows here
-    plot: Path | None = None  # draw steps/s against lanes here
-    against: Path | None = None  # rows of an earlier run, to which those of this one are compared
+    quick: bool = False  # only the most important rows, two minutes
+    seconds: float | None = None  # start nothing new after so many seconds
+    json: Path | None = None  # write the rows to this file
+    plot: Path | None = None  # plot steps/s against rollouts to this file
+    against: Path | None = None  # rows of an earlier run to compare with
     world: str | None = None  # run directory of a trained world; None is the shipped one
-    lanes: tuple[int, ...] = ()  # batch sizes; none is a range that fits
+    lanes: tuple[int, ...] = ()  # numbers of rollouts; none: a range that fits
     device: Device = "auto"
 
     def __call__(self) -> None:

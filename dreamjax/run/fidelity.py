@@ -31,7 +31,7 @@ SIDES = ("dream", "real")
 
 
 def compare(run: Run, made: Inputs) -> dict[str, Any]:
-    """Compare the dream with the real game: survival, predictions, ranks."""
+    """Compare the dream with the real game: returns, ends, predictions, ranks."""
     world, player = made.values
     world, config = run.config.dream.of(world), run.config.fidelity
     tau = world.params().temperature
@@ -69,7 +69,7 @@ def _held_out(run: Run, world: World) -> dict[str, Any]:
 
 
 def calibrate(run: Run, made: Inputs) -> None:
-    """Give a world the temperature at which its dreams last as long as games.
+    """Find the temperature at which dreams last as long as games, and keep it.
 
     The other settings of the dream are as asked for, and kept as well.
     """

@@ -71,7 +71,7 @@ def _train_memory(run: Run, made: Inputs) -> Memory:
 
 
 def _evolve(run: Run, made: Inputs) -> Evolution:
-    """Evolve C in M's dream."""
+    """Train C in the dream by CMA-ES or another evolution strategy."""
     world, params, form, _ = made.values
     kept = _kept(run, "evolve", made) | {"watch": _alarm(run, world, form)}
     kept["directions"] = _directions(run, world, form)
@@ -95,7 +95,7 @@ def _directions(run: Run, world: World, controller: Controller) -> jax.Array | N
 
 
 def _learn(run: Run, made: Inputs) -> Learning:
-    """Learn C in M's dream by policy gradient, which needs far fewer dreams."""
+    """Train C in the dream by policy gradient."""
     (world, params, player, beside), config = made.values, run.config.learn
     dreams = [params, *(inputs.dream_of(run, other) for other in beside)]
     if run.task.branched if config.branched is None else config.branched:
@@ -127,7 +127,7 @@ def _alarm(run: Run, world: World, controller: Controller) -> ExploitAlarm | Non
 
 
 def _evaluate(run: Run, made: Inputs) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Play the real game awake; save the score table, the curves and the film.
+    """Play the real game; save the score table, the curves and the film.
 
     Found are the returns of C and of policies that were not learnt; a job's processes share games.
     """
@@ -173,7 +173,7 @@ def _returns(run: Run, policy: str) -> np.ndarray:
 
 
 def _record(run: Run, made: Inputs) -> None:
-    """Record the evolved agent at play; encode and train-memory then learn from it too."""
+    """Record C at play; encode and train-memory then use its episodes too."""
     how = {"workers": run.config.workers, "processes": devices.processes()}
     record(made.values, log=run.log, **how)
 

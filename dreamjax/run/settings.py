@@ -21,12 +21,12 @@ WATCH_SEED = 1000  # added to a run's seed, so that the games watched are never 
 
 @dataclasses.dataclass(frozen=True)
 class CollectConfig:
-    """What is recorded of the real game."""
+    """What is recorded from the real game."""
 
     episodes: int = 10_000
-    # the paper's "held": a random action for 1 to 10 tics; "habits": the task's; or module:function
+    # held (the paper's: a random action for 1 to 10 tics), habits (the task's), or module:function
     policy: str = "held"
-    min_steps: int = 0  # shorter episodes are dropped; the paper keeps more than 100 frames
+    min_steps: int = 0  # shorter episodes are dropped; the paper: 101
 
     def __post_init__(self):
         require_positive(self, "episodes")
@@ -35,13 +35,13 @@ class CollectConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DreamConfig:
-    """The dream that C grows in."""
+    """The dream that C is trained in."""
 
-    temperature: float | None = None  # tau; None is the world's own, or else the task's
-    death_threshold: float | None = None  # of M's logit; the paper's is 0, None is as calibrated
-    death_noise: float | None = None  # the paper's is 0; 1, and None, sample deaths
-    dropout: float | None = None  # of what M reads, a whole dream long; None is the world's own
-    bfloat16: bool | None = None  # C is found by such products; None where the device is faster so
+    temperature: float | None = None  # tau; None: the world's, else the task's
+    death_threshold: float | None = None  # on the logit of an end; the paper: 0, None: calibrated
+    death_noise: float | None = None  # 0 as in the paper; 1 (None): ends are sampled
+    dropout: float | None = None  # dropout in the dream, one mask per dream; None: the world's
+    bfloat16: bool | None = None  # bfloat16 products; None: if the device is faster so
 
     def of(self, world: World) -> World:
         """`world`, its dream tuned as asked for."""
@@ -57,12 +57,12 @@ class DreamConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """How the awake agent is judged."""
+    """How the agent is evaluated in the real game."""
 
     episodes: int = 100
-    baseline_episodes: int = 100  # of each policy that C is judged beside
-    policies: tuple[str, ...] = ()  # such policies beside the random and the blind one
-    watch_episodes: int = 0  # real ones at each of evolve's evaluations, to warn of exploits
+    baseline_episodes: int = 100  # episodes of each baseline
+    policies: tuple[str, ...] = ()  # more baselines, as module:function
+    watch_episodes: int = 0  # real episodes at each evaluation, to warn of exploits
 
     def __post_init__(self):
         require_positive(self, "episodes", "baseline_episodes")
@@ -73,12 +73,12 @@ class EvaluateConfig:
 class FidelityConfig:
     """How a dream is compared with the game."""
 
-    episodes: int = 512  # dreams of each policy that never looks
-    real_episodes: int = 200  # real ones
-    controllers: int = 30  # of every quality
-    controller_episodes: int = 16  # real ones of each; its dreams are 16 times as many
-    seen: int = 30  # real episodes whose frames V gives back and whose flashes are counted
-    horizon: int = 60  # steps dreamt on from the middle of real episodes
+    episodes: int = 512  # dreams of each blind policy
+    real_episodes: int = 200  # real episodes of each policy
+    controllers: int = 30  # controllers of every quality, for the rank correlation
+    controller_episodes: int = 16  # real episodes of each; 16 times as many dreams
+    seen: int = 30  # real episodes that V reconstructs
+    horizon: int = 60  # open-loop steps from the middle of real episodes
 
     def __post_init__(self):
         require_positive(self, *(x.name for x in dataclasses.fields(self)))
@@ -86,11 +86,11 @@ class FidelityConfig:
 
 @dataclasses.dataclass(frozen=True)
 class IterateConfig:
-    """How often C's own play teaches M, and by how much."""
+    """Rounds in which C plays and M is trained on its play."""
 
     rounds: int = 3
-    episodes: int = 96  # that C plays for a round; rounded up to whole shards over all rounds
-    memory_steps: int | None = None  # updates of M a round; None is memory.steps
+    episodes: int = 96  # real episodes that C plays per round
+    memory_steps: int | None = None  # updates of M per round; None: memory.steps
 
     def __post_init__(self):
         require_positive(self, "rounds", "episodes")
@@ -114,10 +114,10 @@ class RunConfig:
     evaluate: EvaluateConfig = EvaluateConfig()
     fidelity: FidelityConfig = FidelityConfig()
     iterate: IterateConfig = IterateConfig()
-    controller: Literal["evolve", "learn"] = "evolve"  # how `run` finds C; the paper evolves it
-    controller_hidden: int | None = None  # units of C's hidden layer; 0: none, None: the task's
-    workers: int | None = None  # processes that play the game; None is one a core
-    save_seconds: float = 120.0  # between two checkpoints of a training; 0 is after every call
+    controller: Literal["evolve", "learn"] = "evolve"  # how `run` trains C; the paper evolves it
+    controller_hidden: int | None = None  # hidden units of C; 0: linear, None: the task's
+    workers: int | None = None  # processes that play the game; None: one per core
+    save_seconds: float = 120.0  # between two checkpoints; 0: after every call
 
     def __post_init__(self):
         require_within(self, save_seconds="[0, inf)")

@@ -103,17 +103,18 @@ def _are(colour: Colour | None, pixels: jax.Array) -> jax.Array:
 class VisionConfig:
     """How V is trained; the defaults are the paper's."""
 
-    steps: int = 308_000  # batches: 10 epochs of the paper's 3.08 million frames
-    batch_size: int = 100  # frames
-    learning_rate: float = 1e-4  # of Adam, at the first step
-    final_learning_rate: float = 1e-4  # and at the last: a cosine between the two
-    salient_weight: float = 1.0  # what an error in a pixel worth dodging counts; the paper's is 1
-    beta: float = 1.0  # what the KL divergence counts; the paper's is 1, less gives finer latents
-    reader_weight: float = 0.0  # what it counts that z tells linearly where such pixels are
-    start_from: str | None = None  # run or world whose V is trained on; None starts from chance
+    steps: int = 308_000  # batches; the paper: 10 epochs of 3.08 million frames
+    batch_size: int = 100  # frames per batch
+    learning_rate: float = 1e-4  # Adam's initial rate
+    final_learning_rate: float = 1e-4  # final rate, reached along a cosine
+    salient_weight: float = 1.0  # weight of errors in salient pixels; the paper: 1
+    beta: float = 1.0  # weight of the KL divergence; the paper: 1
+    reader_weight: float = 0.0  # weight of a linear probe that reads salient pixels from z
+    # run or world whose V is trained further; None: start from scratch
+    start_from: str | None = None
     bfloat16: bool | None = None  # products in bfloat16; None where the device is faster so
-    steps_per_call: int = 16  # steps between two rows of metrics
-    memory_gb: float = 4.0  # frames held in memory; more of them are streamed from disk
+    steps_per_call: int = 16  # batches between two rows of metrics
+    memory_gb: float = 4.0  # frames held in memory; more are streamed from disk
 
     def __post_init__(self):
         others = ("reader_weight", "start_from", "bfloat16")
