@@ -90,6 +90,17 @@ def test_names_of_none_are_one_clear_line(name, message):
 # Training
 
 
+def test_an_empty_carry_may_hold_one_array_twice():
+    class Twice(MDNRNN):
+        def initial_carry(self, batch_shape=()):
+            zeros = jnp.zeros((*batch_shape, self.hidden_size), jnp.float32)
+            return zeros, zeros
+
+    config = dataclasses.replace(TOY, hidden_size=8, steps=2, steps_per_call=1)
+    begun = Twice(COUNTDOWN, rngs=nnx.Rngs(0), hidden_size=8)
+    train_memory(COUNTDOWN, countdown(), config, 0, log=QUIET, memory=begun)
+
+
 def test_it_learns_a_countdown_to_death():
     config = dataclasses.replace(TOY, kind=KIND, hidden_size=20)
     memory = train_memory(COUNTDOWN, countdown(), config, 0, log=QUIET)

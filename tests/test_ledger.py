@@ -27,7 +27,7 @@ from dreamjax.run.lineage import held_below, judged_below
 from dreamjax.run.phases import PHASES
 from dreamjax.run.places import is_same, way
 from dreamjax.run.presets import PRESETS
-from dreamjax.run.settings import Run
+from dreamjax.run.settings import Run, RunConfig
 from dreamjax.training.checkpoint import CheckpointError, Store, digest
 from dreamjax.training.logbook import Logbook
 
@@ -382,3 +382,12 @@ def test_m_of_a_given_world_is_gone_on_from_unless_told_otherwise(smoke, tmp_pat
     other = dataclasses.replace(load_world(smoke[0]), vision=doubled)
     save_world(tmp_path / "run", other, {"source": "w"})
     assert "run encode again" in decide(of(tmp_path / "run"), PHASES["train-memory"]).said
+
+
+def test_what_a_world_that_will_be_given_allows_is_not_refused(tmp_path, capsys):
+    new = Run(tmp_path / "new", SHORT, 0, RunConfig(), Logbook())
+    phases = [PHASES["learn"], PHASES["evaluate"]]
+    assert ledger.foretold(new, phases, "take-cover") == ("learn", "evaluate")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("new is given take-cover") and len(said) == 3
+    assert all("waits for what is before it" in line for line in said[1:])

@@ -88,10 +88,15 @@ def files(page):
     )
 
 
-def lines(page):
-    """The commands of a page, without comments."""
-    found = "".join(fences(page, "")).replace("\\\n", " ").splitlines()
+def commands(block):
+    """The commands of a block, without comments."""
+    found = block.replace("\\\n", " ").splitlines()
     return [line for line in (re.sub(r"(^|\s+)# .*", "", line) for line in found) if line.strip()]
+
+
+def lines(page):
+    """The commands of a page."""
+    return [line for block in fences(page, "") for line in commands(block)]
 
 
 def runs(line):
@@ -99,7 +104,7 @@ def runs(line):
 
 
 COMMANDED = [page for page in USERS if any(map(runs, lines(page)))]
-SHOWN = [page for page in USERS if set(fences(page, "python")) - set(files(page).values())]
+SHOWN = [ROOT / "README.md", ROOT / "docs" / "guides" / "environment.md"]
 
 
 def name_of(page):
@@ -108,8 +113,8 @@ def name_of(page):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", COMMANDED, ids=name_of)
-def test_the_commands_of_a_page_run_in_their_order(page, tmp_path, monkeypatch):
-    """In short games."""
+def test_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    """Its commands and its Python, in short games."""
     for task in tasks.GAMES:
         short = dataclasses.replace(task, max_steps=40, ages=())
         monkeypatch.setitem(tasks.TASKS, task.name, short)
@@ -119,29 +124,30 @@ def test_the_commands_of_a_page_run_in_their_order(page, tmp_path, monkeypatch):
     for name, code in files(page).items():
         Path(name).write_text(code)
         sys.modules.pop(name.removesuffix(".py"), None)
-    for line in filter(runs, lines(page)):
-        program, *words = shlex.split(line)
-        assert program == "dreamjax", f"{line}: run it, or say in NOT_RUN why not"
-        words += shlex.split(TOY.get(words[0], ""))
-        if "--device" in words or "paper" in words:  # of another machine
-            words += ["--preset", "smoke", "--device", "cpu"]
-        if "import-released" in words:
-            continue  # test_released.py runs it on files of their form
-        status, out, err = command(*words)
-        assert status == 0, f"{line}: {err}"
+    names, written = {}, files(page).values()
+    for language, block in FENCE.findall(page.read_text()):
+        if language == "python" and block not in written:
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(block, names)
+        for line in filter(runs, commands(block) if language == "" else ()):
+            run_line(line)
+
+
+def run_line(line):
+    program, *words = shlex.split(line)
+    assert program == "dreamjax", f"{line}: run it, or say in NOT_RUN why not"
+    if words[0] == "import-released":
+        return  # test_released.py runs it on files of their form
+    words += shlex.split(TOY.get(words[0], ""))
+    if "--device" in words or "paper" in words:  # of another machine
+        words += ["--preset", "smoke", "--device", "cpu"]
+    status, _, err = command(*words)
+    assert status == 0, f"{line}: {err}"
 
 
 @pytest.mark.parametrize("page", SHOWN, ids=name_of)
 def test_the_python_of_a_page_runs_as_written(page, tmp_path, monkeypatch):
-    """In short games."""
     monkeypatch.chdir(tmp_path)
-    load = dreamjax.load_world
-
-    def short(name):
-        world = load(name)
-        return dataclasses.replace(world, task=dataclasses.replace(world.task, max_steps=30))
-
-    monkeypatch.setattr(dreamjax, "load_world", short)
     names, written = {}, files(page).values()
     for code in fences(page, "python"):
         if code not in written:

@@ -353,7 +353,7 @@ def test_a_controller_that_is_not_a_stopped_search_s_is_told(world, tmp_path, ca
     PLAYER.save(tmp_path, world)
     Store(tmp_path / "evolve").save(step, {"weights": WEIGHTS}, {"total": 9})
     load_player(tmp_path, world)
-    line = "evolve was stopped at 3 of 9, before it saved its C, so this is another one; run evolve"
+    line = "evolve was stopped at 3 of 9 and has saved no C yet; the one here was there before. Run"
     assert (line in capsys.readouterr().out) == told
 
 

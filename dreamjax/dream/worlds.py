@@ -183,7 +183,7 @@ def _tell_of_stopped(folder: Path) -> None:
         reached = Store(folder / search).unfinished()
         if reached is not None:
             print(
-                f"{folder / search} was stopped at {reached}, before it saved its C, so this "
-                f"is another one; run {search} again to go on, or lower --{length}",
+                f"{folder / search} was stopped at {reached} and has saved no C yet; the one here "
+                f"was there before. Run {search} again to go on, or set --{length} to end it there",
                 flush=True,
             )

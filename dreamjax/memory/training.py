@@ -198,7 +198,8 @@ class Trainer:
             memory = find_kind(config.kind)(self.task, rngs=rngs, **config.variant())
         memory = with_events(memory, self.task, config.num_events, rngs)
         optimiser = jax.jit(_optimiser(config).init)(memory)
-        carry = split(memory.initial_carry((self.layout.lanes,)), self.mesh)
+        empty = memory.initial_carry((self.layout.lanes,))
+        carry = split(jax.tree.map(jnp.array, empty), self.mesh)  # each its own: it is donated
         return on_all(State(memory, optimiser, None), self.mesh).replace(carry=carry)
 
     def __call__(self, state: State, step: int) -> tuple[State, int, dict[str, float]]:

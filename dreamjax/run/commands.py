@@ -81,11 +81,10 @@ class Command:
     task: Positional[str]  # a game's name, or your own as module:TASK
     run_dir: Path  # everything is written here
     config: Annotated[RunConfig, arg(name="")]
-    preset: Literal[tuple(PRESETS)] = DEFAULT
-    # a shipped world's name, a run or a folder, to use instead of training V and M
-    world: str | None = None
-    seed: int = 0
-    device: Device = "auto"
+    preset: Literal[tuple(PRESETS)] = DEFAULT  # sizes; the defaults shown here are this one's
+    world: str | None = None  # a shipped world, a run or a folder, instead of training V and M
+    seed: int = 0  # of all that is random
+    device: Device = "auto"  # what to compute on
     distributed: bool = False  # join the other processes of a SLURM job or a TPU pod
     log: tuple[Literal[tuple(WRITERS)], ...] = ()  # where metrics go, beside metrics.jsonl
     dry_run: bool = False  # do nothing; print what would be done, the memory and the hours
@@ -118,7 +117,7 @@ def _plan(run: Run, name: str, world: str | None) -> None:
     if name in ("iterate", "fidelity", "calibrate"):
         raise ValueError(f"{name} cannot be planned; leave out --dry-run")
     asked = running.phases_left(run, world) if name in WHOLE else (name,)
-    left = foretold(run, [PHASES[phase] for phase in asked])
+    left = foretold(run, [PHASES[phase] for phase in asked], world)
     if left:
         _benchmarks("plan").show(run.task, run.config, left, run.seed)
 
@@ -177,6 +176,7 @@ class Export(_OfOnesOwn):
     def __call__(self) -> None:
         self.know()
         running.export(self.run_dir, self.target)
+        print(f"{self.target} is the world; it can be named wherever a world is")
 
 
 @dataclasses.dataclass

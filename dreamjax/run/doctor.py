@@ -154,4 +154,4 @@ def lines(found: list[Finding]) -> list[str]:
     for finding in found:
         rows.append(f"{finding.part:<14}{finding.there}; next: {finding.next}")
         rows += [f"{'':<14}DAMAGED: {line}" for line in finding.damaged]
-    return rows or ["nothing there; collect begins a run, or run does all of it"]
+    return rows or ["no run is here; collect begins one, run does all of it, play shows a folder"]

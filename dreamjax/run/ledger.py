@@ -140,15 +140,21 @@ def _keep(folder: Path, paths: Sequence[Path]) -> Path:
     return kept
 
 
-def foretold(run: Run, phases: Iterable[Phase]) -> tuple[str, ...]:
-    """Say what each of some phases would do, one after another; the names of those left to do."""
+def foretold(run: Run, phases: Iterable[Phase], gets: str | None = None) -> tuple[str, ...]:
+    """Say what each of some phases would do, one after another; the names of those left to do.
+
+    `gets` is a world that the run would be given first.
+    """
     left: tuple[str, ...] = ()
+    if gets is not None and not (run.directory / "world").exists():
+        run.log.say(f"{run.directory} is given {gets}")
+        left = (gets,)
     for phase in phases:
         decision = decide(run, phase)
         waits = decision.kind == REFUSE and left
         run.log.say(f"{phase.name} {'waits for what is before it' if waits else decision.said}")
         left += (phase.name,) if decision.kind != DONE else ()
-    return left
+    return tuple(name for name in left if name != gets)
 
 
 def renewed(made: dict[str, Any], section: Any) -> dict[str, Any]:
