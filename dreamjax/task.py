@@ -67,8 +67,8 @@ class Task:
     gamma: float = GAMMA  # the discount that C learns with: how much a reward counts a step later
     action_repeat: int = 1  # steps for which C, while it learns, holds what it draws; not awake
     controller_hidden: int = 0  # units of a hidden layer of a C that is learnt; 0 is a linear C
-    frames_per_second: int = 30  # the game's, for whoever watches
-    blind: str = "held"  # the best known policy that never looks, which C has to beat
+    frames_per_second: int = 30  # of the game, for films and the page
+    blind: str = "held"  # the blind baseline: the best known policy that ignores the picture
     habits: str = "varied"  # the policy whose recordings teach V and M most of what C may meet
     ages: tuple[int, ...] = ()  # steps between which deaths are told apart; () is by `max_steps`
     seeds: int = 2**31  # how many seeds the game takes, from 0 on; larger ones are wrapped
@@ -77,7 +77,6 @@ class Task:
     package: str = ""  # whose version is recorded with what is played; "" is of `make`'s module
     salient: Colour | None = None  # of small things that matter, which V may weigh more
     flash: Colour | None = None  # the mean colour by which a picture flashes with pain
-    solved_at: float | None = None  # mean return over 100 episodes that counts as solved
     paper: Score | None = None  # the paper's result for the full system
 
     def __post_init__(self):

@@ -38,7 +38,6 @@ TAKE_COVER = Task(
     package="vizdoom",
     salient=Colour(0, 1, 0, 0.51, flash=(1, -1, 0)),  # fireballs; walls stay below 0.5
     flash=Colour(1, -1, 0, 0.1),
-    solved_at=750.0,
     paper=Score(1092.0, 556.0, 100),
 )
 
@@ -74,7 +73,6 @@ CAR_RACING = Task(
     timeout=60.0,
     package="gymnasium",
     salient=Colour(0, -1, 0, -0.6),  # the road, the car and kerbs; grass is above 0.8
-    solved_at=900.0,
     paper=Score(906.0, 21.0, 100),
 )
 

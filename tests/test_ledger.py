@@ -292,7 +292,6 @@ def test_an_edited_game_is_refused_before_anything_is_done(name, run, smoke):
     "harmless",
     [
         {"paper": None},
-        {"solved_at": 1.0},
         {"frames_per_second": 1},
         {"blind": "held"},
         {"habits": "held"},

@@ -13,7 +13,7 @@ PRECISION = 0.02  # of it, relative
 def true_temperature(
     world: World, lived: Mapping[str, float], episodes: int = 256, seed: int = 0
 ) -> tuple[float, dict[str, float]]:
-    """The tau at which players who never look live as long in the dream as in the game.
+    """The tau at which blind players live as long in the dream as in the game.
 
     M may judge danger rightly while it watches, and yet dream too kindly at tau = 1, where dangers
     seldom come to be. A higher tau makes up for that, as in the paper, where it was chosen by C's
@@ -21,7 +21,7 @@ def true_temperature(
 
     Args:
       world: the dream, at whatever temperature.
-      lived: of policies in `policies.NAMES` that never look, mean steps survived in the game.
+      lived: of blind policies in `policies.NAMES`, mean steps survived in the game.
       episodes: dreams of each policy at each tau that is tried.
       seed: of plans and dreams, the same at each tau.
 

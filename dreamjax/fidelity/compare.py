@@ -48,7 +48,7 @@ def _planned(plan: jax.Array, time: jax.Array) -> jax.Array:
 def dreamt_play(
     world: World, policy: str, episodes: int, seed: int, temperature: float = 1.0
 ) -> Dreamt:
-    """What a policy which never looks earns in the dream, and how long it lives.
+    """Returns and episode lengths of a blind policy in the dream.
 
     Args:
       world, policy: the dream, and a name in `policies.NAMES`.
@@ -221,7 +221,7 @@ def by_age(counts: Sequence[np.ndarray], task: Task) -> list[float]:
 def dreamt_pictures(
     world: World, policy: str, dreams: int, steps: int, seed: int, temperature: float = 1.0
 ) -> Iterator[np.ndarray]:
-    """Pictures of one dream after another of a policy that never looks, to its end or for `steps`.
+    """Pictures of one dream after another of a blind policy, to its end or for `steps`.
 
     Each is float32 [T, 64, 64, 3] in [0, 1]. Other arguments: as for `dreamt_play`.
     """

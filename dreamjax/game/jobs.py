@@ -97,7 +97,7 @@ def play(
     """Whole episodes of a policy, one for each seed.
 
     Args:
-      policy: a name in `policies.NAMES`, whose policies never look, or "module:function", whose
+      policy: a name in `policies.NAMES`, which are blind, or "module:function", whose
         policy is shown the frames.
       seeds: any integers; an episode is a function of its seed.
       task, workers, log, phase: the game, processes (None is one a core), progress and its name.

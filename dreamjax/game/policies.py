@@ -1,4 +1,4 @@
-"""Policies that never look at the screen, and whole episodes played by them and by those that do.
+"""Blind policies, which ignore the picture, and whole episodes played by any policy.
 
 `held` gathers the paper's data (`doomrnn/extract.py`); `uniform` is its random baseline; `blind`,
 which the task names, is what a controller has to beat before its score says anything about a
@@ -15,7 +15,7 @@ from dreamjax.game.env import RealGame, engine_seed, in_a_sentence
 from dreamjax.importing import find
 from dreamjax.task import Task
 
-Policy = Callable[..., np.ndarray]  # (step, frame) -> action; without a frame if it never looks
+Policy = Callable[..., np.ndarray]  # (step, frame) -> action; without a frame if it is blind
 
 
 def uniform(actions: Actions, rng: np.random.Generator) -> Policy:

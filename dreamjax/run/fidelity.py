@@ -58,7 +58,7 @@ def report(run: Run, made: Inputs, found: dict[str, Any]) -> None:
 
 
 def _held_out(run: Run, world: World) -> dict[str, Any]:
-    """How M does on the encoded episodes that neither it nor its forebears were trained on."""
+    """How M does on the encoded episodes that neither it nor any M before it was trained on."""
     if not run.latents.exists():
         return {}
     config, below = run.config.fidelity, held_below(run.directory, world_meta(run.directory))

@@ -117,7 +117,7 @@ def _there(run: Run, source: str) -> str | Path:
 
 
 def judged_below(run: Run, config: MemoryConfig, latents: LatentSequences) -> float:
-    """Below which place of their seeds episodes judge M: none that it or its forebears trained on.
+    """Below which place of their seeds episodes judge M, which no M before it was trained on.
 
     Raises:
       CheckpointError: M of `start_from` was trained on some of what would be held out.
@@ -140,7 +140,7 @@ def judged_below(run: Run, config: MemoryConfig, latents: LatentSequences) -> fl
 
 
 def held_below(source: Path | str, made: Any) -> float:
-    """Below which place of their seeds an M and its forebears trained on no episode.
+    """Below which place of their seeds neither an M nor any M before it was trained on an episode.
 
     Args:
       source: the run or world that it is of.
