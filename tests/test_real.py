@@ -315,6 +315,17 @@ def test_a_driver_steers_for_the_road_brakes_in_bends_and_turns_back_where_it_is
     assert lost[0] < -0.3 and lost[2] == 0
 
 
+def test_everyone_acts_within_the_actions_and_some_do_not_look():
+    rng, space, looked = np.random.default_rng(0), CAR_RACING.actions.space(), 0
+    shown = rng.integers(0, 255, (2, 64, 64, 3)).astype(np.uint8)
+    for seed in range(60):
+        acts = [car_racing.everyone(CAR_RACING.actions, np.random.default_rng(seed)) for _ in "ab"]
+        told = [[act(t, shown[k]) for t in range(8)] for k, act in enumerate(acts)]
+        assert all(space.contains(np.float32(action)) for run in told for action in run)
+        looked += not np.array_equal(*told)
+    assert 20 < looked < 59
+
+
 @pytest.mark.slow
 def test_recorded_drivers_differ_in_skill_and_stay_within_the_actions():
     low, high = CAR_RACING.actions.space().low, CAR_RACING.actions.space().high

@@ -41,7 +41,7 @@ from dreamjax.memory.training import MemoryConfig
 from dreamjax.run import cli
 from dreamjax.run.presets import PRESETS
 from dreamjax.run.running import phases_of
-from dreamjax.tasks import TAKE_COVER
+from dreamjax.tasks import CAR_RACING, TAKE_COVER, TASKS
 from dreamjax.training.devices import product_dtype
 from experiments import (
     branches,
@@ -51,6 +51,7 @@ from experiments import (
     mosaic,
     open_loop,
     own_game,
+    panel,
     ppo,
     salience,
     strategies,
@@ -395,6 +396,18 @@ def test_what_m_makes_of_actions_is_told(smoke, capsys):
     for action in ("x", "1,2", "nan"):
         with pytest.raises(SystemExit, match=f"1 numbers between commas, got '{action}'"):
             open_loop.main(dataclasses.replace(config, actions=("1", action)))
+
+
+@pytest.mark.slow
+def test_a_panel_of_drivers_is_judged_in_dream_and_game(monkeypatch, capsys):
+    short = dataclasses.replace(CAR_RACING, max_steps=5, ages=())
+    monkeypatch.setitem(TASKS, "car-racing", short)
+    found = panel.main(panel.Config(dreams=2, tracks=1))
+    assert list(found) == list(panel.drivers()) and len(found) == 10
+    assert all(len(row["dream"]) == 2 and len(row["game"]) == 1 for row in found.values())
+    assert "rule, gas 0.4" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="is a world of take-cover"):
+        panel.main(panel.Config(world="take-cover"))
 
 
 @pytest.mark.slow

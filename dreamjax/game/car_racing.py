@@ -101,7 +101,7 @@ def leftwards(actions: Actions, rng: np.random.Generator) -> policies.Policy:
 
 def steady(actions: Actions, rng: np.random.Generator) -> policies.Policy:
     """Steers for the middle of the road some way ahead, slower in bends: the fixed rule."""
-    return _Driver()
+    return Driver()
 
 
 def drive(actions: Actions, rng: np.random.Generator) -> policies.Policy:
@@ -113,22 +113,58 @@ def drive(actions: Actions, rng: np.random.Generator) -> policies.Policy:
     """
     if rng.random() < 0.05:
         return policies.varied(actions, rng)
-    driver = _Driver(
+    return _slipping(_any_driver(rng, 0.07, 0.8), rng)
+
+
+def everyone(actions: Actions, rng: np.random.Generator) -> policies.Policy:
+    """Good and fast drivers, bad ones and blind ones: for a dream that is to hold for any of them.
+
+    Half of the episodes are a rule's, disturbed as `drive`'s; a tenth a fast rule's, undisturbed;
+    a fifth are blind; a fifth change once from one to the other, so that cars leave the road and
+    stay off it, or come back.
+    """
+    kind = rng.random()
+    if kind < 0.5:
+        return _slipping(_any_driver(rng, 0.07, 1.0), rng)
+    if kind < 0.6:
+        return _any_driver(rng, 0.25, 1.0)
+    if kind < 0.8:
+        return _blind(actions, rng)
+    first, second = _any_driver(rng, 0.1, 1.0), _blind(actions, rng)
+    if rng.random() < 0.4:
+        first, second = second, first
+    change = int(rng.integers(10, 150))
+    return lambda step, frame: (first if step < change else second)(step, frame)
+
+
+def _any_driver(rng: np.random.Generator, slowest: float, fastest: float) -> "Driver":
+    """A rule of its own steadiness, and of a gas that is log-uniform between two."""
+    return Driver(
         ahead=int(rng.integers(6, 12)),
         gain=rng.uniform(0.035, 0.07),
         damping=rng.uniform(0.01, 0.06),
-        gas=np.exp(rng.uniform(np.log(0.07), np.log(0.8))),
+        gas=np.exp(rng.uniform(np.log(slowest), np.log(fastest))),
     )
-    return _disturbed(driver, rng, rng.choice([0.0, 0.15, 0.4]), rng.choice([0.01, 0.03, 0.1]))
 
 
-def _disturbed(
-    driver: policies.Policy, rng: np.random.Generator, noise: float, slips: float
-) -> policies.Policy:
+def _blind(actions: Actions, rng: np.random.Generator) -> policies.Policy:
+    """Never looks: one action for good in two of five, else `held`, `varied` or `uniform`."""
+    kind = rng.integers(5)
+    if kind >= 2:
+        return (policies.held, policies.varied, policies.uniform)[kind - 2](actions, rng)
+    steer = rng.choice([0.0, rng.normal() * 0.1, rng.uniform(-1, 1)])
+    gas = rng.choice([rng.uniform(0, 0.3), rng.uniform(0.3, 1.0), 1.0])
+    brake = rng.choice([0.0, 0.0, rng.uniform(0, 1)])
+    action = np.float32([np.clip(steer, -1, 1), gas, brake])
+    return lambda step, frame=None: action
+
+
+def _slipping(driver: policies.Policy, rng: np.random.Generator) -> policies.Policy:
     """`driver` with noise on what it does, and slips: another steering, held for some steps.
 
     Half of the slips have a gas of their own too, and one in ten brakes.
     """
+    noise, slips = rng.choice([0.0, 0.15, 0.4]), rng.choice([0.01, 0.03, 0.1])
     slipped, kept, until, drift = np.zeros(3), np.zeros(3, bool), 0, np.zeros(3)
 
     def policy(step: int, frame: np.ndarray) -> np.ndarray:
@@ -145,7 +181,7 @@ def _disturbed(
     return policy
 
 
-class _Driver:
+class Driver:
     """A rule: towards the middle of the road `ahead` rows further on, by `gas` on the straight.
 
     It steers `gain` for each column that the middle is aside there, and `damping` for each that it
