@@ -130,7 +130,8 @@ def everyone(actions: Actions, rng: np.random.Generator) -> policies.Policy:
         return _any_driver(rng, 0.25, 1.0)
     if kind < 0.8:
         return _blind(actions, rng)
-    first, second = _any_driver(rng, 0.1, 1.0), _blind(actions, rng)
+    first: policies.Policy = _any_driver(rng, 0.1, 1.0)
+    second = _blind(actions, rng)
     if rng.random() < 0.4:
         first, second = second, first
     change = int(rng.integers(10, 150))
@@ -155,7 +156,7 @@ def _blind(actions: Actions, rng: np.random.Generator) -> policies.Policy:
     steer = rng.choice([0.0, rng.normal() * 0.1, rng.uniform(-1, 1)])
     gas = rng.choice([rng.uniform(0, 0.3), rng.uniform(0.3, 1.0), 1.0])
     brake = rng.choice([0.0, 0.0, rng.uniform(0, 1)])
-    action = np.float32([np.clip(steer, -1, 1), gas, brake])
+    action = np.array([np.clip(steer, -1, 1), gas, brake], np.float32)
     return lambda step, frame=None: action
 
 
