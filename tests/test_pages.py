@@ -52,6 +52,9 @@ FEW = (
 )
 TOY = {
     "collect": "--collect.episodes 4",
+    "train-vision": "--vision.steps 4 --vision.batch-size 8",
+    "encode": "",
+    "train-memory": "--memory.steps 2 --memory.batch-size 8 --memory.sequence-length 32",
     "learn": LEARNT,
     "evolve": EVOLVED,
     "evaluate": EVALUATED,
@@ -70,6 +73,7 @@ NOT_RUN = {  # command lines that no test can run here, and why
     "dreamjax bench": "minutes; test_scripts.py runs it at toy size",
     "python experiments/own_game.py": "test_scripts.py runs it",
     "python experiments/planner.py": "test_planner.py runs it",
+    "python experiments/panel.py": "test_scripts.py runs it",
     "python experiments/awake.py": "test_learning.py runs it",
     "python tests/soak.py": "test_soak.py runs it",
     "python -m benchmarks": "test_scripts.py runs it",
