@@ -53,7 +53,7 @@ def test_no_code_of_the_current_directory_runs_but_what_is_asked_for(trapped, ho
     started = [sys.executable, *(word.format(trapped.parent) for word in how), *words]
     environment = environ(PYTHONPATH=ROOT)
     done = subprocess.run(started, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0 and "nothing there" in done.stdout, done.stderr
+    assert done.returncode == 0 and "no run is here" in done.stdout, done.stderr
     assert not trapped.exists(), f"{trapped.read_text()} ran"
 
 
