@@ -1,6 +1,6 @@
 """What mkdocs does beyond its plugins: pages of public names, and links that leave the site.
 
-    python docs/hooks.py SITE    # fails where a public name has no place in the site
+python docs/hooks.py SITE    # fails where a public name has no place in the site
 """
 
 import ast
@@ -25,9 +25,9 @@ def on_page_markdown(markdown, page, **_):
     """A directive for each public name; of links to files of the repository, their paths."""
 
     def directives(found):
-        room = found[1]
+        room, how = found[1], "{show_root_heading: true, show_root_toc_entry: true}"
         return "\n\n".join(
-            f"::: {room}.{name}\n    options: {{show_root_heading: true, show_root_toc_entry: true}}"
+            f"::: {room}.{name}\n    options: {how}"
             for name in sorted(names(room), key=str.lower)
             if (room, name) != ("dreamjax", "fidelity")  # a page of its own
         )
@@ -48,7 +48,8 @@ def missing(site: Path) -> list[str]:
     have = {line.split()[0] for line in inventory.splitlines()}
     pages = (ROOT / "docs" / "api").glob("*.md")
     rooms = [room for page in pages for room in ROOM.findall(page.read_text())]
-    return [f"{r}.{x}" for r in rooms for x in names(r) if not {f"{r}.{x}", x} & {*have, "fidelity"}]
+    wanted = {f"{room}.{name}" for room in rooms for name in names(room)}
+    return sorted(wanted - have - {"dreamjax.fidelity"})
 
 
 if __name__ == "__main__":
