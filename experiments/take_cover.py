@@ -5,7 +5,7 @@
 The paper's procedure, top to bottom; what is done is not done again. Presets by the machine
 they are for: `smoke` (about a minute on 2 cores, proves that it works), `quick` (under 20 minutes
 on 2 cores), `cpu` (sized for 3 hours on 2 cores), `paper` (one GPU and 16 cores). Scores to expect
-are in experiments/README.md; the paper's is 1092 +- 556.
+are in docs/results.md; the paper's is 1092 +- 556.
 """
 
 import dataclasses
