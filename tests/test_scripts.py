@@ -452,9 +452,15 @@ def test_ppo_learns_to_turn_the_right_way():
 
 @pytest.mark.slow
 def test_a_game_in_one_file_is_learnt(tmp_path, monkeypatch):
-    """experiments/own_game.py as it is, but with as many steps as a smoke run has."""
-    monkeypatch.setattr(own_game, "SETTINGS", PRESETS["smoke"])
+    """experiments/own_game.py as it is, but with fewer steps than a smoke run has."""
+    smoke = PRESETS["smoke"]
+    few = {
+        "collect": dataclasses.replace(smoke.collect, episodes=4),
+        "vision": dataclasses.replace(smoke.vision, steps=2),
+        "evaluate": dataclasses.replace(smoke.evaluate, episodes=2, baseline_episodes=2),
+    }
+    monkeypatch.setattr(own_game, "SETTINGS", dataclasses.replace(smoke, **few))
     own_game.main(own_game.Config(tmp_path))
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["task"] == "catch" and results["ours"]["n"] == 4
+    assert results["task"] == "catch" and results["ours"]["n"] == 2
     assert (tmp_path / "dream.gif").exists()
