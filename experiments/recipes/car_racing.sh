@@ -2,7 +2,7 @@
 # The like of the shipped world car-racing, from nothing: recordings of drivers of every skill, V, M and
 # C, then rounds in which C drives and M learns from its driving; at last a folder to hand on.
 #
-#   experiments/recipes/car_racing.sh runs/recipe            # some three hours on 2 cores (AVX512-BF16)
+#   experiments/recipes/car_racing.sh runs/recipe            # hours on 2 cores; not run in full yet
 #   experiments/recipes/car_racing.sh runs/smoke --smoke     # minutes: shows that every step runs
 #
 # Stopped anywhere, the same line goes on.
