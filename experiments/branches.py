@@ -22,7 +22,7 @@ from dreamjax.dream.unroll import unroll
 from dreamjax.dream.world import World
 from dreamjax.dream.worlds import load_world
 from dreamjax.memory.latents import LatentSequences, read_latents
-from dreamjax.training.settings import require_positive
+from dreamjax.training.settings import SettingError, require_positive, require_within
 
 WINDOW = 40  # steps that a chance of death is averaged over, and between two branches
 
@@ -39,6 +39,9 @@ class Config:
 
     def __post_init__(self):
         require_positive(self, "dreams")
+        require_within(self, held_out="(0, 1)")
+        if self.young is not None and (self.young < 1 or self.young % WINDOW):
+            raise SettingError(f"young must be a multiple of {WINDOW}, got {self.young}")
 
 
 def main(config: Config) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from dreamjax.dream.worlds import load_world
 from dreamjax.game import car_racing
 from dreamjax.game.env import make_env
 from dreamjax.game.policies import begin, play_steps
-from dreamjax.training.settings import require_positive
+from dreamjax.training.settings import require_positive, require_within
 
 GAS = (0.15, 0.25, 0.4, 0.6)  # of the rule on the straight
 HELD = {  # one action for good
@@ -44,6 +44,7 @@ class Config:
 
     def __post_init__(self):
         require_positive(self, "dreams")
+        require_within(self, tracks="[0, inf)")
 
 
 def main(config: Config) -> dict[str, dict[str, np.ndarray]]:

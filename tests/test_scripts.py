@@ -43,6 +43,7 @@ from dreamjax.run.presets import PRESETS
 from dreamjax.run.running import phases_of
 from dreamjax.tasks import CAR_RACING, TAKE_COVER, TASKS
 from dreamjax.training.devices import product_dtype
+from dreamjax.training.settings import SettingError
 from experiments import (
     branches,
     deaths,
@@ -408,6 +409,17 @@ def test_a_panel_of_drivers_is_judged_in_dream_and_game(monkeypatch, capsys):
     assert "rule, gas 0.4" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="is a world of take-cover"):
         panel.main(panel.Config(world="take-cover"))
+
+
+def test_what_an_experiment_cannot_do_is_one_line():
+    for script, settings, said in (
+        (panel, {"tracks": -3}, r"tracks must be in \[0, inf\), got -3"),
+        (branches, {"run": "r", "young": 7}, "young must be a multiple of 40, got 7"),
+        (branches, {"run": "r", "held_out": 2.0}, r"held_out must be in \(0, 1\), got 2"),
+        (salience, {"world": "w", "games": 0}, "games"),
+    ):
+        with pytest.raises(SettingError, match=said):
+            script.Config(**settings)
 
 
 @pytest.mark.slow
