@@ -27,7 +27,6 @@ HELD = {  # one action for good
     "full gas": (0.0, 1.0, 0.0),
     "full lock": (1.0, 0.1, 0.0),
     "right": (0.3, 0.1, 0.0),
-    "leftwards": (-0.03, 0.1, 0.0),
 }
 
 
@@ -76,7 +75,7 @@ def drivers() -> dict[str, str | Callable]:
         name: lambda actions, rng, a=a: lambda step, frame=None: np.float32(a)
         for name, a in HELD.items()
     }
-    return rules | held | {"random": "uniform", "held": "held"}
+    return rules | held | {"blind": "blind", "random": "uniform", "held": "held"}
 
 
 def dreamer(world: World, dreams: int, seed: int) -> Callable[[str | Callable], np.ndarray]:
