@@ -70,6 +70,7 @@ class Task:
     frames_per_second: int = 30  # of the game, for films and the page
     blind: str = "held"  # the blind baseline: the best known policy that ignores the picture
     habits: str = "varied"  # the policy whose recordings teach V and M most of what C may meet
+    panel: tuple[str, ...] = ()  # policies that `fidelity` puts into the dream, beside blind ones
     ages: tuple[int, ...] = ()  # steps between which deaths are told apart; () is by `max_steps`
     seeds: int = 2**31  # how many seeds the game takes, from 0 on; larger ones are wrapped
     timeout: float = 600.0  # seconds to start, to reset or to step, before it counts as hung
@@ -164,7 +165,7 @@ _FORMS = (  # fields of a Task, what brings them into their form, and that form 
     ("controller_hidden", _number(0, whole=True), "a whole number of at least 0"),
     ("reads_restart controller_bias branched one_per_process", _of(bool), "True or False"),
     ("profile package", _of(str), "a string"),
-    ("ends controller_reads", _names, 'a tuple of different names, as ("fallen",)'),
+    ("ends controller_reads panel", _names, 'a tuple of different names, as ("fallen",)'),
     ("ages", _tuple(_number(0, whole=True)), "a tuple of steps"),
     ("step_reward", _number(-math.inf), "a number, or None where rewards vary"),
     ("picture", _of(str), "a name, or None"),

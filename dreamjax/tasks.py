@@ -32,6 +32,7 @@ TAKE_COVER = Task(
     frames_per_second=35,  # tics of Doom's clock
     blind="dreamjax.game.take_cover:left_and_right",
     habits="dreamjax.game.take_cover:habits",
+    panel=tuple(f"dreamjax.game.take_cover:{name}" for name in ("still", "dodging", "sweeps")),
     ages=(0, 150, 300, 500, 800, 1300, 2100),
     seeds=2**32,
     timeout=60.0,
@@ -69,6 +70,10 @@ CAR_RACING = Task(
     gamma=0.99,
     frames_per_second=50,
     blind="dreamjax.game.car_racing:leftwards",
+    panel=tuple(
+        f"dreamjax.game.car_racing:{name}"
+        for name in ("steady", "brisk", "fast", "hasty", "shaken", "full_gas", "full_lock")
+    ),
     seeds=2**32,
     timeout=60.0,
     package="gymnasium",

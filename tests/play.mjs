@@ -23,19 +23,21 @@ const weights = arrays.get("controller")?.data;
 const controller = weights && new Controller(facts.controller, weights, facts.actions);
 const decoder = new Decoder(within(arrays, "vision."));
 
-const { steps, tau, mask, pictures, draws, rate } = JSON.parse(fs.readFileSync(fed));
+const { steps, tau, mask, pictures, draws, rate, doubters = [] } = JSON.parse(fs.readFileSync(fed));
 const dream = new Dream(facts, memory, starts);
 dream.tau = tau;
 dream.goOn({ time: 0, z: Float32Array.from(steps[0].z), carry: memory.initialCarry(), mask });
 const told = steps.map(({ z, action, noise }) => {
   dream.goOn({ ...dream.state, z: Float32Array.from(z) });
   const features = dream.features();
+  const doubt = doubters.length ? dream.doubt(action, doubters) : null;
   dream.step(action, noise);
   const { state } = dream;
   return {
     action: controller ? [...controller.act(features)] : null,
     z: [...state.z],
     carry: [...state.carry.c, ...state.carry.h],
+    doubt,
     reward: state.reward,
     chance: state.chance,
     ended: state.ended,

@@ -10,14 +10,15 @@ import pytest
 from conftest import random_memory
 from flax import nnx
 
+from dreamjax.agent import Agent, evaluation_seeds
 from dreamjax.controller.player import Player
 from dreamjax.dream.world import World
-from dreamjax.fidelity import calibrate
+from dreamjax.fidelity import calibrate, panel
 from dreamjax.fidelity import compare as fidelity
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.metrics import calibrated_threshold
-from dreamjax.tasks import TAKE_COVER
+from dreamjax.tasks import TAKE_COVER, TASKS
 from dreamjax.training.logbook import Logbook
 from dreamjax.vision.model import VAE
 from experiments import salience
@@ -165,24 +166,71 @@ def sequences(task, lengths, seed=0):
     )
 
 
-def test_open_loop_begins_as_one_teacher_forced_step(world):
-    """The first dreamt step's mixture is M's own after the warm-up; later ones know less."""
-    latents, kernel = sequences(world.task, [9, 3, 12]), world.memory.lstm_kernel
-    kernel[...] = kernel[...].at[world.task.latent_size].multiply(30.0)  # actions matter
-    found = fidelity.open_loop(world, latents, warm_up=4, horizon=3)
-    nll = []
-    for start in (0, 12):
-        carry = world.memory.initial_carry()
-        for t in range(5):
-            z, action = jnp.float32(latents.mu[start + t]), latents.actions[start + t]
-            carry, told = world.memory(carry, z, action, jnp.int32(t))
-        nll.append(-told.latent.log_prob(jnp.float32(latents.mu[start + 5])).mean())
-    np.testing.assert_allclose(found["nll"][0], np.mean(nll), rtol=1e-3)
-    assert len(found["nll"]) == len(found["drift"]) == 3
-    one = fidelity.open_loop(world, latents, warm_up=8, horizon=2)  # of one episode alone
-    assert np.isfinite(one["drift"]).all()
-    with pytest.raises(ValueError, match="no episode has 50 steps, the longest has 12"):
-        fidelity.open_loop(world, latents, warm_up=9, horizon=40)
+class Brightness:
+    """A V that draws the first latent as grey."""
+
+    def decode(self, z):
+        return jnp.broadcast_to(z[:, :1, None, None], (len(z), 64, 64, 3))
+
+
+jax.tree_util.register_static(Brightness)
+
+
+def test_who_looks_at_a_dream_is_shown_each_step_of_it(small_task):
+    """Deaths of known chance; what is shown is what V draws, and each dream sees its own."""
+    world = world_of(small_task, constant_hazard(small_task, 1.0))
+    world = dataclasses.replace(world, vision=Brightness(), death_noise=1.0, death_threshold=3.0)
+    seen = []
+
+    def act(step, frames):
+        seen.append(frames)
+        return np.zeros((200, 1), np.float32)
+
+    played = panel.dreamt_looking(world, act, 200, 0)
+    np.testing.assert_array_equal(played.score, played.steps)
+    assert len(seen) == played.steps.max() and played.steps.min() < 4
+    chance = 1 / (1 + np.exp(2.0))
+    expected = (1 - (1 - chance) ** small_task.max_steps) / chance
+    assert abs(played.steps.mean() - expected) < 4 * played.steps.std() / 200**0.5
+    first = jax.vmap(world.env().reset, (0, None))(
+        jax.random.split(jax.random.split(jax.random.key(0))[1], 200), world.params()
+    )[1]
+    grey = (255 * np.clip(first.z[:, 0], 0, 1)).astype(np.uint8)
+    np.testing.assert_array_equal(seen[0][:, 5, 5, 1], grey)
+
+
+def test_players_look_at_dreams_with_eyes_of_their_own(small_task):
+    """A C acts by V and M of its own world on what another world's V draws."""
+    world = world_of(small_task, random_memory(small_task))
+    own = dataclasses.replace(world, vision=VAE(small_task.latent_size, rngs=nnx.Rngs(3)))
+    player = own.player_of(jax.random.normal(jax.random.key(5), (own.memory.feature_size,)))
+    act = panel.by_player(own, player, 3, 0)
+    frames = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), np.uint8)
+    agent = Agent(own, player, 3, jax.random.key(0))
+    agent.begin(np.arange(3), evaluation_seeds(0, 3))
+    for step in range(2):
+        np.testing.assert_array_equal(act(step, frames), agent.act(np.arange(3), frames)[0])
+
+
+def many(actions, rng):
+    return lambda step, frame: np.zeros(7)
+
+
+def test_a_policy_that_makes_no_action_is_named(small_task):
+    act = panel.by_policy(small_task, "test_fidelity:many", 2, 0)
+    with pytest.raises(ValueError, match="policy test_fidelity:many failed .* must make") as caught:
+        act(0, np.zeros((2, 64, 64, 3), np.uint8))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_who_is_in_the_panel_of_a_game_can_play_it(task):
+    space, rng = task.actions.space(), np.random.default_rng(0)
+    for name in task.panel:
+        act = panel.by_policy(task, name, 1, 0)
+        for step in range(3):
+            (action,) = act(step, rng.integers(0, 255, (1, 64, 64, 3), np.uint8))
+            assert (action >= space.low).all() and (action <= space.high).all(), name
 
 
 def test_a_departure_expects_what_the_dream_itself_draws(small_task):

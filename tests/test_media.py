@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from PIL import Image
 from processes import engines_in, running, shared_memory, wait_until, working_in
 
 from dreamjax import agent
+from dreamjax.dream.unroll import follow
 from dreamjax.dream.world import World
 from dreamjax.game.vector import VectorGame
 from dreamjax.game.workers import WorkerError
@@ -56,9 +58,27 @@ def test_a_film_keeps_what_is_small_and_bright(tmp_path):
 def test_the_filmed_dream_has_the_dropout_of_its_world(world):
     z, actions = np.ones(world.task.latent_size, np.float32), np.zeros((5, 1), np.float32)
     worlds = (dataclasses.replace(world, dropout=x) for x in (None, 0.0, 0.5))
-    bare, none, thinned = (media._dream(dropping, z, actions, 1)[0] for dropping in worlds)
+    bare, none, thinned = (media._dream(dropping, z, follow, actions, 1)[0] for dropping in worlds)
     np.testing.assert_array_equal(bare, none)
     assert np.abs(thinned - bare).max() > 0.01
+
+
+@pytest.mark.parametrize("open_loop", [True, False])
+def test_the_player_drives_the_filmed_dream_unless_it_is_open(
+    open_loop, world, player, tmp_path, monkeypatch
+):
+    """Of games in which nothing but 1 is done, by a player that always does -1."""
+    kernel = world.memory.lstm_kernel
+    kernel[...] = kernel[...].at[world.task.latent_size].multiply(30.0)  # actions matter
+    game = np.zeros((9, 64, 64, 3), np.uint8), np.ones((9, 6), np.float32), np.ones((9, 1))
+    monkeypatch.setattr(media, "watch", lambda *_: game)
+    shown = []
+    monkeypatch.setattr(media, "drawn", lambda vision, z: shown.append(z) or game[0])
+    against = types.SimpleNamespace(controller=lambda weights, obs: -jnp.ones(1), weights=None)
+    media.film(world, against, tmp_path / "film.gif", open_loop=open_loop)
+    did = np.full((9, 1), 1 if open_loop else -1, np.float32)
+    expected = media._dream(world, game[1][0], follow, did, 0)[0]
+    np.testing.assert_array_equal(shown[1], expected[:: len(expected) // len(shown[1])])
 
 
 def test_the_filmed_dream_ends_by_a_name_of_its_task():
@@ -70,7 +90,7 @@ def test_the_filmed_dream_ends_by_a_name_of_its_task():
         sure = np.arange(len(biases))[places(memory.layout)["end"]][number]
         memory.head_bias[...] = biases.at[sure].set(50.0)
         dreamt = World(task, None, memory, z[None], z[None], death_noise=0.0)
-        latents, last, named = media._dream(dreamt, z, actions, 0)
+        latents, last, named = media._dream(dreamt, z, follow, actions, 0)
         assert (latents.shape, last, named) == ((5, 2), 0, end)
 
 

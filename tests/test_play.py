@@ -29,7 +29,7 @@ from dreamjax.actions import Box, Choice
 from dreamjax.agent import watch
 from dreamjax.controller.model import LinearController
 from dreamjax.controller.player import Player
-from dreamjax.dream.env import EnvState, Noise
+from dreamjax.dream.env import DOUBTERS, DOUBTFUL, MASKS, EnvState, Noise
 from dreamjax.dream.exported import export_world
 from dreamjax.dream.prefix import dream_from
 from dreamjax.dream.world import World
@@ -104,12 +104,17 @@ def recorded(world, tau, act):
     """A dream by JAX, step by step: what was fed, and what came."""
     env, params = world.env(), world.params(tau, dtype=jnp.float32)
     predict, step = jax.jit(params.memory.__call__), jax.jit(env.transition)
+    doubtful, branch = jax.jit(env.doubt), jax.random.key(9)
+    numbers = DOUBTERS, world.memory.latent_size + world.memory.hidden_size
+    drawn = jax.random.uniform(jax.random.fold_in(branch, MASKS), numbers)
+    doubters = world.memory.mask(drawn, DOUBTFUL)
     z, mask = params.initial_mu[0], params.draw_mask(jax.random.key(5))
     carry, fed, came = world.memory.initial_carry(), [], []
     for time_ in range(STEPS):
         obs = world.memory.features(z, carry)
         action = act(obs, time_)
         state = EnvState(time=jnp.int32(time_), z=z, carry=carry, mask=mask)
+        doubt = doubtful(branch, state, action, params)
         _, found = predict(carry, z, env.clipped(action), state.time, mask)
         noise = drawn_noise(time_, found, tau)
         _, state, reward, dead, _ = step(noise, state, action, params)
@@ -117,10 +122,13 @@ def recorded(world, tau, act):
         noise = {name: np.asarray(x).tolist() for name, x in vars(noise).items()}
         fed.append({"z": z.tolist(), "action": np.asarray(action).tolist(), "noise": noise})
         carry = state.carry
-        came.append((obs, state.z, carry, float(reward), float(chance), bool(dead)))
+        came.append((obs, state.z, carry, float(doubt), float(reward), float(chance), bool(dead)))
         z = state.z
     mask = mask and {name: np.asarray(x).tolist() for name, x in vars(mask).items()}
-    return {"steps": fed, "tau": tau, "mask": mask}, came
+    doubters = [
+        {"z": z.tolist(), "h": h.tolist()} for z, h in zip(doubters.z, doubters.h, strict=True)
+    ]
+    return {"steps": fed, "tau": tau, "mask": mask, "doubters": doubters}, came
 
 
 def check_dream(world, page, tau, controller, weights):
@@ -135,11 +143,12 @@ def check_dream(world, page, tau, controller, weights):
     fed, came = recorded(world, tau, varied)
     pictures = [step["z"] for step in fed["steps"][::40]]
     told = ran(page, fed | {"pictures": pictures, "draws": 0})
-    for step, (obs, z, carry, reward, chance, dead) in zip(told["steps"], came, strict=True):
+    for step, (obs, z, carry, doubt, reward, chance, dead) in zip(told["steps"], came, strict=True):
         np.testing.assert_allclose(step["z"], z, atol=1e-3)
         np.testing.assert_allclose(step["carry"], np.concatenate(carry), atol=1e-3)
         np.testing.assert_allclose(step["action"], act(weights, obs), atol=1e-3)
         assert step["reward"] == pytest.approx(reward, abs=1e-3)
+        assert step["doubt"] == pytest.approx(doubt, abs=1e-3)
         assert step["chance"] == pytest.approx(chance, abs=1e-3)
         assert (step["ended"] == "dead") == dead
     images = world.vision.decode(jnp.asarray(pictures)).reshape(len(pictures), -1)
@@ -316,11 +325,28 @@ def test_a_reader_plays_in_a_browser(browser):
         page.fill("#seed", str(seed + 1))
         page.press("#seed", "Enter")
         assert page.evaluate("[...dreamPage.dream.state.z]") != first
+        check_doubt(page)
         page.evaluate(f"location.hash = '#seed={seed}'")
         wait(page, f"dreamPage.seed === {seed}")
         assert page.evaluate("[...dreamPage.dream.state.z]") == first
         check_latents(page)
         check_recording(page)
+
+
+def check_doubt(page):
+    """It is told where it is asked for, and changes nothing of the dream."""
+    ended = []
+    for asked in (False, True):
+        page.set_checked("#doubt", asked)
+        page.keyboard.press("r")
+        for _ in range(3):
+            page.evaluate("dreamPage.single()")
+        ended.append(page.evaluate("[...dreamPage.dream.state.z]"))
+        told = page.evaluate("dreamPage.trace.doubts")
+        says = "document.querySelector('#trace-label').textContent.includes('doubt')"
+        wait(page, says if asked else f"!{says}")
+        assert len(told) == 3 and all((x or 0) > 0 for x in told) == asked
+    assert ended[0] == ended[1]
 
 
 def check_latents(page):

@@ -29,6 +29,8 @@ LARGEST = float(np.finfo(np.float32).max) / 2  # of a state: what M remembers ha
 MASKS = 2**31  # names the dropout's branch of a key: no split of it has that number
 PAPER_THRESHOLD, PAPER_NOISE = 0.0, 0.0  # of deaths in the paper's dream: by the likelier side
 COLDEST = 1e-6  # least tau that is dreamt: at 0 the mixture's likeliest is divided by nothing
+DOUBTERS, DOUBTFUL = 8, 0.1  # masks whose predictions are compared, and what each of them drops
+SURE = 1e-6  # added to a spread, so that it has a logarithm
 SMALLEST_DRAW = 2.0**-24  # in place of a uniform 0; the next is 2**-23
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -217,6 +219,9 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
     - truncated: bool [], `params.max_steps_in_episode` steps were dreamt.
     - info["survival"], if it is one `with_survival()`: float32 [], the probability that this step
       did not end the dream.
+    - info["doubt"], if it is one `with_doubt()`: float32 [], how much M's predictions of this step
+      differ where each lacks other parts of what M reads: their standard deviation, the geometric
+      mean over Z.
 
     Environments that are equal share one compiled step. As those of gymnax they may be patched:
     one with another attribute is another environment.
@@ -234,6 +239,7 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
 
     _supports_transition_gradients = True
     _tells_survival = False
+    _tells_doubt = False
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
@@ -245,6 +251,12 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         """A copy that tells how likely each step was survived, which learning asks for."""
         told = copy.copy(self)
         told._tells_survival = True
+        return told
+
+    def with_doubt(self) -> "DreamEnv":
+        """A copy that tells how unsure M is of each step, at the cost of some more of its steps."""
+        told = copy.copy(self)
+        told._tells_doubt = True
         return told
 
     @property
@@ -283,9 +295,12 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         one `with_transition_gradients()`.
         """
         noise = self.draw_noise(key)
+        doubt = self.doubt(key, state, action, params) if self._tells_doubt else None
         obs, state, reward, terminated, info = self.transition(noise, state, action, params)
         obs, state = self._apply_transition_gradient_policy(obs, state)
         info = info if self._tells_survival else {}  # gymnax's brax wrapper takes no other
+        if self._tells_doubt:
+            info = info | {"doubt": doubt}
         discount = jnp.where(terminated, 0.0, 1.0).astype(jnp.float32)
         return obs, state, reward, terminated, {**info, "discount": discount}
 
@@ -318,6 +333,15 @@ class DreamEnv(environment.Environment[EnvState, EnvParams]):
         constant = self.task.step_reward
         reward = found.reward if constant is None else jnp.float32(constant)
         return obs, state, reward, state.dead, {"survival": survival}
+
+    def doubt(self, key, state: EnvState, action, params: EnvParams) -> jax.Array:
+        """`info["doubt"]` of one step; `key` may be that of the step."""
+        memory, action = params.memory, self.clipped(jnp.reshape(action, (self.task.action_size,)))
+        numbers = (DOUBTERS, memory.latent_size + memory.hidden_size)
+        uniform = jax.random.uniform(jax.random.fold_in(key, MASKS), numbers, jnp.float32)
+        predict = lambda mask: memory(state.carry, state.z, action, state.time, mask)[1]  # noqa: E731
+        expected = jax.vmap(predict)(memory.mask(uniform, DOUBTFUL)).latent.expected()
+        return jnp.exp(jnp.log(expected.std(axis=0) + SURE).mean())
 
     def clipped(self, action: jax.Array) -> jax.Array:
         """`action` [A] within the task's bounds, float32."""

@@ -3,6 +3,9 @@ from .compare import dreamt_play as dreamt_play
 from .compare import dreamt_returns as dreamt_returns
 from .compare import dreamt_scores as dreamt_scores
 from .compare import hazard as hazard
-from .compare import open_loop as open_loop
 from .compare import rank_correlation as rank_correlation
 from .compare import reconstruction as reconstruction
+from .doubting import doubt_foretells as doubt_foretells
+from .panel import by_player as by_player
+from .panel import by_policy as by_policy
+from .panel import dreamt_looking as dreamt_looking

@@ -1,6 +1,6 @@
 """How true a dream is: measured against the real game, before anything is evolved in it.
 
-Legend: C controllers, D weights, E episodes, K steps ahead, L lanes, T steps of a plan, Z latent.
+Legend: C controllers, D weights, E episodes, L lanes, T steps of a plan, Z latent.
 """
 
 import dataclasses
@@ -21,7 +21,6 @@ from dreamjax.dream.env import DreamEnv
 from dreamjax.dream.unroll import follow, unroll
 from dreamjax.dream.world import World
 from dreamjax.game import policies
-from dreamjax.memory.latents import LatentSequences
 from dreamjax.task import Task
 from dreamjax.tasks import Colour
 from dreamjax.training.logbook import Logbook
@@ -249,58 +248,3 @@ def decoded(vision: VAE, z: np.ndarray, batch: int = 128) -> np.ndarray:
     padded = np.pad(z, ((0, -len(z) % batch), (0, 0)))
     parts = [pictures(vision, padded[i : i + batch]) for i in range(0, len(padded), batch)]
     return np.concatenate(parts)[: len(z)]
-
-
-def open_loop(
-    world: World,
-    latents: LatentSequences,
-    *,
-    warm_up: int = 40,
-    horizon: int = 60,
-    episodes: int = 256,
-    seed: int = 0,
-) -> dict[str, list[float]]:
-    """How a dream that starts in the middle of real episodes leaves them, step by step.
-
-    M of `world` reads `warm_up` real steps of at most so many `episodes` of `latents`, on which it
-    should not have been trained, then dreams on for K = `horizon` steps with the recorded actions
-    at tau = 1. Episodes shorter than both are left out; `seed` is of all that is drawn.
-
-    Returns:
-      for each of K steps `nll`, nats per dimension of the real z under the dream's next mixture,
-      and `drift`, how far the dreamt z's mean lies from the real one's in real standard
-      deviations, root mean square over Z.
-
-    Raises:
-      ValueError: no episode is long enough.
-    """
-    length = warm_up + horizon + 1
-    long = np.flatnonzero(latents.lengths >= length)[:episodes]
-    if not len(long):
-        raise ValueError(
-            f"no episode has {length} steps, the longest has {latents.lengths.max()}; "
-            "shorten the horizon"
-        )
-    z, actions = latents.lanes(long, length, seed)
-    nll, dreamt = _dream_on(world.memory, jax.random.key(seed), z, actions, warm_up)
-    real = z[warm_up + 1 :]
-    gap = (np.asarray(dreamt).mean(axis=1) - real.mean(axis=1)) / real.std(axis=(0, 1))
-    drift = np.sqrt((gap**2).mean(axis=1))
-    return {"nll": [float(x) for x in nll], "drift": [float(x) for x in drift]}
-
-
-@functools.partial(jax.jit, static_argnums=4)
-def _dream_on(memory, key, z, actions, warm_up):
-    def dream(loop, now):
-        carry, imagined = loop
-        action, real, key, age = now
-        carry, found = memory(carry, imagined, action, age)
-        imagined = found.latent.sample(key, 1.0)
-        return (carry, imagined), (found.latent.nats(real).mean(), imagined)
-
-    age = jnp.broadcast_to(jnp.arange(len(z) - 1)[:, None], (len(z) - 1, z.shape[1]))
-    seen = z[:warm_up], actions[:warm_up], age[:warm_up]
-    carry, _ = memory.sequence(memory.initial_carry(z.shape[1:2]), *seen)
-    keys = jax.random.split(key, len(z) - warm_up - 1)
-    future = actions[warm_up:-1], z[warm_up + 1 :], keys, age[warm_up:]
-    return jax.lax.scan(dream, (carry, z[warm_up]), future)[1]

@@ -5,6 +5,7 @@ does.
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -102,6 +103,22 @@ def leftwards(actions: Actions, rng: np.random.Generator) -> policies.Policy:
 def steady(actions: Actions, rng: np.random.Generator) -> policies.Policy:
     """Steers for the middle of the road some way ahead, slower in bends: the fixed rule."""
     return Driver()
+
+
+def _always(steer: float, gas: float, brake: float = 0.0) -> Callable[..., policies.Policy]:
+    action = np.array([steer, gas, brake], np.float32)
+    return lambda actions, rng: lambda step, frame=None: action
+
+
+# Players that `dreamjax fidelity` puts into the dream: the rule, faster and disturbed, and blind
+# ones, each with one action for good.
+brisk, fast, hasty = (lambda actions, rng, gas=gas: Driver(gas=gas) for gas in (0.25, 0.4, 0.6))
+full_gas, full_lock, rightwards = _always(0, 1), _always(1, 0.1), _always(0.3, 0.1)
+
+
+def shaken(actions: Actions, rng: np.random.Generator) -> policies.Policy:
+    """`steady`, disturbed by noise and slips as in `drive`'s episodes."""
+    return _slipping(Driver(), rng)
 
 
 def drive(actions: Actions, rng: np.random.Generator) -> policies.Policy:

@@ -93,12 +93,12 @@ def play_steps(
       `(frame before the action, action [A], reward, end)` for every step; the end is its place in
       `task.ends`, or None where none came.
     """
-    with _naming(env.task, policy, seed):
+    with naming(env.task, policy, seed):
         act = begin(env.task, policy, np.random.default_rng(engine_seed(seed)))
     frame, _ = env.reset(seed=seed)
     step, over = 0, False
     while not over:
-        with _naming(env.task, policy, seed):
+        with naming(env.task, policy, seed):
             action = np.array(act(step, frame.copy()), np.float32)  # neither is ours alone
         next_frame, reward, terminated, truncated, info = env.step(action)
         yield frame, action, reward, info["end"] if terminated else None
@@ -106,7 +106,7 @@ def play_steps(
 
 
 @contextlib.contextmanager
-def _naming(task: Task, policy: str, seed: int) -> Iterator[None]:
+def naming(task: Task, policy: str, seed: int) -> Iterator[None]:
     """Turn whatever a policy raises into one line that names it."""
     try:
         yield

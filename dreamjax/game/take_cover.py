@@ -26,6 +26,7 @@ from dreamjax.tasks import TAKE_COVER, TAKE_COVER_VIZDOOM
 
 SCREEN = (120, 160)  # rows and columns
 BLIND_HOLD = 110  # steps; the best of the hold times tried
+NEAR = 6  # bright pixels of a fireball that is near
 SWEEPS = 0.25  # share of episodes that sweep among those of `habits`
 _WORKING_DIRECTORY = threading.Lock()
 
@@ -63,6 +64,26 @@ def sweeps(actions: Actions, rng: np.random.Generator) -> policies.Policy:
         return sides[side], int(rng.integers(70, BLIND_HOLD + 11))
 
     return policies.holding(choose)
+
+
+def still(actions: Actions, rng: np.random.Generator) -> policies.Policy:
+    """Never moves."""
+    action = np.zeros(1, np.float32)
+    return lambda step, frame=None: action
+
+
+def dodging(actions: Actions, rng: np.random.Generator) -> policies.Policy:
+    """Steps away from the side on which fireballs are brighter; stands while none is near."""
+    space, colour = actions.space(), TAKE_COVER.salient
+
+    def policy(step: int, frame: np.ndarray) -> np.ndarray:
+        bright = colour.where(np.moveaxis(frame / np.float32(255), -1, 0), rows=0)[16:, 12:52]
+        left, right = bright[:, :20].sum(), bright[:, 20:].sum()
+        if max(left, right) < NEAR:
+            return np.zeros(1, np.float32)
+        return space.high if left > right else space.low
+
+    return policy
 
 
 def habits(actions: Actions, rng: np.random.Generator) -> policies.Policy:

@@ -1,3 +1,4 @@
+from .foresight import foresight as foresight
 from .heads import EventMixture as EventMixture
 from .heads import Mixture as Mixture
 from .heads import Prediction as Prediction

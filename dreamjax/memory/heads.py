@@ -40,6 +40,10 @@ class Mixture(struct.PyTreeNode):
         """Negative log density of z [..., Z] per dimension, float32 [...]."""
         return -self.log_prob(z).mean(axis=-1)
 
+    def expected(self) -> jax.Array:
+        """The mean z, float32 [..., Z]; of an `EventMixture`, without its events."""
+        return (jax.nn.softmax(self.logits, axis=-2) * self.mean).sum(axis=-2)
+
     def sample(self, key: jax.Array, temperature: jax.Array | float) -> jax.Array:
         """Draw z, float32 [..., Z], at a temperature tau > 0; `key` is consumed."""
         key_component, key_value, key_event = jax.random.split(key, 3)

@@ -6,6 +6,7 @@ Shapes: Z latent size, A action size, H LSTM units, B lanes, T frames; N frames 
 its episodes; K ways to end. Everything is time-major. Several devices share the lanes.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from dreamjax.actions import Keys
 from dreamjax.memory.batches import Frames, Layout, epoch_order, gather, on_device
+from dreamjax.memory.foresight import foreseen, foresight
 from dreamjax.memory.kinds import find_kind
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.loss import memory_loss, with_guesses
@@ -73,6 +75,7 @@ class MemoryConfig:
     # run or world whose M is trained further; None: that of the given world; "chance": from scratch
     start_from: str | None = None
     start_states: int = 1000  # states of real episodes kept in the world, for dreams to start at
+    eval_every: int = 1000  # updates between two looks at the held-out episodes; 0: only at the end
 
     def __post_init__(self):
         counts = "steps", "batch_size", "sequence_length", "steps_per_call", "start_states"
@@ -88,11 +91,12 @@ class MemoryConfig:
             num_events="[0, inf)",
             own_guesses="[0, 1]",
             dropout="[0, 1)",
+            eval_every="[0, inf)",
         )
         find_kind(self.kind)
 
     formerly = {"moments": "start_states"}  # settings by the names that older checkpoints have
-    grows = ("steps",)  # settings that a later call may raise
+    grows = ("steps", "eval_every")  # settings that a later call may change
 
     def of(self, task: Task) -> "MemoryConfig":
         """These settings for a task: its actions are scaled only if they are not so anyway."""
@@ -140,7 +144,8 @@ def train_memory(
     Args:
       task, latents: the game, and its encoded episodes.
       seed: of the weights, the order and the noise.
-      log: receives `loss` and its parts, `nll`, `death_loss` and `reward_loss`.
+      log: receives `loss` and its parts, `nll`, `death_loss` and `reward_loss`; every `eval_every`
+        updates also `error` and `control` of `foresight`, at the most steps ahead.
       store, meta: as for `training.fit.fit`; an unfinished run in `store` is resumed.
       memory: M to train on, its optimiser new; None starts from chance.
 
@@ -155,7 +160,7 @@ def train_memory(
     state = fit(
         "memory",
         trainer.initial(memory),
-        trainer,
+        _Watched(trainer, log) if config.eval_every else trainer,
         config.steps,
         log=log,
         store=store,
@@ -180,7 +185,7 @@ class Trainer:
     ):
         check_form(task, config)
         _check_fits(task, latents)
-        train, _ = latents.split(config.held_out)
+        train, self.held = latents.split(config.held_out)
         self.task, self.config = task, config
         self.layout = Layout.of(len(train.mu), config.batch_size, config.sequence_length)
         said = log or Logbook(quiet=True)
@@ -216,6 +221,23 @@ class Trainer:
             index, valid = self._epoch_plan(epoch)
             entries.append(_Plan(np.int32(step), np.bool_(batch == 0), index[batch], valid[batch]))
         return jax.tree.map(lambda *parts: np.stack(parts), *entries)
+
+
+class _Watched:
+    """A trainer whose M is judged on held-out episodes while it trains."""
+
+    def __init__(self, trainer: Trainer, log: Logbook):
+        self._trainer, self._log, self._every = trainer, log, trainer.config.eval_every
+
+    def __call__(self, state: State, step: int) -> tuple[State, int, dict[str, float]]:
+        state, count, metrics = self._trainer(state, step)
+        after = step + count
+        if after // self._every > step // self._every and after < self._trainer.config.steps:
+            with contextlib.suppress(ValueError):  # all episodes are short
+                found = foresight(on_own(state.memory), self._trainer.held)
+                self._log.say(f"memory: update {after:,}: {foreseen(found)}")
+                metrics |= {name: found[name][-1] for name in ("error", "control")}
+        return state, count, metrics
 
 
 def check_form(task: Task, config: MemoryConfig) -> None:

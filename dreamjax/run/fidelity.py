@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,16 +12,21 @@ from dreamjax.agent import evaluate, evaluation_seeds
 from dreamjax.controller.player import Player
 from dreamjax.controller.population import Dreamt
 from dreamjax.dream.world import World
-from dreamjax.dream.worlds import save_world, world_meta
+from dreamjax.dream.worlds import load_world, save_world, world_meta
 from dreamjax.fidelity import compare as fidelity
+from dreamjax.fidelity import panel
 from dreamjax.fidelity.calibrate import true_temperature
+from dreamjax.fidelity.doubting import doubt_foretells
+from dreamjax.game import policies
 from dreamjax.game.env import make_env
 from dreamjax.game.jobs import Played, play
 from dreamjax.game.policies import play_steps
+from dreamjax.memory.foresight import foreseen, foresight
 from dreamjax.memory.latents import posteriors, read_latents
 from dreamjax.memory.metrics import memory_metrics
 from dreamjax.run.ledger import Inputs
 from dreamjax.run.lineage import held_below
+from dreamjax.run.pictures import draw_fidelity
 from dreamjax.run.places import untold
 from dreamjax.run.scores import listed, score
 from dreamjax.run.settings import WATCH_SEED, Run
@@ -34,15 +41,10 @@ def compare(run: Run, made: Inputs) -> dict[str, Any]:
     """Compare the dream with the real game: returns, ends, predictions, ranks."""
     world, player = made.values
     world, config = run.config.dream.of(world), run.config.fidelity
-    tau = world.params().temperature
+    others, tau = _others(run), world.params().temperature
     found = _held_out(run, world) | {"policies": {}}
-    for name in fidelity.BLINDFOLDED:
-        dreamt = fidelity.dreamt_play(world, name, config.episodes, run.seed, tau)
-        found["policies"][name] = _compared(run.task, dreamt, _played_blindly(run, name))
-    population = player.controller, player.weights[None]
-    dreamt = fidelity.dreamt_returns(world, *population, config.episodes, run.seed)
-    real = _played_awake(run, world, player, config.real_episodes, log=run.log)
-    found["policies"]["C"] = _compared(run.task, dreamt, real)
+    for name, dreaming, real in _players(run, world, player, others):
+        found["policies"][name] = _compared(run.task, world, dreaming, real)
     seen, seed = config.seen, run.seed + WATCH_SEED
     games = _unseen_games(run, "held", seed, seen)
     found["vision"] = fidelity.reconstruction(world, np.concatenate(games))
@@ -51,9 +53,51 @@ def compare(run: Run, made: Inputs) -> dict[str, Any]:
     return found
 
 
+def _others(run: Run) -> dict[str, World]:
+    """The worlds whose C looks at this dream too; an error of any player that cannot be."""
+    for policy in (*run.task.panel, *run.config.fidelity.policies):
+        policies.check(policy)
+    worlds = {name: load_world(name) for name in run.config.fidelity.players}
+    for name, other in worlds.items():
+        if other.task.profile != run.task.profile:
+            raise ValueError(f"C of {name} plays {other.task.profile}, not {run.task.profile}")
+        _ = other.player
+    return worlds
+
+
+def _players(
+    run: Run, world: World, player: Player, others: dict[str, World]
+) -> Iterator[tuple[str, Callable[[World], Dreamt], Played]]:
+    """Name, dreams and games of each player: blind ones, those that look, C."""
+    config, seed = run.config.fidelity, run.seed
+    count = config.panel_episodes
+    for name in fidelity.BLINDFOLDED:
+        yield name, partial(_blindly, run, name), _played(run, name, config.real_episodes)
+    for name in (*run.task.panel, *config.policies):
+        dreaming = partial(_looking, run, partial(panel.by_policy, run.task, name, count, seed))
+        yield name.partition(":")[2] or name, dreaming, _played(run, name, count)
+    for name, other in others.items():
+        act = partial(panel.by_player, other, other.player, count, seed)
+        games = _played_awake(run, other, other.player, count)
+        yield f"C of {name}", partial(_looking, run, act), games
+    population = player.controller, player.weights[None], config.episodes, seed
+    real = _played_awake(run, world, player, config.real_episodes, log=run.log)
+    yield "C", lambda dream: fidelity.dreamt_returns(dream, *population), real
+
+
+def _blindly(run: Run, policy: str, dream: World) -> Dreamt:
+    tau = dream.params().temperature
+    return fidelity.dreamt_play(dream, policy, run.config.fidelity.episodes, run.seed, tau)
+
+
+def _looking(run: Run, begin: Callable[[], panel.Acting], dream: World) -> Dreamt:
+    return panel.dreamt_looking(dream, begin(), run.config.fidelity.panel_episodes, run.seed)
+
+
 def report(run: Run, made: Inputs, found: dict[str, Any]) -> None:
     """Write and print what was measured."""
     write_json(run.directory / "fidelity.json", found)
+    draw_fidelity(found, run.directory / "fidelity.png")
     print_fidelity(run.task, found, run.log)
 
 
@@ -61,10 +105,12 @@ def _held_out(run: Run, world: World) -> dict[str, Any]:
     """How M does on the encoded episodes that neither it nor any M before it was trained on."""
     if not run.latents.exists():
         return {}
-    config, below = run.config.fidelity, held_below(run.directory, world_meta(run.directory))
+    below = held_below(run.directory, world_meta(run.directory))
     held = read_latents(run.latents).below(below)
     found: dict[str, Any] = {"deaths": memory_metrics(world.memory, held)}
-    found["open_loop"] = fidelity.open_loop(world, held, horizon=config.horizon, seed=run.seed)
+    with contextlib.suppress(ValueError):  # all are short
+        found["foresight"] = foresight(world.memory, held, seed=run.seed)
+        found["doubt"] = doubt_foretells(world, held, seed=run.seed)
     return found
 
 
@@ -75,7 +121,8 @@ def calibrate(run: Run, made: Inputs) -> None:
     """
     world = run.config.dream.of(made.values)
     names = fidelity.BLINDFOLDED
-    lived = {name: float(_played_blindly(run, name).lengths.mean()) for name in names}
+    games = run.config.fidelity.real_episodes
+    lived = {name: float(_played(run, name, games).lengths.mean()) for name in names}
     tau, dreamt = true_temperature(world, lived, run.config.fidelity.episodes, run.seed)
     save_world(
         run.directory,
@@ -86,8 +133,8 @@ def calibrate(run: Run, made: Inputs) -> None:
     run.log.say(f"temperature {tau:.2f}; steps in dreams near it (in games): {told}")
 
 
-def _played_blindly(run: Run, policy: str) -> Played:
-    seeds = evaluation_seeds(run.seed + WATCH_SEED, run.config.fidelity.real_episodes)
+def _played(run: Run, policy: str, games: int) -> Played:
+    seeds = evaluation_seeds(run.seed + WATCH_SEED, games)
     return play(run.task, policy, seeds, workers=run.config.workers, log=run.log, phase=policy)
 
 
@@ -126,9 +173,19 @@ def _played_awake(run: Run, world: World, player: Player, episodes: int, **how) 
     return evaluate(world, player, episodes, run.seed + WATCH_SEED, **how)
 
 
-def _compared(task: Task, dreamt: Dreamt, real: Any) -> dict[str, Any]:
-    """Returns in the dream and in the game, and deaths by age where there are deaths."""
+def _compared(
+    task: Task, world: World, dreaming: Callable[[World], Dreamt], real: Played
+) -> dict[str, Any]:
+    """Returns in the dream and in the game, and deaths by age where there are deaths.
+
+    `plain` are those of M's own belief: at tau 1, with nothing dropped.
+    """
+    dreamt = dreaming(world)
     found: dict[str, Any] = {"dream": score(np.ravel(dreamt.score)), "real": score(real.returns)}
+    belief = dataclasses.replace(world, temperature=1.0, dropout=None)
+    own = world.params()
+    same = (own.temperature, own.dropout) == (1.0, None)
+    found["plain"] = found["dream"] if same else score(np.ravel(dreaming(belief).score))
     dream, game = (found[side]["mean"] for side in SIDES)
     found["difference"] = round(dream - game, 3)
     if task.step_reward is not None:
@@ -159,11 +216,13 @@ def print_fidelity(task: Task, found: dict[str, Any], log: Logbook) -> None:
     """The dream beside the game."""
     what, how = ("return", "difference") if task.step_reward is None else ("steps", "ratio")
     ages = ", ".join(map(str, task.ages))
-    log.say(f"{what:<10}{'dream':>12}{'game':>14}{how:>12}")
+    wide = max(10, *(len(name) + 2 for name in found["policies"]))
+    log.say(f"{what:<{wide}}{'dream':>12}{'at tau 1':>14}{'game':>14}{how:>12}")
     for name, row in found["policies"].items():
-        dream, real = (f"{row[side]['mean']:.0f} ± {row[side]['std']:.0f}" for side in SIDES)
+        sides = (row[side] for side in ("dream", "plain", "real"))
+        dream, plain, real = (f"{x['mean']:.0f} ± {x['std']:.0f}" for x in sides)
         apart = f"{row['difference']:.0f}" if task.step_reward is None else f"{row['ratio']:.2f}"
-        log.say(f"{name:<10}{dream:>12}{real:>14}{apart:>12}")
+        log.say(f"{name:<{wide}}{dream:>12}{plain:>14}{real:>14}{apart:>12}")
     if task.ends:
         log.say(f"C's ends in 1,000 steps, ± the standard error, between the ages {ages}:")
         for side in SIDES:
@@ -178,8 +237,10 @@ def print_fidelity(task: Task, found: dict[str, Any], log: Logbook) -> None:
     for side, row in found.get("flashes", {}).items():
         log.say(f"flashes of pain, {side}: {row['rate']:.2f} in 1,000 steps of {row['length']:.0f}")
     log.say("rank correlation over {n} controllers: {rho:.2f}".format(**found["controllers"]))
-    if "open_loop" in found:
-        nll, drift = found["open_loop"]["nll"], found["open_loop"]["drift"]
-        log.say(f"nats a dimension, open loop: {nll[0]:.2f} at once, {nll[-1]:.2f} at the end")
-        log.say(f"drift of the latents: {drift[0]:.2f} at once, {drift[-1]:.2f} at the end")
+    if "deaths" in found:
         log.say("M on held-out episodes: " + listed(found["deaths"]))
+    if "foresight" in found:
+        log.say("M on held-out episodes: " + foreseen(found["foresight"]))
+    if "doubt" in found:
+        told = "rank correlation of doubt and error over {n} steps: {rho:.2f}"
+        log.say(told.format(**found["doubt"]))

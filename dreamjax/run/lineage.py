@@ -17,6 +17,7 @@ from dreamjax.controller.player import Player
 from dreamjax.dream import worlds
 from dreamjax.dream.start_states import start_states_of
 from dreamjax.dream.world import World, blank_models, known_kind
+from dreamjax.memory.foresight import foreseen, foresight
 from dreamjax.memory.kinds import kind_of
 from dreamjax.memory.latents import LatentSequences, read_latents
 from dreamjax.memory.metrics import calibrated_threshold, memory_metrics
@@ -178,9 +179,12 @@ def bind(run: Run, inputs: Inputs, memory: Memory) -> None:
     tuned["dropout"] = made["config"]["dropout"] or None
     start_states = start_states_of(memory, train, run.config.memory.start_states, run.seed)
     world = World(run.task, vision, memory, mu, logvar, **tuned, start_states=start_states)
+    world = run.config.dream.of(world)
     metrics = memory_metrics(memory, held) | {"death_threshold": threshold}
     run.log.log("held-out", made["step"], metrics)
     run.log.say("M on held-out episodes: " + listed(metrics))
+    with contextlib.suppress(ValueError):  # all are short
+        run.log.say("M on held-out episodes: " + foreseen(foresight(memory, held)))
     told = portable(untold(made), run.directory) | {"steps": made["step"]}
     worlds.save_world(run.directory, world, told)
 

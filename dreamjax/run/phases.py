@@ -160,7 +160,8 @@ def _report(run: Run, made: Inputs, found: tuple[np.ndarray, dict[str, np.ndarra
     metrics = run.directory / "metrics.jsonl"
     if metrics.exists():  # not where a world was handed on
         pictures.draw_curves(metrics, run.directory / "curves.png")
-    pictures.film(world, player, run.directory / "dream.gif", run.seed)
+    target, open_loop = run.directory / "dream.gif", run.config.evaluate.open_loop
+    pictures.film(world, player, target, run.seed, open_loop)
 
 
 def _returns(run: Run, policy: str) -> np.ndarray:

@@ -3,8 +3,9 @@
 import contextlib
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ PANELS = (  # phase, metrics of one panel, label, what a step is
     ("vision", ("reconstruction", "kl"), "V: squared error and KL", "update"),
     ("memory", ("nll",), "M: nats per latent dimension", "update"),
     ("memory", ("death_loss", "reward_loss"), "M: losses of end and reward", "update"),
+    ("memory", ("error", "control"), "M: error far ahead, other actions", "update"),
     ("evolve", ("mean", "max", "eval"), "C, evolved: return in the dream", "generation"),
     ("learn", ("life", "best_eval", "eval"), "C, learnt: steps to an end, return", "update"),
 )
@@ -44,26 +46,17 @@ def read_metrics(path: Path) -> list[dict]:
 
 def draw_curves(metrics: Path, target: Path) -> None:
     """Training curves of a run as one PNG, a panel for each that it has; none, and no file."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     found = _panel_curves(read_metrics(metrics))
     if not found:
         return
-    figure, axes = plt.subplots(
-        1, len(found), figsize=(4 * len(found), 3.2), squeeze=False, layout="constrained"
-    )
-    for axis, (label, unit, curves) in zip(axes[0], found, strict=True):
+    figure, axes = _figure(len(found))
+    for axis, (label, unit, curves) in zip(axes, found, strict=True):
         for name, points in curves.items():
             axis.plot(points.keys(), points.values(), label=name, marker="." * (len(points) < FEW))
         axis.set_title(label, fontsize=9)
         axis.set_xlabel(unit, fontsize=8)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(fontsize=7)
-    figure.savefig(target, dpi=110)
-    plt.close(figure)
+    _saved(figure, axes, target)
 
 
 def _panel_curves(rows: list[dict]) -> list[tuple[str, str, dict[str, dict[int, float]]]]:
@@ -80,17 +73,59 @@ def _panel_curves(rows: list[dict]) -> list[tuple[str, str, dict[str, dict[int, 
     return found
 
 
-def film(world: World, player: Player, target: Path, seed: int = 0) -> int:
+def draw_fidelity(found: dict, target: Path) -> None:
+    """What `dreamjax fidelity` found as one PNG: each player's return, and the error by steps."""
+    figure, axes = _figure(2 if "foresight" in found else 1, height=0.3 * len(found["policies"]))
+    names, places = list(found["policies"]), np.arange(len(found["policies"]))
+    for side, (place, label) in enumerate(zip(("real", "dream"), ("game", "dream"), strict=True)):
+        rows = [found["policies"][name][place] for name in names]
+        means, errors = [row["mean"] for row in rows], [np.diff(row["ci95"])[0] / 2 for row in rows]
+        axes[0].barh(places + 0.2 - 0.4 * side, means, 0.38, xerr=errors, label=label)
+    axes[0].set_yticks(places, names, fontsize=7)
+    axes[0].invert_yaxis()
+    axes[0].set_title("return, and 95 % interval", fontsize=9)
+    labels = {"error": "recorded actions", "control": "other actions", "copy": "last picture"}
+    if "foresight" in found:
+        for name, label in labels.items():
+            axes[1].plot(found["foresight"]["ahead"], found["foresight"][name], ".-", label=label)
+        axes[1].set_xscale("log")
+        axes[1].set_title("error of the dream, by steps ahead", fontsize=9)
+    _saved(figure, axes, target)
+
+
+def _figure(panels: int, height: float = 3.2) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    size = 4 * panels, max(height, 3.2)
+    figure, axes = plt.subplots(1, panels, figsize=size, squeeze=False, layout="constrained")
+    return figure, axes[0]
+
+
+def _saved(figure: Any, axes: Any, target: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    for axis in axes:
+        axis.legend(fontsize=7)
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
+
+
+def film(world: World, player: Player, target: Path, seed: int = 0, open_loop: bool = False) -> int:
     """Save a GIF at `target`: the real game, V's reconstruction of it, and M's dream of its start.
 
-    `player` plays; V and M are those of `world`. The dream begins at the same latent, is given the
-    same actions and never looks again. The seed is of both. Returns the steps filmed.
+    `player` plays the game, and the dream too, which begins at the same latent. An `open_loop`
+    dream is given the game's actions instead, and shows how it drifts from the game. V and M are
+    those of `world`. The seed is of all. Returns the steps filmed.
 
     Raises:
       WorkerError: the game could not be kept running.
     """
     frames, latents, actions = watch(world, player, seed, FILM_STEPS)
-    dreamt, last, end = _dream(world, latents[0], actions, seed)
+    choose = follow if open_loop else lambda obs, _: player.controller(player.weights, obs)
+    dreamt, last, end = _dream(world, latents[0], choose, actions, seed)
     stride = max(1, round(world.task.steps_per_second / FILM_RATE))
     seen = drawn(world.vision, latents[::stride])
     imagined = drawn(world.vision, dreamt[::stride])
@@ -105,22 +140,25 @@ def film(world: World, player: Player, target: Path, seed: int = 0) -> int:
 
 
 def _dream(
-    world: World, z: np.ndarray, actions: np.ndarray, seed: int
+    world: World, z: np.ndarray, choose: Callable, actions: np.ndarray, seed: int
 ) -> tuple[np.ndarray, int, str]:
-    """Latents [T, Z] dreamt from `z` under `actions`, the step at which M ended it, and by what."""
+    """Latents [T, Z] dreamt from `z`, the step at which M ended it, and by what.
+
+    `choose` is that of `unroll`, given the game's `actions` [T, A].
+    """
     env, params = world.env(), world.params(dtype=jnp.float32)
     key, carry = jax.random.key(seed), world.memory.initial_carry()
     mask = params.draw_mask(key)
     start = EnvState(time=jnp.int32(0), z=jnp.asarray(z), carry=carry, mask=mask)
     keys = jax.random.split(key, len(actions))
-    tell = lambda state, action: state  # noqa: E731
-    dream = jax.jit(functools.partial(unroll, env, choose=follow, tell=tell))
-    states, alive = dream(params, start, keys, inputs=jnp.asarray(actions))
+    tell = lambda state, action: (state, env.clipped(action))  # noqa: E731
+    dream = jax.jit(functools.partial(unroll, env, choose=choose, tell=tell))
+    (states, did), alive = dream(params, start, keys, inputs=jnp.asarray(actions))
     z, last = np.asarray(states.z), int(alive.sum()) - 1
     if alive[-1]:
         return z, len(actions), ""
     at = jax.tree.map(lambda x: x[last], states)
-    found = params.memory(at.carry, at.z, env.clipped(actions[last]), at.time, at.mask)[1]
+    found = params.memory(at.carry, at.z, did[last], at.time, at.mask)[1]
     return z, last, world.task.ends[int(found.end.argmax())]
 
 

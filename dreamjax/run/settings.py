@@ -62,6 +62,7 @@ class EvaluateConfig:
     episodes: int = 100
     baseline_episodes: int = 100  # episodes of each baseline
     policies: tuple[str, ...] = ()  # more baselines, as module:function
+    open_loop: bool = False  # the film's dream is given the game's actions, not C's own
     watch_episodes: int = 0  # real episodes at each evaluation, to warn of exploits
 
     def __post_init__(self):
@@ -77,11 +78,13 @@ class FidelityConfig:
     real_episodes: int = 200  # real episodes of each policy
     controllers: int = 30  # controllers of every quality, for the rank correlation
     controller_episodes: int = 16  # real episodes of each; 16 times as many dreams
+    policies: tuple[str, ...] = ()  # more players that look at the dream, as module:function
+    players: tuple[str, ...] = ()  # runs or worlds whose C looks at the dream too
+    panel_episodes: int = 24  # dreams, and real episodes, of each player that looks at the dream
     seen: int = 30  # real episodes that V reconstructs
-    horizon: int = 60  # open-loop steps from the middle of real episodes
 
     def __post_init__(self):
-        require_positive(self, *(x.name for x in dataclasses.fields(self)))
+        require_positive(self, *(x.name for x in dataclasses.fields(self) if x.type is int))
 
 
 @dataclasses.dataclass(frozen=True)

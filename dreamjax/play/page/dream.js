@@ -1,7 +1,9 @@
 // The dream: M's step as a game. As dreamjax/dream/env.py, `DreamEnv`.
 
-import { sample } from "./memory.js";
+import { expected, sample } from "./memory.js";
 import { sigmoid } from "./linear.js";
+
+const SURE = 1e-6; // added to a spread, so that it has a logarithm
 
 /**
  * One dream. Its state is replaced at every step, never changed.
@@ -38,13 +40,31 @@ export class Dream {
     return this.memory.features(this.state.z, this.state.carry);
   }
 
+  /**
+   * How much M's predictions of a step differ where each lacks other parts of what M reads: their
+   * standard deviation, the geometric mean over Z.
+   */
+  doubt(action, masks) {
+    const { time, z, carry } = this.state;
+    const each = masks.map((mask) => {
+      const { predicted } = this.memory.step(carry, z, this.within(action), time, mask);
+      return expected(this.memory, predicted);
+    });
+    const spread = Array.from(z, (_, i) => Math.log(deviation(each.map((mean) => mean[i])) + SURE));
+    return Math.exp(spread.reduce((a, b) => a + b) / z.length);
+  }
+
+  /** The action [A] within the game's bounds. */
+  within(action) {
+    const { low, high } = this.facts.actions;
+    return Float32Array.from(action, (x, i) => Math.min(Math.max(x, low[i]), high[i]));
+  }
+
   /** One step: a function of the state, the action [A] and the noise alone. */
   step(action, noise) {
-    const { low, high } = this.facts.actions;
     const { max_steps, step_reward, death_noise, death_threshold } = this.facts;
-    const within = Float32Array.from(action, (x, i) => Math.min(Math.max(x, low[i]), high[i]));
     const { time, z, carry, mask } = this.state;
-    const { carry: after, predicted } = this.memory.step(carry, z, within, time, mask);
+    const { carry: after, predicted } = this.memory.step(carry, z, this.within(action), time, mask);
     let dead = false;
     let chance = 0;
     if (predicted.end !== null) {
@@ -61,4 +81,9 @@ export class Dream {
       ended: dead ? "dead" : time + 1 >= max_steps ? "time" : null,
     };
   }
+}
+
+function deviation(numbers) {
+  const mean = numbers.reduce((a, b) => a + b) / numbers.length;
+  return Math.sqrt(numbers.reduce((sum, x) => sum + (x - mean) ** 2, 0) / numbers.length);
 }

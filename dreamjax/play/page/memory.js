@@ -113,6 +113,18 @@ export function sample(memory, predicted, { uniform, normal, event }, tau) {
   return z;
 }
 
+/** The mean of the mixture, [Z]. */
+export function expected(memory, { logits, mean }) {
+  const { latent_size: Z, num_mixtures: K } = memory;
+  return Float32Array.from({ length: Z }, (_, i) => {
+    const mine = Array.from({ length: K }, (_, k) => k * Z + i);
+    const top = Math.max(...mine.map((at) => logits[at]));
+    const shares = mine.map((at) => Math.exp(logits[at] - top));
+    const sum = shares.reduce((a, b) => a + b);
+    return mine.reduce((found, at, k) => found + (shares[k] / sum) * mean[at], 0);
+  });
+}
+
 /** The place among [K, Z] of the component that number i draws. */
 function component(logits, K, Z, i, uniform, tau) {
   let top = -Infinity;

@@ -14,6 +14,7 @@ import { Trace } from "./trace.js";
 const SPEEDS = [0.25, 0.5, 1, 2, 4, 1000]; // the last is as fast as it goes
 const PATIENCE = 20; // milliseconds of a frame that dreaming may take
 const PAUSE = 1500; // milliseconds between a dream's end and the next dream
+const [DOUBTERS, DOUBTFUL] = [8, 0.1]; // masks whose predictions are compared; what each drops
 const POLL = 2000; // milliseconds between looks for a recording that is being made
 
 const $ = (id) => document.getElementById(id);
@@ -29,6 +30,8 @@ class Page {
     this.pictures = new Pictures(within(arrays, "vision."), facts.only);
     this.screen = new Screen($("dream"), this.pictures);
     this.hands = new Hands(facts.actions, $("dream"));
+    const apart = new Random(1); // not the dream's own: doubt changes nothing of it
+    this.doubters = Array.from({ length: DOUBTERS }, () => apart.mask(this.memory, DOUBTFUL));
     this.trace = new Trace($("trace"), $("trace-label"), facts);
     this.latents = new Latents($("latents"), this.pictures, (z) => this.become(z));
     this.recording = null;
@@ -80,11 +83,12 @@ class Page {
     const { dream } = this;
     const [who, action] = this.choose();
     this.previous = dream.state.z;
+    const doubt = $("doubt").checked ? dream.doubt(action, this.doubters) : null;
     dream.step(action, this.random.noise(this.memory.latent_size));
     this.steps++;
     this.total += dream.state.reward;
     this.touched ||= who === "you";
-    this.trace.add(dream.state);
+    this.trace.add({ ...dream.state, doubt });
     this.shown(who);
     if (dream.state.ended) this.finish();
   }

@@ -1,6 +1,7 @@
 // What M foretells, step by step, as a line that moves.
 
 const SHOWN = 240; // steps
+const DOUBT = 0.5; // the doubt at the top of the chart
 const DECADES = 4; // of chances: from one in 10,000 to 1
 
 /** A chart of the chance of death, on a logarithmic scale, or of the reward. */
@@ -11,17 +12,19 @@ export class Trace {
     this.chances = facts.step_reward !== null;
     this.rate = facts.steps_per_second;
     this.scale = facts.memory.reward_scale;
-    this.values = [];
+    this.clear();
   }
 
   clear() {
     this.values = [];
+    this.doubts = []; // M's own, where they are asked for
   }
 
   /** Take a state of the dream. */
-  add({ chance, reward }) {
+  add({ chance, reward, doubt }) {
     this.values.push(this.chances ? chance : reward);
-    if (this.values.length > SHOWN) this.values.shift();
+    this.doubts.push(doubt);
+    for (const line of [this.values, this.doubts]) if (line.length > SHOWN) line.shift();
   }
 
   draw() {
@@ -43,6 +46,9 @@ export class Trace {
     context.lineWidth = 2 * ratio;
     const points = values.map((value, i) => [i / (SHOWN - 1), this.level(value)]);
     this.stroke(context, points, width, height);
+    context.strokeStyle = style.getPropertyValue("--doubt");
+    const unsure = this.doubts.map((doubt, i) => [i / (SHOWN - 1), Math.min(doubt / DOUBT, 1)]);
+    this.stroke(context, unsure.filter((_, i) => this.doubts[i] !== null), width, height);
     this.label.textContent = this.words();
   }
 
@@ -72,8 +78,10 @@ export class Trace {
 
   words() {
     const now = this.values.at(-1) ?? 0;
-    if (!this.chances) return `reward that M expects: ${now.toFixed(2)}`;
+    const doubt = this.doubts.at(-1) ?? null;
+    const unsure = doubt === null ? "" : `; doubt: ${doubt.toFixed(3)}`;
+    if (!this.chances) return `reward that M expects: ${now.toFixed(2)}${unsure}`;
     const percent = 100 * now;
-    return `chance that M ends it in this step: ${percent.toFixed(percent < 1 ? 2 : 0)} %`;
+    return `chance that M ends it in this step: ${percent.toFixed(percent < 1 ? 2 : 0)} %${unsure}`;
   }
 }
