@@ -268,6 +268,7 @@ def test_steps_played_while_learning_end_where_the_games_do(world):
     assert (jnp.diff(steps.reward.ravel()) == 0).all() and steps.reward[0, 0] > 0
 
 
+@pytest.mark.slow
 def test_games_cut_short_would_have_earned_what_the_critic_says(world):
     config = LearnConfig(num_envs=2, num_steps=5, num_minibatches=2, action_repeat=1)
     updates = Updates(world.env(), world.controller(), config, 0)

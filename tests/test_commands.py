@@ -47,7 +47,13 @@ def trapped(tmp_path, monkeypatch):
     return mark
 
 
-@pytest.mark.parametrize("how", [["-m", "dreamjax"], ["{}/command"]], ids=["-m", "script"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(["-m", "dreamjax"], marks=pytest.mark.slow, id="-m"),
+        pytest.param(["{}/command"], id="script"),
+    ],
+)
 def test_no_code_of_the_current_directory_runs_but_what_is_asked_for(trapped, how):
     words = ["doctor", ".", "--task", "mine:TASK"]
     started = [sys.executable, *(word.format(trapped.parent) for word in how), *words]
@@ -237,7 +243,7 @@ def test_a_reader_who_has_read_enough_is_not_told_of_it(status, monkeypatch, cap
     assert capfd.readouterr().err.count("resume with: dreamjax collect") == bool(status)
 
 
-@pytest.mark.parametrize("word", ["--help", "."])
+@pytest.mark.parametrize("word", [pytest.param("--help", marks=pytest.mark.slow), "."])
 def test_little_output_into_a_closed_pipe_is_silent(word):
     """So little that it waits in a buffer until the end."""
     reading, writing = os.pipe()

@@ -77,6 +77,7 @@ def test_weights_move_along_the_directions_alone():
     np.testing.assert_allclose(found.best[1], -found.best[0] / 2, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.numerics
 def test_it_resumes_along_its_own_directions(tmp_path):
     straight = imitated(directions=AXES)

@@ -399,7 +399,10 @@ def test_it_is_the_same_dream_under_other_rules_for_dtypes(world, usual, setting
     np.testing.assert_allclose(_used(world, **settings), usual, rtol=1e-4)
 
 
-@pytest.mark.parametrize("imports", ["import dreamjax, gymnax", "import gymnax, dreamjax"])
+@pytest.mark.parametrize(
+    "imports",
+    ["import dreamjax, gymnax", pytest.param("import gymnax, dreamjax", marks=pytest.mark.slow)],
+)
 def test_gymnax_knows_the_dreams_once_dreamjax_is_imported(imports):
     code = f"{imports}; print(gymnax.make('{ID}')[0].name)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -258,6 +258,7 @@ def test_the_covariance_is_decomposed_as_seldom_as_the_tutorial_says():
     assert LazyCMAES(64, jnp.zeros(N)).interval == int(1 / (10 * N * (c_1 + c_mu))) == 3
 
 
+@pytest.mark.slow
 def test_lazy_decomposition_follows_the_full_one():
     """What a run reaches is chaotic, so means over seeds are compared, in standard errors."""
     N, seeds = 20, 16

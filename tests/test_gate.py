@@ -495,6 +495,7 @@ class Alone(Dot):
 ALONE = dataclasses.replace(DOT, name="alone", make="test_gate:Alone")
 
 
+@pytest.mark.slow
 def test_one_game_a_process_is_asked_for_or_told():
     asked = dataclasses.replace(ALONE, one_per_process=True)
     with contextlib.closing(make_env(ALONE)) as env:
@@ -532,6 +533,7 @@ def test_recording_names_what_is_wrong_and_writes_nothing_of_it(tmp_path, monkey
     assert collect(spoilt, tmp_path / "sound", 4, 0, workers=1).episodes == 4
 
 
+@pytest.mark.slow
 def test_a_scale_of_rewards_is_proposed_where_the_tasks_is_far_off(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(Logbook, "say", lambda self, text: said.append(text))
@@ -624,6 +626,7 @@ def test_a_policy_may_keep_one_array_and_paint_into_what_it_sees(monkeypatch):
     assert all(frame.max() == 255 for frame, *_ in steps)
 
 
+@pytest.mark.slow
 def test_a_game_may_refuse_a_reset_in_the_middle_of_an_episode(tmp_path):
     strict = dataclasses.replace(DOT, make="test_gate:Strict")
     assert collect(strict, tmp_path, 4, 0, workers=1).episodes == 4
@@ -653,6 +656,7 @@ class Ending(Dot):
         os._exit(3)
 
 
+@pytest.mark.slow
 def test_a_game_that_ends_its_process_is_named(tmp_path):
     with pytest.raises(RuntimeError, match="the game dot was lost .* a worker died with status 3"):
         collect(dataclasses.replace(DOT, make="test_gate:Ending"), tmp_path, 4, 0, workers=1)
@@ -674,9 +678,10 @@ WORKS = {
     "evaluate": "from dreamjax.game.jobs import play; play(task, 'uniform', [1], workers=1)",
     "step": "from dreamjax.game.vector import VectorGame\nVectorGame(task, 1).reset([0], [1])",
 }
+SLOW, OTHERS = pytest.mark.slow, ("collect", "evaluate")
 
 
-@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize("work", ["step", *(pytest.param(x, marks=SLOW) for x in OTHERS)])
 def test_a_script_without_a_guard_ends_in_one_line(work, tmp_path):
     """Not in processes that start processes: each imports the script to make the game."""
     script = tmp_path / "loose.py"

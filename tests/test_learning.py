@@ -321,6 +321,7 @@ def test_what_follows_an_end_is_nothing():
     np.testing.assert_array_equal(steps.next_value, 0)
 
 
+@pytest.mark.slow
 def test_what_follows_counts_by_its_chance_whatever_was_drawn(world):
     """In a dream, where a step that was survived by luck is worth no more than one that was not."""
     loaded = load_world(world)

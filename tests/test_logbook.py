@@ -112,6 +112,7 @@ def shown(directory):
     return found
 
 
+@pytest.mark.slow
 def test_the_command_gives_metrics_to_tensorboard_and_to_wandb_offline(tmp_path):
     run = tmp_path / "run"
     words = ["collect", "short_cover:SHORT", "--collect.episodes", 2, "--run-dir", run, "--log"]

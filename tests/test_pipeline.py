@@ -105,10 +105,16 @@ def test_a_world_that_is_handed_on_is_played_at_several_temperatures(smoke, tmp_
     assert any(line.startswith("left_and_right") for line in said)
 
 
+def standing(actions, rng):
+    return lambda step, frame: np.zeros(1)
+
+
+@pytest.mark.slow
 def test_fidelity_compares_dream_and_game(smoke):
     directory, _ = smoke
     words = ["real-episodes=2", "episodes=8", "controllers=3", "controller-episodes=1"]
-    words += ["seen=1", "horizon=5"]
+    words += ["seen=1", "panel-episodes=1", "policies=test_pipeline:standing"]
+    words += [f"players={directory}"]
     words = [f"--fidelity.{word}" for word in words] + ["--memory.held-out=0.5"]
     words += ["--dream.death-threshold=-1e6"]  # the first step of a dream is its last
     status, said, err = alone(
@@ -116,16 +122,20 @@ def test_fidelity_compares_dream_and_game(smoke):
     )  # which runs V much
     assert status == 0, err
     found = json.loads((directory / "fidelity.json").read_text())
-    assert [row["dream"]["mean"] for row in found["policies"].values()] == [1] * 4
+    assert [row["dream"]["mean"] for row in found["policies"].values()] == [1] * 9
     assert found["controllers"]["dream"] == [1] * 3
-    assert set(found["policies"]) == {"uniform", "held", "blind", "C"}
+    panel = ["still", "dodging", "sweeps", "standing", f"C of {directory}"]
+    assert list(found["policies"]) == ["uniform", "held", "blind", *panel, "C"]
+    assert found["policies"]["standing"]["real"]["n"] == 1
+    assert found["policies"]["C"]["plain"]["mean"] == 1
     assert len(found["policies"]["C"]["real_hazard"]) == 6
     assert found["policies"]["blind"]["dream"]["n"] >= 8
     assert len(found["controllers"]["real"]) == 3
     assert [len(found["salient"][side]) for side in ("dream", "real")] == [6, 6]
-    assert len(found["open_loop"]["nll"]) == 5
+    assert found["foresight"]["ahead"][:2] == [1, 5] and -1 <= found["doubt"]["rho"] <= 1
+    assert Image.open(directory / "fidelity.png").width > 700
     assert found["deaths"]["deaths"] == 0, "of the one that M held out, whatever is asked for now"
-    assert "rank correlation over 3 controllers" in said and "open loop" in said
+    assert "rank correlation over 3 controllers" in said and "error by steps ahead" in said
 
 
 def test_a_dream_is_tuned_as_asked_for():

@@ -288,6 +288,7 @@ def test_workers_that_cannot_dream_say_so(folder):
     envs.close(terminate=True)
 
 
+@pytest.mark.slow
 def test_a_world_that_was_trained_on_is_another(tmp_path):
     def begun():
         return gymnasium.make(GYM, world=tmp_path).unwrapped._dreams._params

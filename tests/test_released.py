@@ -38,7 +38,11 @@ def write(path, arrays):
     path.write_text(json.dumps([np.round(array * 10_000).astype(int).tolist() for array in arrays]))
 
 
-@pytest.fixture(scope="module", params=[TAKE_COVER, CAR_RACING_PAPER], ids=lambda task: task.name)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(TAKE_COVER, marks=pytest.mark.slow), CAR_RACING_PAPER],
+    ids=lambda task: task.name,
+)
 def released(request, tmp_path_factory):
     """`(task, folder of its files, arrays by file)`."""
     task, rng = request.param, np.random.default_rng(0)

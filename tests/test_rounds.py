@@ -66,16 +66,6 @@ def test_rounds_go_on_from_one_another(smoke, tmp_path, capsys):
     assert cli.main(["evaluate", SHORT.name, "--run-dir", str(second), *FEW[:2]]) == 0
 
 
-@pytest.mark.slow
-def test_a_world_that_was_handed_on_is_bettered_in_rounds(smoke, tmp_path):
-    world, run = tmp_path / "world", tmp_path / "run"
-    assert cli.main(["export", "--run-dir", str(smoke[0]), "--target", str(world)]) == 0
-    words = [*WORDS, "--run-dir", str(run), "--world", str(world), "--iterate.rounds", "1"]
-    assert cli.main([*words, "--seed", "7"]) == 0
-    assert len(read_latents(run / "round-1" / "latents").seeds) == 4
-    assert load_world(run / "round-1").digest() != load_world(run).digest()
-
-
 def test_it_says_what_it_cannot_do(tmp_path):
     status, _, err = dreamjax(*WORDS, "--run-dir", tmp_path / "run", "--dry-run")
     assert (status, err) == (1, "dreamjax: iterate cannot be planned; leave out --dry-run\n")
