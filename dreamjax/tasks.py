@@ -65,11 +65,11 @@ CAR_RACING = Task(
     controller_bias=True,
     frame_skip=4,  # the paper's 1; one frame shows too little of what an action does
     max_steps=250,
-    temperature=0.1,  # carracing/dream_env.py: 0.7, at which M loses the road sooner than the game
     branched=True,
     gamma=0.99,
     frames_per_second=50,
     blind="dreamjax.game.car_racing:leftwards",
+    habits="dreamjax.game.car_racing:everyone",
     panel=tuple(
         f"dreamjax.game.car_racing:{name}"
         for name in ("steady", "brisk", "fast", "hasty", "shaken", "full_gas", "full_lock")
@@ -89,7 +89,7 @@ CAR_RACING_PAPER = dataclasses.replace(
     frame_skip=1,
     max_steps=1000,
     ages=(),
-    temperature=0.7,
+    temperature=0.7,  # carracing/dream_env.py
     branched=False,
     gamma=GAMMA,
 )

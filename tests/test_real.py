@@ -333,12 +333,12 @@ def test_recorded_drivers_differ_in_skill_and_stay_within_the_actions():
     steers, blind = [], 0
     for seed in range(40):
         rngs = np.random.default_rng(seed), np.random.default_rng(seed)
-        act, other = (car_racing.drive(CAR_RACING.actions, rng) for rng in rngs)
+        act, other = (car_racing.everyone(CAR_RACING.actions, rng) for rng in rngs)
         actions = np.stack([act(step, road(36)) for step in range(200)])
         blind += (actions == [other(step, road(28)) for step in range(200)]).all()
         assert actions.dtype == np.float32 and (low <= actions).all() and (actions <= high).all()
         steers.append(actions[:, 0].std())
-    assert min(steers) < 0.05 and max(steers) > 0.4 and 1 <= blind <= 8
+    assert min(steers) < 0.05 and max(steers) > 0.4 and 4 <= blind <= 20
 
 
 def test_held_actions_last_one_to_ten_steps_and_uniform_ones_one():

@@ -1,6 +1,6 @@
 """Car Racing: gymnasium's game of Box2D; the only module that imports it.
 
-`drive` and `steady` look at the picture. They gather data, and are what a rule without learning
+`everyone` and `steady` look at the picture. They gather data, and are what a rule without learning
 does.
 """
 
@@ -117,27 +117,16 @@ full_gas, full_lock, rightwards = _always(0, 1), _always(1, 0.1), _always(0.3, 0
 
 
 def shaken(actions: Actions, rng: np.random.Generator) -> policies.Policy:
-    """`steady`, disturbed by noise and slips as in `drive`'s episodes."""
+    """`steady`, disturbed by noise and slips."""
     return _slipping(Driver(), rng)
-
-
-def drive(actions: Actions, rng: np.random.Generator) -> policies.Policy:
-    """What a dream needs to know: drivers of every skill, who lose the road and find it again.
-
-    A twentieth of the episodes is `varied`'s. The others are a rule's, of the episode's own speed
-    and steadiness, disturbed by noise and at times by steering that is held and that the picture
-    does not foretell: it shows M what the wheel does.
-    """
-    if rng.random() < 0.05:
-        return policies.varied(actions, rng)
-    return _slipping(_any_driver(rng, 0.07, 0.8), rng)
 
 
 def everyone(actions: Actions, rng: np.random.Generator) -> policies.Policy:
     """Good and fast drivers, bad ones and blind ones: for a dream that is to hold for any of them.
 
-    Half of the episodes are a rule's, disturbed as `drive`'s; a tenth a fast rule's, undisturbed;
-    a fifth are blind; a fifth change once from one to the other, so that cars leave the road and
+    Half of the episodes are a rule's, disturbed: by noise, and at times by steering that is held and
+    that the picture does not foretell, which shows M what the wheel does. A tenth are a fast rule's,
+    undisturbed; a fifth are blind; a fifth change once from one to the other, so that cars leave the road and
     stay off it, or come back.
     """
     kind = rng.random()
