@@ -69,7 +69,10 @@ def pytest_xdist_auto_num_workers():
     return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else None
 
 
-LONGEST = ("pipeline", "distributed", "soak", "scripts", "play", "faults", "vision", "memory")
+LONGEST = (
+    *("pipeline", "distributed", "promises", "workers", "play", "vision"),
+    *("faults", "memory", "agent", "envs", "pages"),
+)
 
 
 def pytest_collection_modifyitems(items):

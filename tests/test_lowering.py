@@ -59,6 +59,7 @@ def test_updates_of_a_policy_gradient(dream, hidden):
     lowers(run.evaluation, run.initial(params), jnp.int32(0), params)
 
 
+@pytest.mark.slow
 def test_updates_of_v_and_encoding(small_task):
     config = VisionConfig(steps=2, batch_size=8)
     frames = np.zeros((2, 8, 64, 64, 3), np.uint8)

@@ -130,6 +130,7 @@ def test_a_film_whose_game_always_crashes_ends_in_one_line(world, player, tmp_pa
     assert "\n" not in str(caught.value) and os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_the_film_shows_the_first_episode_of_the_evaluation(world, player, monkeypatch):
     seen = []
 

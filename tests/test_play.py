@@ -183,7 +183,10 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+OFTEN = ("choice", "two ends, residual")
+
+
+@pytest.mark.parametrize("form", [x if x in OFTEN else pytest.param(x, marks=SLOW) for x in FORMS])
 def test_other_forms_of_a_world_dream_in_the_page_as_in_jax(form, world, tmp_path, monkeypatch):
     """Of actions, of M and of C."""
     task, variant, hidden = FORMS[form]
@@ -659,6 +662,7 @@ def test_what_is_no_episode_is_refused(frames, actions, words):
         )
 
 
+@pytest.mark.slow
 def test_the_forms_of_actions_are_those_of_the_page():
     assert folder._actions(CAR_RACING.actions)["form"] == "box"
     assert folder._actions(TAKE_COVER.actions)["form"] == "keys"

@@ -99,6 +99,7 @@ def test_m_is_timed_on_what_it_trains_on():
     assert train.lengths.sum() >= 1200 and len(held.lengths)
 
 
+@pytest.mark.slow
 def test_step_parts_are_rows(world):
     rows = list(step_split.measure(world, lanes=16))
     assert [row["unit"] for row in rows] == ["ms"] * 9 and all(row["value"] > 0 for row in rows)
@@ -138,6 +139,7 @@ def test_the_torch_rival_runs_or_says_why_not(capsys):
     assert len(rows) == 4 or "torch is not installed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bench_writes_the_agreed_rows(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(suite, "_quick", _few)
     monkeypatch.setattr(timing, "spread_of", lambda taken: 0.25 if len(taken) > 1 else 0.0)

@@ -152,6 +152,7 @@ def still(first, bfloat16=False):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.numerics
 def test_bfloat16_products_give_nearly_the_same_loss_and_gradients():
     (exact, exact_metrics), (half, half_metrics) = still(0), still(0, bfloat16=True)
@@ -162,6 +163,7 @@ def test_bfloat16_products_give_nearly_the_same_loss_and_gradients():
         assert a @ b > 0.98 * np.linalg.norm(a) * np.linalg.norm(b) > 0
 
 
+@pytest.mark.slow
 def test_noise_is_new_in_every_step():
     losses = {float(still(first)[1]["reconstruction"]) for first in (0, 2, 4)}
     assert len(losses) == 3

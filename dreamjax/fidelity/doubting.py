@@ -22,9 +22,13 @@ def doubt_foretells(
 ) -> dict[str, float]:
     """How well `info["doubt"]` foretells the error of the next latent, over real steps.
 
-    M of `world` reads at most so many `episodes`, on which it should not have been trained, frame
-    by frame. An error is the squared distance from the mean that M predicts to what V saw; `seed`
-    is of all that is drawn.
+    M reads them frame by frame. An error is the squared distance from the mean that M predicts to
+    what V saw.
+
+    Args:
+      world, latents: M, and episodes on which it should not have been trained.
+      episodes: how many of them are used, at most.
+      seed: of all that is drawn.
 
     Returns:
       Spearman's `rho`, `p` and `n` of doubt and error, without the first steps of an episode.

@@ -20,7 +20,11 @@ Acting = Callable[[int, np.ndarray], np.ndarray]  # (step, frames uint8 [D, ...]
 
 
 def by_policy(task: Task, policy: str, dreams: int, seed: int) -> Acting:
-    """A policy in so many dreams at once; `policy` is named as for `game.jobs.play`.
+    """A policy in so many dreams at once: `(step, frames uint8 [D, 64, 64, 3]) -> actions [D, A]`.
+
+    Args:
+      task, policy: the game, and a policy as it is named for `game.jobs.play`.
+      dreams, seed: D, and the seed of what the policy draws.
 
     Raises:
       ValueError: while it acts, if it fails or makes something else than actions [A].
@@ -36,14 +40,28 @@ def by_policy(task: Task, policy: str, dreams: int, seed: int) -> Acting:
 
 
 def by_player(world: World, player: Player, dreams: int, seed: int) -> Acting:
-    """A C in so many dreams at once, which sees the pictures by V and M of its own `world`."""
+    """A C in so many dreams at once: `(step, frames uint8 [D, 64, 64, 3]) -> actions [D, A]`.
+
+    Args:
+      world, player: C, and the world by whose V and M it sees the pictures.
+      dreams, seed: D, and the seed of V's sampling.
+
+    Raises:
+      ValueError: a C of another world.
+    """
     agent, slots = Agent(world, player, dreams, jax.random.key(seed)), np.arange(dreams)
     agent.begin(slots, evaluation_seeds(seed, dreams))
     return lambda step, frames: agent.act(slots, frames)[0]
 
 
 def dreamt_looking(world: World, act: Acting, dreams: int, seed: int) -> Dreamt:
-    """Returns and lengths [D] of dreams whose player is shown what V decodes of each step."""
+    """Returns and lengths [D] of dreams whose player is shown what V decodes of each step.
+
+    Args:
+      world: the dream, at its own temperature.
+      act: the player, as of `by_policy` or `by_player` for as many `dreams`.
+      dreams, seed: D, and the seed of the dreams.
+    """
     env, params = world.env(), world.params(dtype=jnp.float32)
     step = jax.jit(jax.vmap(env.step_env, (0, 0, 0, None)))
     shown = jax.jit(lambda z: (255 * jnp.clip(world.vision.decode(z), 0, 1)).astype(jnp.uint8))

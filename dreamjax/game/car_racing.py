@@ -124,10 +124,10 @@ def shaken(actions: Actions, rng: np.random.Generator) -> policies.Policy:
 def everyone(actions: Actions, rng: np.random.Generator) -> policies.Policy:
     """Good and fast drivers, bad ones and blind ones: for a dream that is to hold for any of them.
 
-    Half of the episodes are a rule's, disturbed: by noise, and at times by steering that is held and
-    that the picture does not foretell, which shows M what the wheel does. A tenth are a fast rule's,
-    undisturbed; a fifth are blind; a fifth change once from one to the other, so that cars leave the road and
-    stay off it, or come back.
+    Half of the episodes are a rule's, disturbed: by noise, and at times by steering that is held
+    and that the picture does not foretell, which shows M what the wheel does. A tenth are a fast
+    rule's, undisturbed; a fifth are blind; a fifth change once from one to the other, so that cars
+    leave the road and stay off it, or come back.
     """
     kind = rng.random()
     if kind < 0.5:

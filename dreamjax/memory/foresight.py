@@ -29,10 +29,16 @@ def foresight(
 ) -> dict[str, list[float]]:
     """The k-step error of dreams that begin in real episodes and never look again.
 
-    M reads `warm_up` real steps of at most so many `episodes`, on which it should not have been
-    trained, and dreams on at tau = 1. An error is the squared distance from what dreams expect
-    (the mean of several, without their own spread) to what V saw, over the variance of what V saw
-    in all of `latents`: 1 is that of the mean picture. `seed` is of all that is drawn.
+    An error is the squared distance from what dreams expect (the mean of several, without their
+    own spread) to what V saw, over the variance of what V saw in all of `latents`: 1 is that of the
+    mean picture.
+
+    Args:
+      memory, latents: M, and episodes on which it should not have been trained.
+      ahead: the steps k.
+      warm_up: real steps that M reads before it dreams on, at tau = 1.
+      episodes: how many of `latents` are used, at most.
+      seed: of all that is drawn.
 
     Returns:
       `ahead`: those k that an episode is long enough for, and for each of them
