@@ -1,6 +1,7 @@
 """The instruments that compare a dream with the game are themselves compared with known truths."""
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import jax
@@ -9,17 +10,24 @@ import numpy as np
 import pytest
 from conftest import random_memory
 from flax import nnx
+from PIL import Image
 
 from dreamjax.agent import Agent, evaluation_seeds
 from dreamjax.controller.player import Player
+from dreamjax.controller.population import Dreamt
 from dreamjax.dream.world import World
 from dreamjax.fidelity import calibrate, panel
 from dreamjax.fidelity import compare as fidelity
+from dreamjax.game.jobs import Played
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.lstm import MDNRNN
 from dreamjax.memory.metrics import calibrated_threshold
+from dreamjax.run import fidelity as run_fidelity
+from dreamjax.run.settings import FidelityConfig, Run, RunConfig
 from dreamjax.tasks import TAKE_COVER, TASKS
+from dreamjax.training.checkpoint import CheckpointError
 from dreamjax.training.logbook import Logbook
+from dreamjax.training.settings import SettingError
 from dreamjax.vision.model import VAE
 from experiments import salience
 from experiments.branches import _padded, branch_hazard
@@ -231,6 +239,54 @@ def test_who_is_in_the_panel_of_a_game_can_play_it(task):
         for step in range(3):
             (action,) = act(step, rng.integers(0, 255, (1, 64, 64, 3), np.uint8))
             assert (action >= space.low).all() and (action <= space.high).all(), name
+
+
+def test_what_was_found_is_written_drawn_and_printed(small_task, tmp_path, capsys):
+    world = dataclasses.replace(world_of(small_task, random_memory(small_task)), temperature=1.2)
+    played = Played(np.array([4.0, 6.0]), np.array([4, 6]), np.ones(2, bool))
+
+    def dreaming(world):
+        lived = 8 if world.temperature == 1.2 else 9
+        return Dreamt(np.full(5, lived), np.full(5, lived))
+
+    row = run_fidelity._compared(small_task, world, dreaming, played)
+    assert [row[side]["mean"] for side in ("dream", "plain", "real")] == [8, 9, 5]
+    assert row["ratio"] == 1.6 and len(row["dream_hazard"]) == len(small_task.ages) - 1
+    found = {"policies": {"still": row, "C": row}, "vision": {"error": 3.0}}
+    found["salient"] = {"dream": [1.0], "real": [2.0]}
+    found["flashes"] = {"dream": {"rate": 3.0, "length": 4}}
+    found["controllers"] = {"n": 3, "rho": 0.5}
+    found["deaths"] = {"nll": 1.5}
+    found["foresight"] = {"ahead": [1, 5], "error": [0.1, 0.2], "control": [0.3, 0.4]}
+    found["foresight"] |= {"copy": [0.5, 0.6], "nll": [1, 2]}
+    found["doubt"] = {"n": 9, "rho": 0.25}
+    run = Run(tmp_path, small_task, 0, RunConfig(), Logbook(tmp_path))
+    run_fidelity.report(run, None, found)
+    assert json.loads((tmp_path / "fidelity.json").read_text()) == found
+    assert Image.open(tmp_path / "fidelity.png").width > 800
+    said = capsys.readouterr().out
+    for line in ("8 ± 0", "9 ± 0", "5 ± 1", "1.60", "5: 0.20 (0.40, 0.60)", "over 9 steps: 0.25"):
+        assert line in said, line
+    task = dataclasses.replace(small_task, step_reward=None)
+    assert run_fidelity._compared(task, world, dreaming, played)["difference"] == 3
+
+
+def test_players_that_cannot_look_at_a_dream_are_refused_first(small_task, world, tmp_path):
+    def asked(**settings):
+        config = RunConfig(fidelity=FidelityConfig(**settings))
+        return run_fidelity._others(Run(tmp_path, small_task, 0, config, Logbook(quiet=True)))
+
+    with pytest.raises(ValueError, match="no policy is called 'no'"):
+        asked(policies=("no",))
+    with pytest.raises(ValueError, match="test_fidelity has no 'nobody'"):
+        asked(policies=("test_fidelity:nobody",))
+    with pytest.raises(CheckpointError, match="no world in"):
+        asked(players=(str(tmp_path),))
+    with pytest.raises(ValueError, match="C of car-racing plays carracing-v3-skip4, not takecover"):
+        asked(players=("car-racing",))
+    with pytest.raises(SettingError, match="panel_episodes must be at least 1, got 0"):
+        FidelityConfig(panel_episodes=0)
+    assert asked() == {}
 
 
 def test_a_departure_expects_what_the_dream_itself_draws(small_task):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from command import finish, refused, start
+from command import dreamjax, finish, refused, start
 from flax import nnx
 from gru import GRU
 from PIL import Image
@@ -565,6 +565,13 @@ def test_a_page_is_written_for_any_host(smoke, tmp_path):
     said = refused("play", "take-cover", "--out", tmp_path / "other")
     assert "choose another folder" in said
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["kept.txt"]
+
+
+def test_the_command_writes_the_page_of_a_world_that_has_no_c(world, tmp_path):
+    status, said, err = dreamjax("play", world, "--out", tmp_path / "page")
+    assert (status, err) == (0, "") and str(tmp_path / "page") in said
+    facts = json.loads((tmp_path / "page" / folder.FACTS).read_text())
+    assert facts["controller"] is None and facts["memory"]["hidden_size"] == 512
 
 
 def test_bad_input_is_refused_in_one_line(world, tmp_path):
