@@ -571,7 +571,7 @@ def test_the_command_writes_the_page_of_a_world_that_has_no_c(world, tmp_path):
     status, said, err = dreamjax("play", world, "--out", tmp_path / "page")
     assert (status, err) == (0, "") and str(tmp_path / "page") in said
     facts = json.loads((tmp_path / "page" / folder.FACTS).read_text())
-    assert facts["controller"] is None and facts["memory"]["hidden_size"] == 512
+    assert "controller" not in facts and facts["memory"]["hidden_size"] == 512
 
 
 def test_bad_input_is_refused_in_one_line(world, tmp_path):
