@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 
 from dreamjax.game.car_racing import Driver
-from experiments import panel
+from experiments.panel import Config, main
 
 
 def weaver(actions, rng):
@@ -74,4 +74,4 @@ DRIVERS = (weaver, late, short_sighted, pulsing, aside, stopping, zigzag, reckle
 
 if __name__ == "__main__":
     names = tuple(f"experiments.unseen:{driver.__name__}" for driver in DRIVERS)
-    panel.main(dataclasses.replace(tyro.cli(panel.Config), policies=names))
+    main(dataclasses.replace(tyro.cli(Config), policies=names))

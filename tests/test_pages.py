@@ -77,6 +77,7 @@ NOT_RUN = {  # command lines that no test can run here, and why
     "python experiments/own_game.py": "test_scripts.py runs it",
     "python experiments/planner.py": "test_planner.py runs its parts",
     "python experiments/panel.py": "test_scripts.py runs it",
+    "python experiments/unseen.py": "the same; test_scripts.py looks at its drivers",
     "python experiments/awake.py": "test_agent.py runs its parts",
     "python tests/soak.py": "test_soak.py runs it",
     "python -m benchmarks": "test_scripts.py runs it",

@@ -35,6 +35,7 @@ from dreamjax.dream.exported import export_world
 from dreamjax.dream.gymnax_env import NamedDream
 from dreamjax.dream.world import World
 from dreamjax.dream.worlds import load_world
+from dreamjax.fidelity import by_policy
 from dreamjax.game import rollouts
 from dreamjax.memory.heads import Mixture
 from dreamjax.memory.training import MemoryConfig
@@ -46,6 +47,7 @@ from dreamjax.training.devices import product_dtype
 from experiments import (
     branches,
     deaths,
+    drift,
     ensemble,
     gradient,
     mosaic,
@@ -54,6 +56,7 @@ from experiments import (
     ppo,
     salience,
     strategies,
+    unseen,
 )
 
 
@@ -390,6 +393,24 @@ def test_a_panel_of_drivers_is_judged_in_dream_and_game(monkeypatch, capsys):
     found = panel.main(panel.Config(dreams=2, tracks=1, policies=asked))
     assert list(found) == ["fast", "blind"] and "fast" in capsys.readouterr().out
     assert all(len(row["dream"]) == 2 and len(row["game"]) == 1 for row in found.values())
+
+
+@pytest.mark.parametrize("driver", unseen.DRIVERS, ids=lambda driver: driver.__name__)
+def test_unseen_drivers_can_drive(driver):
+    space, rng = CAR_RACING.actions.space(), np.random.default_rng(0)
+    act = by_policy(CAR_RACING, f"experiments.unseen:{driver.__name__}", 1, 0)
+    for step in range(90):
+        (action,) = act(step, rng.integers(0, 255, (1, 64, 64, 3), np.uint8))
+        assert (action >= space.low).all() and (action <= space.high).all()
+
+
+def test_a_road_is_lost_where_none_is_ahead_for_five_steps():
+    road = np.full((64, 64, 3), (100, 200, 100), np.uint8)
+    road[:, 26:37] = 100  # grey
+    grass = np.full_like(road, (100, 200, 100))
+    frames = [road] * 4 + [grass] * 4 + [road] * 3 + [grass] * 6
+    assert drift.steps_on_road(np.stack(frames)) == 11
+    assert drift.steps_on_road(np.stack(frames[:-2])) == 15, "never lost"
 
 
 def test_what_an_experiment_cannot_do_is_one_line():
