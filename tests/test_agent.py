@@ -121,6 +121,7 @@ class Notes(agent.Tape):
         return np.stack([action for _, _, action, _, _ in self.steps[episode]])
 
 
+@pytest.mark.slow
 def test_an_episode_is_the_same_whatever_is_played_beside_it(world, monkeypatch):
     """It depends on its seed and the evaluation's alone: not on slots, neighbours or number."""
 

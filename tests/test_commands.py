@@ -243,7 +243,8 @@ def test_a_reader_who_has_read_enough_is_not_told_of_it(status, monkeypatch, cap
     assert capfd.readouterr().err.count("resume with: dreamjax collect") == bool(status)
 
 
-@pytest.mark.parametrize("word", [pytest.param("--help", marks=pytest.mark.slow), "."])
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["--help", "."])
 def test_little_output_into_a_closed_pipe_is_silent(word):
     """So little that it waits in a buffer until the end."""
     reading, writing = os.pipe()

@@ -78,6 +78,7 @@ def test_a_padded_product_is_the_product(monkeypatch):
     np.testing.assert_allclose(product(x, kernel), plain, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["cma-es", "open-es"])
 def test_it_evolves_a_dream_where_jax_has_64_bits(dream, strategy):
     env, env_params = dream

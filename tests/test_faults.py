@@ -200,6 +200,7 @@ def test_where_an_error_came_from_can_be_seen(tmp_path, capsys):
     assert "Traceback" in error and error.splitlines()[-1].startswith("dreamjax: no world in")
 
 
+@pytest.mark.slow
 def test_sigterm_is_heard_while_starting_up(tmp_path):
     """Row 4e: at moments of the imports, when an exception would get lost."""
     words = ("evolve", "take-cover", "--world", "take-cover", "--run-dir")

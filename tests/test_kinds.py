@@ -142,6 +142,7 @@ def test_its_training_resumes(tmp_path):
 # Dreaming and playing
 
 
+@pytest.mark.slow
 def test_it_dreams_and_a_population_lives_in_its_dream(gru_world):
     env, memory = gru_world.env(), gru_world.memory
     params = gru_world.params(dtype=jnp.float32)

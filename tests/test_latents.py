@@ -96,6 +96,7 @@ def test_shards_longer_than_a_call_encode_alike(vae, recorded, encoded, tmp_path
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)  # a float16's eps is 0.00098
 
 
+@pytest.mark.slow
 def test_a_second_call_encodes_only_what_is_missing_or_of_another_v(
     vae, recorded, tmp_path, monkeypatch
 ):

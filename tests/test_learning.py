@@ -145,6 +145,7 @@ def test_every_update_draws_its_own_noise():
     assert (np.asarray(first.obs) != np.asarray(second.obs)).any()
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_a_given_controller():
     """A good C stays good after one update, where zeros would still be bad."""
     good, config = jnp.array([-3.0, 0.0, 0.0]), dataclasses.replace(SMALL, steps=1)
