@@ -6,18 +6,16 @@
 or what V decodes of the dream.
 """
 
-import contextlib
 import dataclasses
 
 import numpy as np
 import tyro
 
 from dreamjax.agent import evaluation_seeds
-from dreamjax.dream.world import World
 from dreamjax.dream.worlds import load_world
 from dreamjax.fidelity import by_policy, dreamt_looking
 from dreamjax.game import policies
-from dreamjax.game.env import make_env
+from dreamjax.game.jobs import play
 from dreamjax.training.settings import require_positive, require_within
 
 BLIND = ("blind", "uniform", "held")
@@ -52,20 +50,13 @@ def main(config: Config) -> dict[str, dict[str, np.ndarray]]:
         act = by_policy(world.task, policy, config.dreams, config.seed)
         returns = {"dream": dreamt_looking(world, act, config.dreams, config.seed).score}
         if config.tracks:
-            returns["game"] = played(world, policy, config)
+            seeds = evaluation_seeds(config.seed, config.tracks)
+            returns["game"] = play(world.task, policy, seeds).returns
         name = policy.partition(":")[2] or policy
         found[name] = returns
         told = (f"{x.mean():.0f} ± {x.std():.0f}" for x in returns.values())
         print(f"{name:<20}" + "".join(f"{x:>16}" for x in told), flush=True)
     return found
-
-
-def played(world: World, policy: str, config: Config) -> np.ndarray:
-    """Returns [tracks] in the game."""
-    with contextlib.closing(make_env(world.task)) as env:
-        seeds = evaluation_seeds(config.seed, config.tracks)
-        episodes = [policies.play_steps(env, policy, one) for one in seeds]
-        return np.array([sum(reward for _, _, reward, _ in steps) for steps in episodes])
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ class Brightness:
     """A V that draws the first latent as grey."""
 
     def decode(self, z):
-        return jnp.broadcast_to(z[:, :1, None, None], (len(z), 64, 64, 3))
+        return jnp.broadcast_to(jnp.clip(z[:, :1, None, None], 0, 1), (len(z), 64, 64, 3))
 
 
 jax.tree_util.register_static(Brightness)
@@ -203,7 +203,7 @@ def test_who_looks_at_a_dream_is_shown_each_step_of_it(small_task):
     first = jax.vmap(world.env().reset, (0, None))(
         jax.random.split(jax.random.split(jax.random.key(0))[1], 200), world.params()
     )[1]
-    grey = (255 * np.clip(first.z[:, 0], 0, 1)).astype(np.uint8)
+    grey = np.round(255 * np.clip(first.z[:, 0], 0, 1)).astype(np.uint8)
     np.testing.assert_array_equal(seen[0][:, 5, 5, 1], grey)
 
 
@@ -218,6 +218,17 @@ def test_players_look_at_dreams_with_eyes_of_their_own(small_task):
     agent.begin(np.arange(3), evaluation_seeds(0, 3))
     for step in range(2):
         np.testing.assert_array_equal(act(step, frames), agent.act(np.arange(3), frames)[0])
+
+
+def test_two_players_of_one_name_have_a_row_each():
+    assert run_fidelity._shortest("mine:still", {"held"}) == "still"
+    for name, taken in (
+        ("mine:still", {"still"}),
+        ("mine:C", ()),
+        ("mine:held", ()),
+        ("uniform", ()),
+    ):
+        assert run_fidelity._shortest(name, taken) == name
 
 
 def many(actions, rng):

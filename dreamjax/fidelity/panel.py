@@ -15,6 +15,7 @@ from dreamjax.controller.population import Dreamt
 from dreamjax.dream.world import World
 from dreamjax.game.policies import begin, naming
 from dreamjax.task import Task
+from dreamjax.vision.model import drawn
 
 Acting = Callable[[int, np.ndarray], np.ndarray]  # (step, frames uint8 [D, ...]) -> actions [D, A]
 
@@ -64,14 +65,13 @@ def dreamt_looking(world: World, act: Acting, dreams: int, seed: int) -> Dreamt:
     """
     env, params = world.env(), world.params(dtype=jnp.float32)
     step = jax.jit(jax.vmap(env.step_env, (0, 0, 0, None)))
-    shown = jax.jit(lambda z: (255 * jnp.clip(world.vision.decode(z), 0, 1)).astype(jnp.uint8))
     key, first = jax.random.split(jax.random.key(seed))
     _, state = jax.vmap(env.reset, (0, None))(jax.random.split(first, dreams), params)
     total, lengths, alive = np.zeros(dreams), np.zeros(dreams, int), np.ones(dreams, bool)
     for time in range(world.task.max_steps):
         if not alive.any():
             break
-        actions = jnp.asarray(act(time, np.asarray(shown(state.z))))
+        actions = jnp.asarray(act(time, drawn(world.vision, state.z)))
         keys = jax.random.split(jax.random.fold_in(key, time), dreams)
         _, state, reward, ended, _ = step(keys, state, actions, params)
         total += np.where(alive, reward, 0.0)

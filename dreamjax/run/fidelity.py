@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,7 @@ def compare(run: Run, made: Inputs) -> dict[str, Any]:
     others, tau = _others(run), world.params().temperature
     found = _held_out(run, world) | {"policies": {}}
     for name, dreaming, real in _players(run, world, player, others):
+        name = _shortest(name, found["policies"])
         found["policies"][name] = _compared(run.task, world, dreaming, real)
     seen, seed = config.seen, run.seed + WATCH_SEED
     games = _unseen_games(run, "held", seed, seen)
@@ -75,7 +76,7 @@ def _players(
         yield name, partial(_blindly, run, name), _played(run, name, config.real_episodes)
     for name in (*run.task.panel, *config.policies):
         dreaming = partial(_looking, run, partial(panel.by_policy, run.task, name, count, seed))
-        yield name.partition(":")[2] or name, dreaming, _played(run, name, count)
+        yield name, dreaming, _played(run, name, count)
     for name, other in others.items():
         act = partial(panel.by_player, other, other.player, count, seed)
         games = _played_awake(run, other, other.player, count)
@@ -83,6 +84,12 @@ def _players(
     population = player.controller, player.weights[None], config.episodes, seed
     real = _played_awake(run, world, player, config.real_episodes, log=run.log)
     yield "C", lambda dream: fidelity.dreamt_returns(dream, *population), real
+
+
+def _shortest(name: str, taken: Container[str]) -> str:
+    """What follows the colon of a policy's name, unless another player is called so."""
+    short = name.partition(":")[2]
+    return name if not short or short in (*fidelity.BLINDFOLDED, "C") or short in taken else short
 
 
 def _blindly(run: Run, policy: str, dream: World) -> Dreamt:
