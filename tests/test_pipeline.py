@@ -149,6 +149,20 @@ def test_a_dream_is_tuned_as_asked_for():
     assert DreamConfig(dropout=0.0).of(world).params().dropout is None
 
 
+def test_a_world_keeps_the_dream_that_it_was_made_with(smoke, tmp_path):
+    """What is asked for as M is bound is the world's own; the rest is as M says."""
+    run = tmp_path / "run"
+    shutil.copytree(smoke[0], run)
+    shutil.rmtree(run / "world")
+    plain = load_world(smoke[0])
+    words = ["--preset", "smoke", "--dream.temperature", "1.3", "--dream.dropout", "0"]
+    assert cli.main(["train-memory", GAME, "--run-dir", str(run), *words]) == 0
+    world = load_world(run)
+    assert world.params().temperature == 1.3 != plain.params().temperature
+    assert world.params().dropout is None
+    assert world.death_threshold == plain.death_threshold, "which was not asked for"
+
+
 def test_a_world_is_calibrated_and_handed_on(smoke, tmp_path, capsys):
     run, words = tmp_path / "run", ["--fidelity.real-episodes", "2", "--fidelity.episodes", "4"]
     words += ["--dream.dropout", "0.07", "--dream.death-threshold", "1e6"]  # all live to the end
