@@ -289,6 +289,8 @@ def test_players_that_cannot_look_at_a_dream_are_refused_first(small_task, world
 
     with pytest.raises(ValueError, match="no policy is called 'no'"):
         asked(policies=("no",))
+    with pytest.raises(ValueError, match="policy test_fidelity:many failed .* must make"):
+        asked(policies=("test_fidelity:many",))
     with pytest.raises(ValueError, match="test_fidelity has no 'nobody'"):
         asked(policies=("test_fidelity:nobody",))
     with pytest.raises(CheckpointError, match="no world in"):

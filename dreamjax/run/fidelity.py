@@ -30,7 +30,7 @@ from dreamjax.run.pictures import draw_fidelity
 from dreamjax.run.places import untold
 from dreamjax.run.scores import listed, score
 from dreamjax.run.settings import WATCH_SEED, Run
-from dreamjax.task import Task
+from dreamjax.task import FRAME_SHAPE, Task
 from dreamjax.training.files import write_json
 from dreamjax.training.logbook import Logbook
 
@@ -58,6 +58,7 @@ def _others(run: Run) -> dict[str, World]:
     """The worlds whose C looks at this dream too; an error of any player that cannot be."""
     for policy in (*run.task.panel, *run.config.fidelity.policies):
         policies.check(policy)
+        panel.by_policy(run.task, policy, 1, run.seed)(0, np.zeros((1, *FRAME_SHAPE), np.uint8))
     worlds = {name: load_world(name) for name in run.config.fidelity.players}
     for name, other in worlds.items():
         if other.task.profile != run.task.profile:
