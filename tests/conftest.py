@@ -1,7 +1,10 @@
-"""What the tests share: the processes that run them side by side, small tasks, small worlds."""
+"""What the tests share: the processes that run them side by side, small tasks, small worlds.
+
+jax is imported where it is needed: the first process only hands out the tests.
+"""
 
 import atexit
-import functools
+import gc
 import os
 import shutil
 import tempfile
@@ -20,6 +23,7 @@ if "DREAMJAX_TESTS" not in os.environ:  # the first process; those of pytest-xdi
     path = [os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(path)  # commands find the games that lie here
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side have a thread each
+    gc.set_threshold(50_000, 20, 50)  # tracing makes millions of objects that live on
     os.environ["NPROC"] = "1"
     flags = "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
     flags += " --xla_cpu_parallel_codegen_split_count=1"
@@ -27,32 +31,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side have a thread each
         flags += " --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"
 
-import jax
-import jax.numpy as jnp
 import pytest
-from command import alone
 from filelock import FileLock
-from flax import nnx
-
-from dreamjax.dream.env import DreamEnv, env_params
-from dreamjax.dream.exported import export_world
-from dreamjax.dream.world import World
-from dreamjax.memory.heads import places
-from dreamjax.memory.lstm import MDNRNN
-from dreamjax.tasks import TAKE_COVER
-from dreamjax.vision.model import VAE
 
 SHARED = Path(os.environ["DREAMJAX_TESTS"])  # of all processes: programs compile once
-
-
-@functools.partial(jax.jit, static_argnames=("task", "seed", "death_bias"))
-def random_memory(task, seed=0, death_bias=-3.0):
-    """An untrained M whose logits of ends vary enough to end dreams at various times."""
-    memory = MDNRNN(task, rngs=nnx.Rngs(seed))
-    end = places(memory.layout)["end"]
-    memory.head_kernel[...] = memory.head_kernel[...].at[:, end].multiply(8.0)
-    memory.head_bias[...] = memory.head_bias[...].at[end].set(death_bias)
-    return memory
 
 
 def pytest_addoption(parser):
@@ -70,8 +52,9 @@ def pytest_xdist_auto_num_workers():
 
 
 LONGEST = (
-    *("pipeline", "distributed", "promises", "workers", "play", "vision"),
-    *("faults", "memory", "agent", "envs", "pages"),
+    *("pipeline", "distributed", "promises", "workers", "play", "vision", "agent", "envs"),
+    *("memory", "real", "rollouts", "learning", "checkpoint", "evolution", "ledger", "worlds"),
+    *("faults", "scripts", "latents", "fidelity", "media", "pages", "commands"),
 )
 
 
@@ -84,14 +67,21 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """What one file compiled does not fill the memory while others run."""
+    import jax
+
     yield
     jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)
-def few_batch_sizes(monkeypatch):
-    """Each batch size is a loop to compile, and none changes a return (test_evolution.py)."""
+def little_work(monkeypatch):
+    """Sizes that change no result.
+
+    Each batch size of a population is a loop to compile (test_evolution.py); frames that are
+    encoded together are padded to a call's (test_latents.py).
+    """
     monkeypatch.setattr("dreamjax.controller.population.COMPACTION", 0.01)
+    monkeypatch.setattr("dreamjax.memory.latents._CALL", 32)
 
 
 @pytest.fixture
@@ -99,12 +89,20 @@ def small_task():
     """Take Cover with a small M: quick to compile, the same in everything else."""
     import dataclasses
 
+    from dreamjax.tasks import TAKE_COVER
+
     return dataclasses.replace(TAKE_COVER, latent_size=6, hidden_size=12, max_steps=60)
 
 
 @pytest.fixture
 def dream(small_task):
     """`(env, params)` of a small dream in which random controllers die at various times."""
+    import jax
+    import jax.numpy as jnp
+    from untrained import random_memory
+
+    from dreamjax.dream.env import DreamEnv, env_params
+
     key = jax.random.key(7)
     memory = random_memory(small_task, death_bias=-0.8)
     mu = jax.random.normal(key, (9, small_task.latent_size))
@@ -115,6 +113,15 @@ def dream(small_task):
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """The folder of an untrained world that is handed on; dreams in it end after some 20 steps."""
+    import jax
+    from flax import nnx
+    from untrained import random_memory
+
+    from dreamjax.dream.exported import export_world
+    from dreamjax.dream.world import World
+    from dreamjax.tasks import TAKE_COVER
+    from dreamjax.vision.model import VAE
+
     folder, mu = tmp_path_factory.mktemp("world"), jax.random.normal(jax.random.key(0), (5, 64))
     memory = random_memory(TAKE_COVER, death_bias=0.0)
     vision = VAE(64, rngs=nnx.Rngs(1))
@@ -126,6 +133,8 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="session")
 def smoke():
     """A finished run of the smoke preset in the short game, not to be changed, and what it said."""
+    from command import alone
+
     directory, told = SHARED / "smoke run", SHARED / "smoke.txt"  # a path with a space
     words = ["run", "short_cover:SHORT", "--preset", "smoke", "--run-dir", directory]
     with FileLock(SHARED / "smoke.lock"):

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_memory
 from flax import nnx
 from processes import children, engines_in, running
+from untrained import random_memory
 
 from dreamjax import agent
 from dreamjax.agent import Agent, evaluate, evaluation_seeds

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_memory
 from flax import nnx
+from untrained import random_memory
 
 from dreamjax.dream.env import DreamEnv, EnvState, env_params
 from dreamjax.game.collecting import collect

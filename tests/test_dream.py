@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_memory
 from flax import nnx
+from untrained import random_memory
 
 from benchmarks import numpy_dream
 from dreamjax.dream.env import DreamEnv, check_dropout, env_params

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_memory
 from flax import nnx, serialization
 from gymnax.experimental import RolloutWrapper
 from gymnax.wrappers import FlattenObservationWrapper, LegacyStepAPIWrapper, LogWrapper
 from gymnax.wrappers.gym import GymnaxToVectorGymWrapper
+from untrained import random_memory
 
 import dreamjax
 from dreamjax.actions import Choice

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_memory
 from flax import nnx
 from PIL import Image
+from untrained import random_memory
 
 from dreamjax.agent import Agent, evaluation_seeds
 from dreamjax.controller.player import Player

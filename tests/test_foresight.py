@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_memory
 from flax import struct
 from test_fidelity import sequences, world_of
+from untrained import random_memory
 
 from dreamjax.dream.env import DreamEnv
 from dreamjax.fidelity import doubt_foretells

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_memory
 from flax import nnx
 from PIL import Image
 from processes import engines_in, running, shared_memory, wait_until, working_in
+from untrained import random_memory
 
 from dreamjax import agent
 from dreamjax.dream.unroll import follow

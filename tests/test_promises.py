@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_memory
 from evosax.algorithms import PSO, SNES, Open_ES, SimpleGA
 from flax import nnx
 from gymnasium import wrappers as single
 from gymnasium.wrappers import vector as many
+from untrained import random_memory
 
 import dreamjax
 from dreamjax.actions import Box, Choice

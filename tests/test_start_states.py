@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_memory
 from flax import nnx
+from untrained import random_memory
 
 from dreamjax.dream.exported import export_world
 from dreamjax.dream.start_states import start_states_of
