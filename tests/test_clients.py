@@ -45,6 +45,7 @@ def probe(tmp_path_factory):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_the_probe_kills_to_the_right(probe):
     env, params = dreamjax.make(ID, world=probe, actions="discrete")
     steps = 60

@@ -32,6 +32,7 @@ from dreamjax.training.settings import SettingError
 from dreamjax.vision.model import VAE
 
 ID = "DreamTakeCover-v1"
+SLOW = pytest.mark.slow
 VARIANTS = [
     ({}, (1088,), 1),
     ({"actions": "discrete"}, (1088,), 3),
@@ -41,7 +42,10 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("variant, shape, num_actions", VARIANTS)
+@pytest.mark.parametrize(
+    "variant, shape, num_actions",
+    [pytest.param(*x, marks=[] if place in (1, 4) else SLOW) for place, x in enumerate(VARIANTS)],
+)
 def test_every_variant_is_what_it_says(world, variant, shape, num_actions):
     env, params = gymnax.make(ID, world=world, **variant)
     assert (env.name, env.num_actions) == (ID, num_actions)

@@ -134,6 +134,7 @@ def plain_returns(key, env, env_params, policy, weights, rollouts, steps):
     return jax.vmap(over_rollouts, (0, None, None))(weights, starts, noises)
 
 
+@pytest.mark.slow
 def test_dropping_dead_lanes_changes_no_return(dream):
     env, env_params = dream
     policy = controller_for(env.task)

@@ -693,7 +693,9 @@ def test_a_script_without_a_guard_ends_in_one_line(work, tmp_path):
     assert done.returncode and 'if __name__ == "__main__":' in said and "loose" in said
 
 
-@pytest.mark.parametrize("words, make", [(["-c"], "Game"), (["-"], "lambda: Game()")])
+@pytest.mark.parametrize(
+    "words, make", [(["-c"], "Game"), pytest.param(["-"], "lambda: Game()", marks=pytest.mark.slow)]
+)
 def test_games_of_a_notebook_are_refused_with_the_remedy(words, make):
     cell = "import dreamjax, test_gate\nclass Game(test_gate.Dot): pass\n"
     code = f"{cell}dreamjax.Task(name='cell', make={make})"

@@ -40,7 +40,7 @@ def lowers(program, *arguments, **keywords):
         assert found.platforms == (platform,) and found.mlir_module()
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_generations_and_evaluations(dream, dtype):
     env, params = dream
     params = dataclasses.replace(params, memory=training.cast(params.memory, dtype))

@@ -162,8 +162,9 @@ def test_a_page_begins_at_the_temperature_of_its_world():
     assert folder.facts_of(world, None)["temperature"] == world.temperature
 
 
-@pytest.mark.parametrize("tau", [pytest.param(0.1, marks=SLOW), 1.0, pytest.param(1.5, marks=SLOW)])
-@pytest.mark.parametrize("name", [pytest.param("take-cover", marks=SLOW), "car-racing"])
+@SLOW
+@pytest.mark.parametrize("tau", [0.1, 1.0, 1.5])
+@pytest.mark.parametrize("name", ["take-cover", "car-racing"])
 def test_a_shipped_world_dreams_in_the_page_as_in_jax(name, tau, tmp_path):
     """Events, clock, rewards, several ends; `tau` as the page's slider sets it."""
     world = load_world(name)

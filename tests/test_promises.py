@@ -90,7 +90,10 @@ def saturated():
     return memory
 
 
-@pytest.mark.parametrize("observation", ["zch", "zh", "z", "pixels"])
+@pytest.mark.parametrize(
+    "observation",
+    ["zch", *(pytest.param(x, marks=pytest.mark.slow) for x in ("zh", "z", "pixels"))],
+)
 @pytest.mark.parametrize(
     "memory, settings",
     [

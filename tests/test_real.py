@@ -156,7 +156,11 @@ def test_profiles_are_different_games(doom):
 
 @pytest.mark.parametrize(
     "task",
-    [TAKE_COVER, TAKE_COVER_VIZDOOM, dataclasses.replace(CAR_RACING, max_steps=40)],
+    [
+        TAKE_COVER,
+        pytest.param(TAKE_COVER_VIZDOOM, marks=pytest.mark.slow),
+        dataclasses.replace(CAR_RACING, max_steps=40),
+    ],
     ids=lambda task: task.profile,
 )
 def test_a_game_without_screen_is_the_same_game(task):

@@ -25,6 +25,15 @@ def small_shards(monkeypatch):
     monkeypatch.setattr("dreamjax.recording.SHARD", 4)  # episodes of a shard
 
 
+def test_a_round_begins_with_what_was_before_it(smoke, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(smoke[0], run)
+    assert cli.main([*WORDS, "--run-dir", str(run), "--iterate.rounds", "1"]) == 0
+    first = run / "round-1"
+    assert len(shard_paths(first / "latents")) == len(shard_paths(run / "latents")) + 1
+    assert Store(first / "memory").meta()["config"]["start_from"] == ".."
+
+
 @pytest.mark.slow
 def test_rounds_go_on_from_one_another(smoke, tmp_path, capsys):
     run = tmp_path / "run"

@@ -108,6 +108,7 @@ def test_step_parts_are_rows(world):
     assert [row["unit"] for row in rows] == ["ms"] * 9 and all(row["value"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_precision_rows(world, monkeypatch):
     monkeypatch.setattr(precision, "TEMPERATURES", (1.0,))
     exact, half, again = precision.measure(world, members=2, rollouts=2)

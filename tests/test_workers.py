@@ -282,7 +282,10 @@ LOST = {
 }
 
 
-@pytest.mark.parametrize("how", LOST)
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(x, marks=[pytest.mark.slow] if "hangs" in x else []) for x in LOST],
+)
 def test_games_lost_in_step_go_on_as_if_nothing_had_been(how):
     actions = np.random.default_rng(0).uniform(-1, 1, (60, 3, 1)).astype(np.float32)
 
