@@ -1,8 +1,8 @@
 """The form of a game's actions: one vector of numbers, for the game, M, C and the dream alike.
 
 A `Box` is the game's own numbers, in its units; `Keys` is one number that presses one of two keys,
-or neither; a `Choice` is the one-hot vector of a discrete action. No jax here: the processes that
-only play a game import this.
+or neither; a `Choice` is the one-hot vector of a discrete action, or of one of all combinations of
+several. No jax here: the processes that only play a game import this.
 A: numbers in an action.
 """
 
@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 
 LARGEST = 1e18  # bounds of an action beyond it count as none
+MOST_CHOICES = 256  # combinations of several discrete actions; more are no one-hot vector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,11 @@ class Keys(Box):
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One of `n` actions, as gymnasium's `Discrete`; the vector is one-hot."""
+    """One of `n` actions, as gymnasium's `Discrete`; the vector is one-hot.
+
+    Of `MultiDiscrete` and `MultiBinary` each combination is one action, the last number varying
+    fastest.
+    """
 
     n: int  # A, how many there are
     start: int = 0  # the game's number of the first
@@ -118,9 +123,14 @@ class Choice:
         one, other = (int(x) for x in rng.permutation(max(self.n, 2))[:2] % self.n)
         return self._hot(one), self._hot(other)
 
-    def to_game(self, action: np.ndarray, space: gymnasium.spaces.Discrete) -> Any:
-        """The game's number of a vector [A], an np.integer as `Discrete` draws them."""
-        return space.dtype.type(self.start + int(np.argmax(action)))
+    def to_game(self, action: np.ndarray, space: gymnasium.Space) -> Any:
+        """The game's number of a vector [A], an np.integer as `Discrete` draws them, or numbers."""
+        chosen = int(np.argmax(action))
+        sizes = _sizes(space)
+        if sizes is None:
+            return space.dtype.type(self.start + chosen)
+        numbers = np.asarray(np.unravel_index(chosen, sizes.ravel()), space.dtype)
+        return numbers.reshape(sizes.shape) + np.asarray(getattr(space, "start", 0), space.dtype)
 
     def _hot(self, choice: int) -> np.ndarray:
         return np.eye(self.n, dtype=np.float32)[choice]
@@ -133,13 +143,24 @@ def actions_of(space: gymnasium.Space) -> Actions:
     """The form of a game's action space; a `Box` of any shape is laid out flat.
 
     Raises:
-      ValueError: neither `Discrete` nor a `Box` with bounds that float32 can tell apart.
+      ValueError: neither `Discrete`, nor several such of few combinations, nor a `Box` with bounds
+        that float32 can tell apart.
     """
     if isinstance(space, gymnasium.spaces.Discrete):
         return Choice(int(space.n), int(space.start))
+    sizes = _sizes(space)
+    if sizes is not None:
+        count = math.prod(sizes.ravel().tolist())
+        if count > MOST_CHOICES:
+            raise ValueError(
+                f"actions have {count:,} combinations, more than {MOST_CHOICES}, in "
+                f"{in_a_line(space)}; wrap the game and offer the useful ones as Discrete"
+            )
+        return Choice(count)
     if not isinstance(space, gymnasium.spaces.Box) or not math.prod(space.shape):
         raise ValueError(
-            f"actions must be Discrete or a Box, got {in_a_line(space)}; wrap the game"
+            "actions must be Discrete, MultiDiscrete, MultiBinary or a Box, got "
+            f"{in_a_line(space)}; wrap the game"
         )
     low, high = (np.float64(bound).ravel() for bound in (space.low, space.high))
     if not (np.maximum(abs(low), abs(high)) < LARGEST).all():
@@ -150,6 +171,15 @@ def actions_of(space: gymnasium.Space) -> Actions:
             "wrap the game by gymnasium.wrappers.RescaleAction"
         )
     return Box(tuple(map(float, low)), tuple(map(float, high)))
+
+
+def _sizes(space: gymnasium.Space | None) -> np.ndarray | None:
+    """How many values each of several discrete actions has; None of other spaces."""
+    if isinstance(space, gymnasium.spaces.MultiDiscrete):
+        return np.asarray(space.nvec)
+    if isinstance(space, gymnasium.spaces.MultiBinary):
+        return np.full(space.shape, 2)
+    return None
 
 
 def in_a_line(space: gymnasium.Space) -> str:

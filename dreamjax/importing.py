@@ -57,7 +57,7 @@ def find(name: str | Callable[..., Any]) -> Callable[..., Any]:
         where = f", with PYTHONPATH={path.parent}" if path.name != str(path) else ""
         raise ValueError(f"{name} names a file; write {path.stem}:{attribute}{where}")
     try:
-        found = _imported(module)
+        found = imported(module)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             raise ValueError(
@@ -72,7 +72,7 @@ def find(name: str | Callable[..., Any]) -> Callable[..., Any]:
     return getattr(found, attribute)
 
 
-def _imported(module: str) -> Any:
+def imported(module: str) -> Any:
     """The module that was started, an installed one or, last, one of the current directory."""
     if module == started():
         return sys.modules["__main__"]

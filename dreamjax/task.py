@@ -20,6 +20,7 @@ from dreamjax.importing import importable
 
 FRAME_SHAPE = (64, 64, 3)  # what V sees of any game, uint8
 GAMMA = 0.995  # the discount of C's learning where a task has no other
+USUAL = {"frame_skip": 1, "reward_scale": 1.0, "gamma": GAMMA}  # of what is not found either
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Task:
     Where one episode can end in several ways, `info["end"]` of its last step names the way.
     Policies are named as in `game.policies.POLICIES`, or as "module:function". ValueError where a
     field cannot be.
+
+    What is not given and says "found" is found by a run, from the game or its recordings.
     """
 
     name: str  # what the command line and files call it
@@ -51,22 +54,26 @@ class Task:
     crop: tuple[int, int, int, int] | None = None  # (top, bottom, left, right) that V sees
     ends: tuple[str, ...] = ("end",)  # the ways in which an episode ends by itself, as M foresees
     step_reward: float | None = None  # what every step earns; None: it varies, and M learns it too
-    reward_scale: float = 1.0  # the size of a reward that matters; M predicts rewards in it
+    # the size of a reward that matters, in which M predicts them; None: found, else 1
+    reward_scale: float = None  # type: ignore[assignment]
     reads_restart: bool = True  # whether M is told when an episode begins
     latent_size: int = 32  # Z, numbers in V's latent vector
     hidden_size: int = 256  # H, units of M's LSTM
     num_mixtures: int = 5  # K, Gaussians per latent dimension in M's output
     controller_reads: tuple[str, ...] = ("h",)  # parts of M's state that C reads after z, in order
     controller_bias: bool = True  # whether a linear C has a bias
-    frame_skip: int = 1  # frames of a step: one action, rewards add up, the last picture is seen
-    max_steps: int = 1000  # steps after which an episode is truncated
+    # frames of a step: one action, rewards add up, the last picture is seen; None: found, else 1
+    frame_skip: int = None  # type: ignore[assignment]
+    # steps after which an episode is truncated; where `frame_skip` is found, frames
+    max_steps: int = 1000
     temperature: float = 1.0  # tau of the dream that C learns in
     # whether C learns in short dreams from the middle of real episodes: where M knows the next
     # seconds better than the next minutes
-    branched: bool = False
-    gamma: float = GAMMA  # the discount that C learns with: how much a reward counts a step later
+    branched: bool = True
+    # the discount that C learns with, of a reward a step later; None: found, else 0.995
+    gamma: float = None  # type: ignore[assignment]
     action_repeat: int = 1  # steps for which C, while it learns, holds what it draws; not awake
-    controller_hidden: int = 0  # units of a hidden layer of a C that is learnt; 0 is a linear C
+    controller_hidden: int = 64  # units of a hidden layer of a C that is learnt; 0 is a linear C
     frames_per_second: int = 30  # of the game, for films and the page
     blind: str = "held"  # the blind baseline: the best known policy that ignores the picture
     habits: str = "varied"  # the policy whose recordings teach V and M most of what C may meet
@@ -79,12 +86,17 @@ class Task:
     salient: Colour | None = None  # of small things that matter, which V may weigh more
     flash: Colour | None = None  # the mean colour by which a picture flashes with pain
     paper: Score | None = None  # the paper's result for the full system
+    to_find: tuple[str, ...] = ()  # fields that were not given, so that a run finds them
 
     def __post_init__(self):
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", str(self.name)):
             raise ValueError(
                 f"a task's name is of small letters, digits and hyphens, got {self.name!r}"
             )
+        left = tuple(name for name in USUAL if getattr(self, name) is None)
+        object.__setattr__(self, "to_find", self.to_find + left)
+        for name in left:
+            object.__setattr__(self, name, USUAL[name])
         _formed(self)
         object.__setattr__(self, "make", importable(self.make, self.name))
         object.__setattr__(self, "profile", self.profile or self.name)
@@ -109,6 +121,11 @@ class Task:
         """What M predicts beside the next latent: "reward" where it varies, "end" if there is."""
         varies = ("reward",) if self.step_reward is None else ()
         return (*varies, "end") if self.ends else varies
+
+    def found(self, values: dict[str, Any]) -> "Task":
+        """This game, with what a run found out of it: `to_find`, and so how long it lasts."""
+        known = {name: values[name] for name in (*self.to_find, "max_steps") if name in values}
+        return dataclasses.replace(self, **known, ages=()) if self.to_find and known else self
 
     @property
     def env_id(self) -> str:
@@ -165,7 +182,7 @@ _FORMS = (  # fields of a Task, what brings them into their form, and that form 
     ("controller_hidden", _number(0, whole=True), "a whole number of at least 0"),
     ("reads_restart controller_bias branched one_per_process", _of(bool), "True or False"),
     ("profile package", _of(str), "a string"),
-    ("ends controller_reads panel", _names, 'a tuple of different names, as ("fallen",)'),
+    ("ends controller_reads panel to_find", _names, 'a tuple of different names, as ("fallen",)'),
     ("ages", _tuple(_number(0, whole=True)), "a tuple of steps"),
     ("step_reward", _number(-math.inf), "a number, or None where rewards vary"),
     ("picture", _of(str), "a name, or None"),

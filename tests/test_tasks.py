@@ -237,7 +237,9 @@ def test_actions_that_are_not_the_games_are_refused():
     assert "pedals has the actions Box([-1. 0.], [1. 5.]" in refusal(make_env, wrong)
     more = dataclasses.replace(PICKS, actions=actions.Choice(4, start=2))
     assert "picks has the actions Discrete(3, start=2)" in refusal(make_env, more)
-    assert "must be Discrete or a Box" in refusal(actions.actions_of, Dict(a=Discrete(2)))
+    assert "must be Discrete, MultiDiscrete, MultiBinary or a Box" in refusal(
+        actions.actions_of, Dict(a=Discrete(2))
+    )
     unbounded = Box(np.array([-np.inf, *-np.arange(30.0)], np.float32), np.float32(0))
     assert refusal(actions.actions_of, unbounded).endswith("(31,), float32); wrap the game")
 

@@ -13,6 +13,7 @@ import wrapt
 
 from dreamjax.actions import Actions, actions_of
 from dreamjax.dream.ids import env_ids, note_fork
+from dreamjax.game.by_id import is_id, task_of
 from dreamjax.game.env import GameError, opened
 from dreamjax.importing import find
 from dreamjax.task import Task
@@ -96,20 +97,27 @@ def _seen_actions(task: Task) -> Actions:
             game.close()
 
 
-def find_task(name: str) -> Task:
-    """A known task by its name, or the task that "module:ATTRIBUTE" names, registered.
+def find_task(name: str, picture: str | None = None) -> Task:
+    """A known task by its name, or one that is registered by this.
+
+    `name` may be "module:ATTRIBUTE", which is a `Task`, or "module:id", a game's id in gymnasium,
+    as `by_id` has it. `picture` is `Task.picture`, where it is not the task's own.
 
     Raises:
       ValueError: neither; one line.
     """
     if name in TASKS:
         return TASKS[name]
+    if picture is not None:
+        return register(dataclasses.replace(find_task(name), picture=picture))
     if ":" not in name:
         known = ", ".join(TASKS)
         raise ValueError(
-            f"no task is called {name!r}; choose one of {known}, or name your own as "
-            "module:ATTRIBUTE"
+            f"no task is called {name!r}; choose one of {known}, name your own as "
+            "module:ATTRIBUTE, or one of gymnasium's as gymnasium:CartPole-v1"
         )
+    if is_id(name):
+        return register(task_of(name))
     task = find(name)
     if not isinstance(task, Task):
         raise ValueError(f"{name} is no dreamjax.Task, but {type(task).__name__}")

@@ -152,7 +152,12 @@ class World:
             **{name: getattr(self, name) for name in TUNED},
             **{name: getattr(self.memory, name) for name in VARIANT},
             **_form(self.memory, self.task),
+            **({"found": self._found()} if self.task.to_find else {}),
         }
+
+    def _found(self) -> dict[str, Any]:
+        """What a run found out of the game, as `Task.found` takes it."""
+        return {name: getattr(self.task, name) for name in (*self.task.to_find, "max_steps")}
 
     def digest(self) -> str:
         """SHA-256 of the arrays and, where M is not the paper's, of how it reads and predicts."""
@@ -196,6 +201,8 @@ def blank_world(meta: dict[str, Any], origin: Path) -> World:
             "or by dreamjax.register"
         )
     task = TASKS[meta["task"]]
+    if found := meta.get("found"):
+        task = task.found(dict(found))
     facts = {name: fact(meta, name) for name in _FACTS}
     if meta.get("profile") != task.profile:
         raise ValueError(

@@ -63,9 +63,9 @@ class MemoryConfig:
     held_out: float = 0.1  # share of the episodes that is held out
     steps_per_call: int = 4  # updates per compiled call
     num_events: int = 0  # joint Gaussians over all latents, beside the factored mixture
-    clock: bool = False  # M reads the age of the episode
+    clock: bool | None = False  # M reads the age of the episode; None: found from the recordings
     keys: bool = False  # M reads which key is pressed, not the number
-    residual: bool = False  # M predicts the change of z, not the next z
+    residual: bool | None = False  # M predicts the change of z, not the next; None: found likewise
     scaled: bool = True  # M reads actions scaled to [-1, 1]
     own_guesses: float = 0.0  # share of steps at which M reads its own prediction of z
     dropout: float = 0.0  # dropout on what M reads, one mask per sequence
@@ -104,7 +104,8 @@ class MemoryConfig:
 
     def variant(self) -> dict[str, Any]:
         """What M is beyond the paper's: `Memory`'s keywords."""
-        return {name: getattr(self, name) for name in (*VARIANT, *FORM) if name != "kind"}
+        found = {name: getattr(self, name) or False for name in ("clock", "residual")}
+        return {name: getattr(self, name) for name in (*VARIANT, *FORM) if name != "kind"} | found
 
 
 class State(struct.PyTreeNode):

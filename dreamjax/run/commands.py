@@ -23,6 +23,7 @@ from dreamjax.game.env import games
 from dreamjax.memory.kinds import find_kind
 from dreamjax.play import command as page
 from dreamjax.run import doctor, running
+from dreamjax.run.found import known
 from dreamjax.run.ledger import foretold
 from dreamjax.run.phases import PHASES
 from dreamjax.run.presets import DEFAULT, PRESETS
@@ -78,11 +79,12 @@ def _unbuilt(section: type, default: Any) -> StructConstructorSpec:
 class Command:
     """One phase of a run, or all of them."""
 
-    task: Positional[str]  # a game's name, or your own as module:TASK
+    task: Positional[str]  # a game's name, gymnasium:ID or module:ID, or your own as module:TASK
     run_dir: Path  # everything is written here
     config: Annotated[RunConfig, arg(name="")]
     preset: Literal[tuple(PRESETS)] = DEFAULT  # sizes; the defaults shown here are this one's
     world: str | None = None  # a shipped world, a run or a folder, instead of training V and M
+    observation: str | None = None  # which picture of the game, or "render"; None: finds it
     seed: int = 0  # of all that is random
     device: Device = "auto"  # what to compute on
     distributed: bool = False  # join the other processes of a SLURM job or a TPU pod
@@ -99,9 +101,9 @@ class Command:
         if self.world is not None and name == "train-vision":
             remedy = "leave out --world, or --vision.start-from it"
             raise ValueError(f"{name}: {self.world} has its V; {remedy}")
-        task = find_task(self.task)
+        task = find_task(self.task, self.observation)
         if self.dry_run:
-            _plan(Run(self.run_dir, task, self.seed, config, Logbook()), name, self.world)
+            _plan(known(Run(self.run_dir, task, self.seed, config, Logbook())), name, self.world)
             return
         directory = writable(self.run_dir)
         log = Logbook(directory, writers=self.log) if devices.is_first() else Logbook(quiet=True)

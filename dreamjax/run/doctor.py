@@ -12,6 +12,7 @@ from dreamjax.dream.world import TUNED
 from dreamjax.dream.worlds import load_world
 from dreamjax.game import collecting, rollouts
 from dreamjax.memory.latents import read_latents
+from dreamjax.run.found import known
 from dreamjax.run.game import profiles
 from dreamjax.run.ledger import Phase, decide, renewed
 from dreamjax.run.phases import PHASES
@@ -67,7 +68,7 @@ def as_made(directory: Path, phase: Phase) -> Run:
         raise ValueError(f"{directory} is of the game {named[0]!r}; name it by --task module:TASK")
     seed = next((one["seed"] for one in told if "seed" in one), 0)
     config = _config(directory, phase.section, made) if made and phase.section else RunConfig()
-    return Run(directory, TASKS[named[0]], seed, config, Logbook(quiet=True))
+    return known(Run(directory, TASKS[named[0]], seed, config, Logbook(quiet=True)))
 
 
 def _made(directory: Path, part: str) -> dict[str, Any]:

@@ -97,12 +97,21 @@ def memory_settings(run: Run) -> MemoryConfig:
     if config.start_from == CHANCE:
         return dataclasses.replace(config, start_from=None)
     began = _meta(run.store("memory")).get("config", {"start_from": GIVEN})["start_from"]
+    if config.start_from is not None and None in (config.clock, config.residual):
+        memory, _ = _memory_of(_there(run, config.start_from), run.task)
+        return dataclasses.replace(config, **_open_as(memory, config))
     if config.start_from is not None or began != GIVEN or not was_given_a_world(run):
         return config
     memory = worlds.load_world(_there(run, given)).memory
+    config = dataclasses.replace(config, **_open_as(memory, config))
     form = {name: getattr(memory, name) for name in ("hidden_size", "heads")}
     form |= {name: getattr(memory, name) for name in VARIANT if not _may_grow(memory, config, name)}
     return dataclasses.replace(config, start_from=given, kind=kind_of(memory), **form)
+
+
+def _open_as(memory: Memory, config: MemoryConfig) -> dict[str, Any]:
+    """Settings that are left open, as M has them."""
+    return {k: getattr(memory, k) for k in ("clock", "residual") if getattr(config, k) is None}
 
 
 def _may_grow(memory: Memory, config: MemoryConfig, name: str) -> bool:
@@ -266,7 +275,7 @@ def memory_to_train_on(run: Run, config: MemoryConfig, vision: VAE) -> Memory | 
             "was trained on from, or from nothing"
         )
     _check_grows(memory, config)
-    memory.clock, memory.keys = config.clock, config.keys
+    memory.clock, memory.keys = bool(config.clock), config.keys
     return memory
 
 

@@ -54,8 +54,8 @@ def renamed(config: dict[str, Any], name: Callable[[str | None], Any]) -> dict[s
 
 
 def link(source: Path, target: Path) -> None:
-    """Give `target` the files of `source` that it lacks; nothing where there is no `source`."""
-    for path in source.rglob("*"):
+    """Give `target` the files of `source`, or the file, that it lacks; nothing of no `source`."""
+    for path in (source, *source.rglob("*")):
         copy = target / path.relative_to(source)
         if path.is_file() and not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from dreamjax.dream.worlds import load_world, save_world
+from dreamjax.run.found import FILE, known
 from dreamjax.run.inputs import of_record
 from dreamjax.run.ledger import AGAIN, decide, do
 from dreamjax.run.lineage import memory_settings
@@ -21,14 +22,15 @@ from dreamjax.run.settings import Run
 from dreamjax.training.devices import is_first, wait_for_all
 from dreamjax.training.files import writable
 
-KEPT = ("vision", "latents", "played")  # what a round begins with
+KEPT = ("vision", "latents", "played", FILE)  # what a round begins with
 
 
 def iterate(run: Run, world: str | None = None) -> None:
     """Do a whole run, in `world` if it is given one, and then rounds; the same call resumes."""
+    run = known(run)
     if not _judged(run):
         run_phases(run, world=world)
-    rounds = [run]
+    rounds = [known(run)]
     for number in range(1, run.config.iterate.rounds + 1):
         rounds.append(_round(rounds[-1], run.directory / f"round-{number}", number))
     if is_first():

@@ -14,6 +14,8 @@ from dreamjax.dream.exported import export_world
 from dreamjax.game import policies
 from dreamjax.game.rollouts import shard_paths
 from dreamjax.memory.training import check_form
+from dreamjax.run import learnt
+from dreamjax.run.found import known, settled
 from dreamjax.run.game import check_game
 from dreamjax.run.ledger import do
 from dreamjax.run.lineage import was_given_a_world
@@ -55,8 +57,10 @@ def run_phases(run: Run, phases: tuple[str, ...] | None = None, world: str | Non
     Raises:
       ValueError: a directory that cannot be written, is in use, or holds another game; an M that
         the game has no use for.
+      NothingLearntError: one of several phases has learnt nothing, where `must_learn`.
     """
     check_guarded()
+    run = known(run)
     phases = phases or phases_left(run, world)
     if "train-memory" in phases:
         check_form(run.task, run.config.memory)
@@ -73,9 +77,11 @@ def run_phases(run: Run, phases: tuple[str, ...] | None = None, world: str | Non
         _check_shares(run.config, phases)
         devices.check_agreement(directory, repr((run.task.name, run.seed, run.config, versions())))
         for name in phases:
-            start = time.monotonic()
+            start, run = time.monotonic(), settled(run, name)
             do(run, PHASES[name])
             devices.wait_for_all(name)
+            if run.config.must_learn and len(phases) > 1:
+                learnt.check(run, name)
             run.log.log("seconds", 0, {name: time.monotonic() - start})
 
 

@@ -120,6 +120,7 @@ class RunConfig:
     controller: Literal["evolve", "learn"] = "evolve"  # how `run` trains C; the paper evolves it
     controller_hidden: int | None = None  # hidden units of C; 0: linear, None: the task's
     workers: int | None = None  # processes that play the game; None: one per core
+    must_learn: bool = True  # a whole run stops after a phase that has learnt nothing
     save_seconds: float = 120.0  # between two checkpoints; 0: after every call
 
     def __post_init__(self):

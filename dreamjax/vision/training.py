@@ -12,11 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx, struct
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from dreamjax.game import rollouts
 from dreamjax.task import Task
 from dreamjax.tasks import Colour
 from dreamjax.training.checkpoint import Store
@@ -30,6 +32,8 @@ from dreamjax.vision.layers import Layer
 from dreamjax.vision.model import VAE, images
 
 KL_FLOOR = 0.5  # nats a latent dimension: the original's kl_tolerance
+LARGE = 3.0  # times the root mean square of a picture's errors, beyond which one is large
+DULL = 0.02, 0.98  # shares of a colour, between which a sigmoid learns
 BANDS = 32  # columns of a picture, side by side, whose salient pixels are counted
 
 
@@ -49,15 +53,16 @@ def vae_loss(
 
     reconstruction = mean over B of sum (x' - x)^2;
     kl = mean over B of max(sum over Z of -(1 + logvar - mu^2 - exp(logvar)) / 2, Z / 2).
-    What weighs what is as in `VisionConfig`. A reader, which the paper has not, makes V say in a
-    way that a linear C can read where salient pixels are: it foretells `bands` from z by an affine
-    map, and its squared error counts too.
+    What weighs what is as in `VisionConfig`: of a game without a salient colour, large errors weigh
+    more, so that what is small and far from what V draws is not lost. A reader, which the paper has
+    not, makes V say in a way that a linear C can read where salient pixels are: it foretells
+    `bands` from z by an affine map, and its squared error counts too.
 
     Args:
       key: PRNG key; consumed.
       frames: [B, 64, 64, 3], uint8 or floats in [0, 1].
       normal: draws the noise of z, as `jax.random.normal`.
-      salient: the colour of salient pixels.
+      salient: the colour of salient pixels; None: those of which V is far off, `LARGE`.
       beta: what the divergence counts, as in a beta-VAE (Higgins et al. 2017).
       reader: an affine map [Z] -> [BANDS]; None is the paper's V.
 
@@ -71,7 +76,7 @@ def vae_loss(
     z = mu + jnp.exp(logvar / 2) * normal(key, mu.shape, mu.dtype)
     errors = (vae.picture(z) - pixels) ** 2
     reconstruction = jnp.sum(errors) / len(frames)
-    there = _are(salient, pixels)
+    there = _large(errors) if salient is None else salient.where(pixels, rows=0)
     those = jnp.sum(jnp.where(there, errors, 0.0)) / len(frames)
     divergence = -0.5 * jnp.sum(1 + logvar - mu**2 - jnp.exp(logvar), axis=1)
     kl = jnp.mean(jnp.maximum(divergence, KL_FLOOR * mu.shape[1]))
@@ -94,9 +99,10 @@ def bands(there: jax.Array) -> jax.Array:
     return jnp.log1p(columns.reshape(BANDS, -1, columns.shape[-1]).sum(axis=1)).T
 
 
-def _are(colour: Colour | None, pixels: jax.Array) -> jax.Array:
-    """Which of pixels [3, 64, 64, B] are of a colour, bool [64, 64, B]; none are of None."""
-    return jnp.zeros(pixels.shape[1:], bool) if colour is None else colour.where(pixels, rows=0)
+def _large(errors: jax.Array) -> jax.Array:
+    """Pixels whose error is beyond `LARGE`, of squares [3, 64, 64, B]; bool [64, 64, B]."""
+    pixels = errors.mean(axis=0)
+    return pixels > LARGE**2 * pixels.mean(axis=(0, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +113,8 @@ class VisionConfig:
     batch_size: int = 100  # frames per batch
     learning_rate: float = 1e-4  # Adam's initial rate
     final_learning_rate: float = 1e-4  # final rate, reached along a cosine
-    salient_weight: float = 1.0  # weight of errors in salient pixels; the paper: 1
+    # weight of errors in salient pixels, or of large errors where none are told; the paper: 1
+    salient_weight: float = 1.0
     beta: float = 1.0  # weight of the KL divergence; the paper: 1
     reader_weight: float = 0.0  # weight of a linear probe that reads salient pixels from z
     # run or world whose V is trained further; None: start from scratch
@@ -195,6 +202,9 @@ def train_vision(
             frames_from(following)
         return state, len(frames), {name: float(value) for name, value in metrics.items()}
 
+    vision = vision or of_colour(
+        _untrained(task.latent_size, key_model), _colour(rollouts_directory)
+    )
     begun = initial_state(task.latent_size, key_model, mesh, reads=reads, vision=vision)
     kept = {"log": log, "store": store, "meta": meta}
     counted = {"unit": "frames", "units_per_step": config.batch_size}
@@ -221,6 +231,24 @@ def initial_state(
 @partial(jax.jit, static_argnums=0)
 def _untrained(latent_size: int, key: jax.Array) -> VAE:
     return VAE(latent_size, rngs=nnx.Rngs(key))
+
+
+def _colour(directory: Path | str) -> np.ndarray:
+    """The mean colour of the first shard's frames, [3] in [0, 1]."""
+    path = next(iter(rollouts.frame_counts(directory)))
+    return rollouts.part(path, "frames").mean(axis=(0, 1, 2)) / 255
+
+
+def of_colour(vision: VAE, colour: np.ndarray) -> VAE:
+    """An untrained V that begins by drawing a colour [3], and not grey.
+
+    From grey, pictures that are nearly white or black drive the last layer so far that its sigmoid
+    passes no gradient back: V then draws one colour for good.
+    """
+    share = jnp.asarray(colour.clip(*DULL), jnp.float32)
+    vision = nnx.clone(vision)
+    vision.deconv4.bias[...] = jnp.log(share / (1 - share))
+    return vision
 
 
 _BATCHES = PartitionSpec(None, AXIS)  # of batches [n, B, ...]

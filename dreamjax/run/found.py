@@ -1,0 +1,153 @@
+"""What a run finds out where neither the game nor the command line says it.
+
+Each rule looks at the game or at the recordings before the phase that needs its answer. What was
+found is printed and kept in the run's `found.json`; a world keeps of it what its game needs.
+"""
+
+import contextlib
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+
+from dreamjax.dream import worlds
+from dreamjax.game.jobs import run_jobs
+from dreamjax.game.probing import MOST, frames_until_seen
+from dreamjax.game.rollouts import part, shard_paths
+from dreamjax.memory.latents import LatentSequences, read_latents
+from dreamjax.run import lineage
+from dreamjax.run.places import CHANCE
+from dreamjax.run.settings import Run
+from dreamjax.tasks import TASKS
+from dreamjax.training.checkpoint import CheckpointError, Store
+from dreamjax.training.devices import is_first, processes
+from dreamjax.training.files import write_json
+
+FILE = "found.json"
+PROBES = 24  # moments of a game at which actions are tried
+SOON = 1 / 3  # share of moments by which an action must show
+HORIZONS = 50.0, 300.0  # steps that C looks ahead, at least and at most
+DENSE = 0.1  # share of steps with a reward of their own, from which rewards come soon
+SOON_PAID = 100.0  # steps that C looks ahead, at most, where rewards come soon
+SLOW = 0.5  # of the variance of z, half the squared change of a step: below it z moves slowly
+OLD = 0.01  # share of recorded frames in the older half of an episode's ages, to learn an age from
+ENDING = 0.5  # share of episodes that end by themselves, above which age may be what ends them
+
+
+def known(run: Run) -> Run:
+    """`run`, with what it or the world that it was given has found so far."""
+    return _with(run, _read(run))
+
+
+def settled(run: Run, phase: str) -> Run:
+    """`known`, once what `phase` needs is found too; the first process finds it."""
+    return _with(run, processes().first_then_all(lambda: _found_for(run, phase)))
+
+
+def _found_for(run: Run, phase: str) -> dict[str, Any]:
+    found = _read(run)
+    rules = _RULES.get(phase, {})
+    wanted = [name for name in rules if name not in found and _is_open(run, name)]
+    if wanted and is_first():
+        for find in dict.fromkeys(rules[name] for name in wanted):
+            new = find(_with(run, found))
+            found |= {name: value for name, value in new.items() if name not in found}
+        told = ", ".join(f"{name} {found[name]:.4g}" for name in wanted if name in found)
+        if told:
+            run.log.say(f"found before {phase}: {told}")
+            write_json(run.directory / FILE, found)
+    return found
+
+
+def _is_open(run: Run, name: str) -> bool:
+    """Whether neither the game nor the command line says it."""
+    settings = run.config.memory
+    if not hasattr(settings, name):
+        return name in run.task.to_find
+    trained_on = settings.start_from not in (None, CHANCE) or lineage.was_given_a_world(run)
+    return getattr(settings, name) is None and not trained_on
+
+
+def _read(run: Run) -> dict[str, Any]:
+    """What was found, as the run's file says, or else its world."""
+    with contextlib.suppress(OSError, ValueError):
+        return dict(json.loads((run.directory / FILE).read_text()))
+    if Store(run.directory / "world").steps():
+        with contextlib.suppress(CheckpointError):
+            return dict(worlds.world_meta(run.directory).get("found") or {})
+    return {}
+
+
+def _with(run: Run, found: dict[str, Any]) -> Run:
+    """`run`, whose game and settings have what was found where they had nothing."""
+    task, config = run.task.found(found), run.config
+    if task != run.task:
+        TASKS[task.name] = task
+    left = {k: x for k, x in found.items() if getattr(config.memory, k, 0) is None}
+    memory = dataclasses.replace(config.memory, **left)
+    learn = config.learn
+    if learn.gamma == run.task.gamma:  # filled in from the game as it was
+        learn = dataclasses.replace(learn, gamma=task.gamma)
+    return dataclasses.replace(
+        run, task=task, config=dataclasses.replace(config, memory=memory, learn=learn)
+    )
+
+
+def _frame_skip(run: Run) -> dict[str, Any]:
+    """The fewest frames after which most actions show."""
+    if shard_paths(run.rollouts):  # recorded before this was found
+        return {}
+    target = f"{frames_until_seen.__module__}:{frames_until_seen.__name__}"
+    tried = run_jobs(run.task, target, range(0, 2 * PROBES, 2), workers=run.config.workers)
+    with contextlib.closing(tried):
+        seen = sorted(frames for _, frames in tried if frames is not None)
+    skip = seen[int(SOON * len(seen))] if seen else 1
+    if skip == MOST:
+        run.log.say(f"{run.task.name}: actions hardly show within {MOST} frames")
+    return {"frame_skip": skip, "max_steps": -(-run.task.max_steps // skip)}
+
+
+def _rewards(run: Run) -> dict[str, Any]:
+    """How large rewards are, and how far C must look ahead."""
+    shards = shard_paths(run.rollouts)
+    rewards = np.concatenate([part(path, "rewards") for path in shards]).astype(float)
+    lengths = np.concatenate([part(path, "lengths") for path in shards])
+    paid = rewards[rewards != 0]
+    scale = float(np.sqrt((paid**2).mean())) if len(paid) else 1.0
+    horizon = np.clip(lengths.mean(), *HORIZONS)
+    if (np.abs(rewards - np.median(rewards)) > 1e-3 * scale).mean() > DENSE:
+        horizon = min(horizon, SOON_PAID)
+    return {"reward_scale": float(f"{scale:.2g}"), "gamma": round(1 - 1 / float(horizon), 4)}
+
+
+def _memory_form(run: Run) -> dict[str, Any]:
+    """Whether M foretells z or its change, and whether it is told the age."""
+    latents = read_latents(run.latents)
+    return {"residual": _is_slow(latents), "clock": _is_aged(latents, run.task.max_steps)}
+
+
+def _is_slow(latents: LatentSequences) -> bool:
+    """Whether z changes little from step to step, in the latents that V uses."""
+    mu = latents.mu.astype(np.float32)
+    follows = np.ones(len(mu), bool)
+    follows[latents.first + latents.lengths - 1] = False
+    before = np.flatnonzero(follows)
+    used = mu.var(axis=0) > 0.01
+    if not used.any() or not len(before):
+        return False
+    change = ((mu[before + 1] - mu[before]) ** 2).mean(axis=0) / 2
+    return bool((change / mu.var(axis=0))[used].mean() < SLOW)
+
+
+def _is_aged(latents: LatentSequences, most: int) -> bool:
+    """Whether episodes end by themselves, and are recorded at every age."""
+    ages = np.concatenate([np.arange(length) for length in latents.lengths])
+    return bool(latents.terminated.mean() > ENDING and (ages > most / 2).mean() > OLD)
+
+
+_RULES = {
+    "collect": {"frame_skip": _frame_skip},
+    "train-vision": {"reward_scale": _rewards, "gamma": _rewards},
+    "train-memory": {"residual": _memory_form, "clock": _memory_form},
+}

@@ -1,0 +1,89 @@
+"""Whether a phase has learnt anything: what V does not see, M cannot foresee, nor C learn from."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dreamjax.dream.worlds import load_world
+from dreamjax.fidelity.compare import dreamt_play, dreamt_returns
+from dreamjax.game.rollouts import part, shard_paths
+from dreamjax.memory.latents import read_latents
+from dreamjax.memory.metrics import memory_metrics
+from dreamjax.run import lineage
+from dreamjax.run.settings import CONTROLLERS, Run
+from dreamjax.vision.model import pictures
+
+FRAMES = 512  # that V is judged by
+BLIND = 0.95  # of the error of the mean picture, from which on V sees nothing
+EPISODES = 64  # that M is judged by, at most
+DREAMS = 256  # of C, and of random play
+SURE = 2.0  # standard errors by which C must be better
+
+
+class NothingLearntError(ValueError):
+    """A phase has learnt nothing; one line with a remedy."""
+
+
+def check(run: Run, phase: str) -> None:
+    """Raise NothingLearntError if a phase that is done has learnt nothing."""
+    if phase in _JUDGES and (said := _JUDGES[phase](run)):
+        raise NothingLearntError(f"{phase} has learnt nothing: {said}")
+
+
+def _vision(run: Run) -> str | None:
+    """V's error against that of the mean picture, which needs no latents."""
+    vision, paths = lineage.load_vision(run), shard_paths(run.rollouts)
+    shards = [part(path, "frames") for path in paths[:: max(len(paths) // 8, 1)]]
+    frames = np.concatenate([x[:: max(len(x) * len(shards) // FRAMES, 1)] for x in shards])
+    seen = np.concatenate(
+        [pictures(vision, vision.encode(frames[i : i + 64])[0]) for i in range(0, len(frames), 64)]
+    )
+    images = frames / np.float32(255)
+    error, spread = ((x - images) ** 2 for x in (seen, images.mean(axis=0)))
+    error, spread = (float(x.sum(axis=(1, 2, 3)).mean()) for x in (error, spread))
+    if error < BLIND * spread:
+        return None
+    return (
+        f"V draws pictures with an error of {error:.3g}, where the mean picture has {spread:.3g}; "
+        "give it more --vision.steps, or show it less by Task.crop, and begin in another run "
+        "directory"
+    )
+
+
+def _memory(run: Run) -> str | None:
+    """M's nats for the next latents of held-out episodes, against those of one Gaussian."""
+    world, latents = load_world(run.directory), read_latents(run.latents)
+    _, held = latents.split(run.config.memory.held_out)
+    few = held.select(np.arange(len(held)) < EPISODES)
+    found = memory_metrics(world.memory, few)
+    if found["nll"] < found["nll_marginal"]:
+        return None
+    return (
+        f"M foretells the next latents with {found['nll']:.2f} nats a number, where one Gaussian "
+        f"has {found['nll_marginal']:.2f}; give it more --memory.steps or --collect.episodes, "
+        "and begin in another run directory"
+    )
+
+
+def _controller(run: Run) -> str | None:
+    """What C earns in its dream, against random play there."""
+    world = load_world(run.directory)
+    player, world = world.player, run.config.dream.of(world)
+    how = DREAMS, run.seed, world.params().temperature
+    weights = np.asarray(player.weights)[None]
+    own = np.asarray(dreamt_returns(world, player.controller, weights, *how).score)
+    chance = np.asarray(dreamt_play(world, "uniform", *how).score)
+    error = np.hypot(own.std(), chance.std()) / DREAMS**0.5
+    if own.mean() > chance.mean() + SURE * error:
+        return None
+    return (
+        f"C earns {own.mean():.4g} in its own dream, where random play earns {chance.mean():.4g}; "
+        "give it more --learn.steps, or M more to learn from, and begin in another run directory"
+    )
+
+
+_JUDGES: dict[str, Callable[[Run], str | None]] = {
+    "train-vision": _vision,
+    "train-memory": _memory,
+    **dict.fromkeys(CONTROLLERS, _controller),
+}
