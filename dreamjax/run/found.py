@@ -46,25 +46,24 @@ def settled(run: Run, phase: str) -> Run:
 
 
 def _found_for(run: Run, phase: str) -> dict[str, Any]:
-    found = _read(run)
-    rules = _RULES.get(phase, {})
+    found, rules = _read(run), _RULES.get(phase, {})
     wanted = [name for name in rules if name not in found and _is_open(run, name)]
-    if wanted and is_first():
-        for find in dict.fromkeys(rules[name] for name in wanted):
-            new = find(_with(run, found))
-            found |= {name: value for name, value in new.items() if name not in found}
-        told = ", ".join(f"{name} {found[name]:.4g}" for name in wanted if name in found)
-        if told:
-            run.log.say(f"found before {phase}: {told}")
-            write_json(run.directory / FILE, found)
+    if not (wanted and is_first()):
+        return found
+    for find in dict.fromkeys(rules[name] for name in wanted):
+        found = find(_with(run, found)) | found
+    told = ", ".join(f"{name} {found[name]:.4g}" for name in wanted)
+    run.log.say(f"found before {phase}: {told}")
+    write_json(run.directory / FILE, found)
     return found
 
 
 def _is_open(run: Run, name: str) -> bool:
-    """Whether neither the game nor the command line says it."""
+    """Whether neither the game nor the command line says it, nor recordings older than the file."""
     settings = run.config.memory
     if not hasattr(settings, name):
-        return name in run.task.to_find
+        is_new = (run.directory / FILE).exists() or not shard_paths(run.rollouts)
+        return name in run.task.to_find and is_new
     trained_on = settings.start_from not in (None, CHANCE) or lineage.was_given_a_world(run)
     return getattr(settings, name) is None and not trained_on
 
@@ -96,8 +95,6 @@ def _with(run: Run, found: dict[str, Any]) -> Run:
 
 def _frame_skip(run: Run) -> dict[str, Any]:
     """The fewest frames after which most actions show."""
-    if shard_paths(run.rollouts):  # recorded before this was found
-        return {}
     target = f"{frames_until_seen.__module__}:{frames_until_seen.__name__}"
     tried = run_jobs(run.task, target, range(0, 2 * PROBES, 2), workers=run.config.workers)
     with contextlib.closing(tried):

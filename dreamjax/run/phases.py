@@ -21,7 +21,7 @@ from dreamjax.controller.policy_gradient import Learning, learn
 from dreamjax.dream import worlds
 from dreamjax.dream.world import World
 from dreamjax.fidelity.compare import ExploitAlarm
-from dreamjax.game.collecting import collect
+from dreamjax.game.collecting import SHAPES, collect
 from dreamjax.game.jobs import NONE_PLAYED, play
 from dreamjax.game.rollouts import frame_counts, shard_paths
 from dreamjax.memory.latents import encode_rollouts
@@ -180,7 +180,13 @@ def _record(run: Run, made: Inputs) -> None:
 
 
 COLLECT = Phase(
-    "collect", "rollouts", inputs.of_collect, _collect, found=inputs.collected, section="collect"
+    "collect",
+    "rollouts",
+    inputs.of_collect,
+    _collect,
+    found=inputs.collected,
+    section="collect",
+    task=(*SHAPES, "step_reward"),
 )
 VISION = Phase(
     "train-vision",
