@@ -430,7 +430,7 @@ class Numbers(gymnasium.Env):
 
 class Many(gymnasium.Env):
     observation_space = Box(0, 255, (64, 64, 3), np.uint8)
-    action_space = MultiDiscrete([3, 2])
+    action_space = MultiDiscrete([300, 2])
 
 NUMBERS = Task("numbers", make=Numbers)
 MANY = Task("many", make=Many)
@@ -520,7 +520,7 @@ def odd_games(tmp_path_factory, monkeypatch):
         ("collect odd_games:NONE --run-dir DIR", "odd_games has no 'NONE'"),
         ("collect odd_games:NUMBERS --run-dir DIR", "numbers shows no pictures: its observations"),
         ("collect odd_games:NUMBERS --run-dir DIR", "its render_mode is None, not 'rgb_array'"),
-        ("collect odd_games:MANY --run-dir DIR", "must be Discrete or a Box, got MultiDiscr"),
+        ("collect odd_games:MANY --run-dir DIR", "actions have 600 combinations, more than 256"),
         ("collect odd_games:NOWHERE --run-dir DIR", "odd_games has no 'nowhere'"),
         ("collect odd_games:TWIN --run-dir DIR", "another task is called take-cover; choose anoth"),
     ],

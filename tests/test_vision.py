@@ -221,7 +221,7 @@ def test_a_reader_counts_by_hand():
     x[0, 10:13, 20:22, 1], x[0, 40, 63, 1], x[2, :, 0, 1] = 255, 255, 255
     shown = np.zeros((3, training.BANDS))
     shown[0, 10], shown[0, 31], shown[2, 0] = np.log([7, 2, 65])
-    there = training._are(Colour(0, 1, 0, 0.9), vision.images(x))
+    there = Colour(0, 1, 0, 0.9).where(vision.images(x), rows=0)
     np.testing.assert_allclose(training.bands(there), shown, rtol=1e-6)
     key, reader = jax.random.key(0), layers.Layer((Z, 32), 32, rngs=nnx.Rngs(5))
     reader.bias[...] += 0.3
@@ -242,11 +242,11 @@ def test_a_colour_is_one_side_of_a_plane():
     red, green, blue = np.moveaxis(x, -1, 0)
     wanted = 0.5 * red - green + 2 * blue > 0.3
     near = np.abs(0.5 * red - green + 2 * blue - 0.3) < 1e-5
-    found = training._are(colour, vision.images(x)).transpose(2, 0, 1)
+    found = colour.where(vision.images(x), rows=0).transpose(2, 0, 1)
     np.testing.assert_array_equal(found | near, wanted | near)
     np.testing.assert_array_equal(is_of(colour, x) | near, wanted | near)
     assert 0.1 < wanted.mean() < 0.9
-    assert not training._are(None, vision.images(x)).any() and not is_of(None, x).any()
+    assert not is_of(None, x).any()
 
 
 def test_the_same_things_are_found_in_a_flash():
@@ -258,7 +258,7 @@ def test_the_same_things_are_found_in_a_flash():
     x = (1 - share) * calm + share * np.float32([1, 0, 0])
     wanted = np.zeros((6, 64, 64), bool)
     wanted[1:5, 10:13, 20:22] = True  # nothing is left to see in the last
-    found = training._are(colour, vision.images(x)).transpose(2, 0, 1)
+    found = colour.where(vision.images(x), rows=0).transpose(2, 0, 1)
     np.testing.assert_array_equal(found, wanted)
     np.testing.assert_array_equal(is_of(colour, x), wanted)
     np.testing.assert_array_equal(is_of(colour, x[3]), wanted[3])
@@ -298,17 +298,66 @@ def recorded(tmp_path_factory):
     """Two shards of eight frames in all."""
     directory = tmp_path_factory.mktemp("rollouts")
     for number, length in enumerate((5, 3)):
-        shard = rollouts.Rollouts(
-            frames=frames(8)[number * 5 :][:length],
-            actions=np.zeros((length, 1), np.float32),
-            rewards=np.ones(length, np.float32),
-            lengths=np.array([length], np.int32),
-            terminated=np.array([True]),
-            seeds=np.array([number]),
-            profile="test",
-        )
-        rollouts.write(directory / f"shard-{number:05d}.npz", shard)
+        write(directory, frames(8)[number * 5 :][:length], number)
     return directory
+
+
+def write(directory, pictures, number=0):
+    """A shard of one episode that shows these pictures."""
+    length = len(pictures)
+    shard = rollouts.Rollouts(
+        frames=pictures,
+        actions=np.zeros((length, 1), np.float32),
+        rewards=np.ones(length, np.float32),
+        lengths=np.array([length], np.int32),
+        terminated=np.array([True]),
+        seeds=np.array([number]),
+        profile="test",
+    )
+    rollouts.write(directory / f"shard-{number:05d}.npz", shard)
+
+
+def test_large_errors_weigh_more_where_no_colour_is_told():
+    x = np.full((2, 64, 64, 3), 250, np.uint8)
+    x[0, 30:33, 30:32] = 0
+    vae, key = model(), jax.random.key(0)
+    loss, metrics = vae_loss(vae, key, x, salient_weight=10.0)
+    mu, logvar = plain_encode(vae, x / np.float32(255))
+    z = mu + jnp.exp(logvar / 2) * jax.random.normal(key, mu.shape)
+    errors = np.asarray((vae.decode(z) - x / np.float32(255)) ** 2).mean(axis=-1)
+    large = errors > 9 * errors.mean(axis=(1, 2), keepdims=True)
+    assert large[0, 30:33, 30:32].all() or not large.any()
+    those = 3 * errors[large].sum() / 2
+    np.testing.assert_allclose(metrics["salient"], those, rtol=1e-4)
+    np.testing.assert_allclose(
+        loss, metrics["reconstruction"] + 9 * those + metrics["kl"], rtol=1e-4
+    )
+
+
+def test_it_begins_with_the_colour_of_the_pictures():
+    colour = np.array([0.0, 0.5, 0.99])
+    begun = training.of_colour(blank(), colour)
+    drawn = np.asarray(begun.decode(jnp.zeros((1, Z)))).mean(axis=(0, 1, 2))
+    np.testing.assert_allclose(drawn, [0.02, 0.5, 0.98], atol=1e-3)
+    assert not blank().deconv4.bias[...].any(), "what it was made of stays"
+
+
+@pytest.mark.slow
+def test_a_small_thing_on_a_white_ground_is_seen(tmp_path):
+    rng = np.random.default_rng(0)
+    places = rng.integers(0, 56, 512)
+    x = np.full((512, 64, 64, 3), 255, np.uint8)
+    for picture, place in zip(x, places, strict=True):
+        picture[40:46, place : place + 8] = 0
+    write(tmp_path, x)
+    trained = train(tmp_path, dataclasses.replace(CONFIG, steps=240, batch_size=16))
+    mu = np.asarray(trained.encode(x)[0])
+    known = np.c_[mu, np.ones(len(mu))]
+    left = places - known @ np.linalg.lstsq(known, places, rcond=None)[0]
+    shown = np.asarray(trained.decode(mu[:64]))
+    error = ((shown - x[:64] / 255) ** 2).sum(axis=(1, 2, 3)).mean()
+    print(error, left.var() / places.var())
+    assert error < 60  # 144 of the mean picture or of a white one
 
 
 def train(recorded, config, store=None):

@@ -54,7 +54,7 @@ def _memory(run: Run) -> str | None:
     """M's nats for the next latents of held-out episodes, against those of one Gaussian."""
     world, latents = load_world(run.directory), read_latents(run.latents)
     _, held = latents.split(run.config.memory.held_out)
-    few = held.select(np.arange(len(held)) < EPISODES)
+    few = held.select(np.arange(len(held.lengths)) < EPISODES)
     found = memory_metrics(world.memory, few)
     if found["nll"] < found["nll_marginal"]:
         return None

@@ -1,0 +1,242 @@
+"""Games by their ids, what a run finds out of them, and when it stops for having learnt nothing."""
+
+import dataclasses
+import json
+
+import gymnasium
+import numpy as np
+import pytest
+from command import dreamjax, refused
+from gymnasium import spaces
+
+from dreamjax import Task, actions, register
+from dreamjax.dream.registration import find_task
+from dreamjax.dream.world import blank_world
+from dreamjax.dream.worlds import load_world
+from dreamjax.game.by_id import ById, is_id, task_of
+from dreamjax.game.env import make_env
+from dreamjax.game.probing import MOST, frames_until_seen
+from dreamjax.memory.latents import LatentSequences
+from dreamjax.run import found, learnt
+from dreamjax.run.presets import PRESETS
+from dreamjax.run.settings import Run
+from dreamjax.tasks import CAR_RACING, TASKS
+from dreamjax.training.logbook import Logbook
+
+SEED = 4
+
+
+class Slider(gymnasium.Env):
+    """A square that goes left or right by as many columns of a large picture as `speed` says."""
+
+    observation_space = spaces.Box(0, 255, (128, 128, 3), np.uint8)
+    action_space = spaces.Discrete(2)
+    speed, noise = 2.0, False
+
+    def reset(self, *, seed=None, options=None):
+        """Begin in the middle."""
+        super().reset(seed=seed)
+        self.place, self.time = 56.0, 0
+        return self._picture(), {}
+
+    def step(self, action):
+        """Move; 3 is paid each 20 steps, and a wall ends it."""
+        self.time += 1
+        self.place += self.speed * (2 * action - 1)
+        at_wall = not 8 < self.place < 104
+        return self._picture(), 3.0 * (self.time % 20 == 0), at_wall, False, {}
+
+    def _picture(self):
+        picture = np.full((128, 128, 3), 255, np.uint8)
+        picture[56:72, round(self.place) : round(self.place) + 16] = 0
+        if self.noise:
+            picture[:8] = np.random.default_rng().integers(0, 256, (8, 128, 3))
+        return picture
+
+
+class Crawler(Slider):
+    """Moves a column in a hundred steps."""
+
+    speed = 0.01
+
+
+class Flicker(Slider):
+    """Draws noise of its own."""
+
+    noise = True
+
+
+SLIDER = Task("slider", make=Slider, max_steps=40)
+gymnasium.register("Slider-v3", Slider, max_episode_steps=40)
+
+
+@pytest.mark.parametrize(
+    "name, whether",
+    [
+        ("gymnasium:CartPole-v1", True),
+        ("gymnasium:Nameless", True),
+        ("ale_py:ALE/Pong-v5", True),
+        ("mine:Game-v0,size=3", True),
+        ("mine:GAME", False),
+        ("mine.games:make_2", False),
+        ("take-cover", False),
+    ],
+)
+def test_ids_are_told_from_attributes(name, whether):
+    assert is_id(name) == whether
+
+
+def test_a_game_is_found_by_its_id_with_its_options():
+    task = find_task("gymnasium:CarRacing-v3,continuous=False,domain_randomize=True")
+    assert task.name == "carracing-v3-continuous-false-domain-randomize-true"
+    assert task.actions == actions.Choice(5) and task.max_steps == 1000
+    assert (task.frames_per_second, task.package) == (50, "gymnasium")
+    assert task.profile == "CarRacing-v3,continuous=False,domain_randomize=True"
+    assert hash(task) == hash(dataclasses.replace(task)) and TASKS[task.name] == task
+    assert task_of("test_found:Slider-v3").max_steps == 40
+    assert ById.of("a:B-v1,x=-0.5,y=left").options == (("x", -0.5), ("y", "left"))
+
+
+def test_an_id_is_made_and_shows_its_picture():
+    with_env = make_env(find_task("gymnasium:CartPole-v1"))
+    frame, _ = with_env.reset(seed=SEED)
+    assert frame.shape == (64, 64, 3) and 0 < (frame < 200).mean() < 0.2, "a pole on white"
+    with_env.close()
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("gymnasium:Nope-v1", "gymnasium has no game 'Nope-v1'"),
+        ("gymnasium:CartPole-v1,x", "options are written option=value, got 'x'"),
+        ("gymnasium:CartPole-v1,x=1", "unexpected keyword argument 'x'"),
+        ("nowhere_at_all:Game-v1", "needs the module nowhere_at_all"),
+        ("gymnasium:Ant-v5", "pip install"),
+        ("gymnasium:ALE/Pong-v9", "Pong"),
+        ("gymnasium:FrozenLake8x8-v1,map_name=no", "make() failed (KeyError"),
+        ("nobody", "or one of gymnasium's as gymnasium:CartPole-v1"),
+    ],
+)
+def test_an_id_that_cannot_be_played_is_one_line(name, said, tmp_path):
+    run = tmp_path / "run"
+    assert said in refused("collect", name, "--run-dir", run)
+    assert not run.exists() or not any(run.rglob("*.npz"))
+
+
+def test_several_discrete_actions_are_one_choice():
+    space = spaces.MultiDiscrete([[3, 2], [2, 1]])
+    choice = actions.actions_of(space)
+    assert choice == actions.Choice(12)
+    given = [choice.to_game(np.eye(12)[k], space) for k in range(12)]
+    assert all(space.contains(one) for one in given)
+    assert len({one.tobytes() for one in given}) == 12
+    begun = spaces.MultiDiscrete([2, 3], start=[5, -1])
+    assert all(begun.contains(actions.Choice(6).to_game(np.eye(6)[k], begun)) for k in range(6))
+    pressed = spaces.MultiBinary(3)
+    choice = actions.actions_of(pressed)
+    assert choice == actions.Choice(8)
+    assert choice.to_game(np.eye(8)[5], pressed).tolist() == [1, 0, 1]
+    with pytest.raises(ValueError, match="1,024 combinations, more than 256"):
+        actions.actions_of(spaces.MultiBinary(10))
+
+
+@pytest.mark.parametrize("make, frames", [(Slider, 1), (Crawler, MOST), (Flicker, None)])
+def test_an_action_shows_after_so_many_frames(make, frames):
+    game = make_env(dataclasses.replace(SLIDER, make=make, actions=actions.Choice(2)))
+    assert frames_until_seen(game, SEED, lambda steps: None) == frames
+
+
+def test_what_is_not_given_is_found_and_what_is_given_stays():
+    assert SLIDER.to_find == ("frame_skip", "reward_scale", "gamma")
+    assert (SLIDER.frame_skip, SLIDER.reward_scale, SLIDER.gamma) == (1, 1.0, 0.995)
+    given = Task("given", make=Slider, frame_skip=2)
+    values = {"frame_skip": 5, "max_steps": 8, "gamma": 0.9, "residual": True}
+    assert given.to_find == ("reward_scale", "gamma")
+    assert (given.found(values).frame_skip, given.found(values).gamma) == (2, 0.9)
+    assert SLIDER.found(values).ages[-1] == SLIDER.found(values).max_steps == 8
+    assert CAR_RACING.found(values) is CAR_RACING
+
+
+def latents(lengths, step, terminated=True):
+    """Latents [N, 2] that move by `step` times the spread of those of an episode."""
+    rng, parts = np.random.default_rng(0), []
+    for length in lengths:
+        parts.append(np.cumsum(step * rng.normal(size=(length, 2)), axis=0) + rng.normal(size=2))
+    mu = np.concatenate(parts).astype(np.float16)
+    return LatentSequences(
+        mu=mu,
+        logvar=0 * mu - 5,
+        actions=np.zeros((len(mu), 1), np.float32),
+        rewards=np.ones(len(mu), np.float32),
+        lengths=np.array(lengths, np.int32),
+        terminated=np.full(len(lengths), terminated),
+        seeds=np.arange(len(lengths)),
+        vision="v",
+        profile="test",
+        ends=np.zeros(len(lengths), np.int8),
+    )
+
+
+def test_m_foretells_changes_where_z_is_slow_and_is_told_the_age_where_it_is_recorded():
+    slow = latents((30, 40), 0.1)
+    noise = np.random.default_rng(0).normal(size=slow.mu.shape).astype(np.float16)
+    assert found._is_slow(slow) and not found._is_slow(dataclasses.replace(slow, mu=noise))
+    assert found._is_aged(latents((30, 40), 0.1), most=50)
+    assert not found._is_aged(latents((30, 40), 0.1), most=100), "no frame is so old"
+    assert not found._is_aged(latents((30, 40), 0.1, terminated=False), most=50)
+
+
+def test_a_run_finds_out_prints_and_keeps_and_its_world_tells(tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["run", "test_found:SLIDER", "--preset", "smoke", "--run-dir", run, "--controller"]
+    words += ["learn", "--memory.clock", "None", "--memory.residual", "None"]
+    words += ["--collect.episodes", "4", "--vision.steps", "2", "--memory.steps", "2"]
+    words += ["--evaluate.episodes", "2", "--evaluate.baseline-episodes", "2"]
+    status, out, err = dreamjax(*words)
+    assert status == 0, err
+    told = json.loads((run / found.FILE).read_text())
+    assert told.keys() == {*SLIDER.to_find, "max_steps", "residual", "clock"}
+    assert "found before collect: frame_skip 1" in out
+    assert "found before train-vision: reward_scale 3, gamma 0.98" in out
+    assert "found before train-memory: residual" in out
+    register(SLIDER)  # as a new process knows it
+    world = load_world(run)
+    assert (world.task.gamma, world.task.reward_scale) == (0.98, 3.0)
+    assert world.memory.residual == told["residual"] and world.memory.clock == told["clock"]
+    assert dreamjax("doctor", run)[0] == 0
+    status, out, err = dreamjax(*words)
+    assert status == 0 and "found before" not in out, err
+
+
+def test_recordings_that_are_older_are_taken_as_they_are(tmp_path):
+    smoke, task = PRESETS["smoke"], register(SLIDER)
+    (tmp_path / "rollouts").mkdir()
+    (tmp_path / "rollouts" / "shard-00000.npz").touch()
+    run = Run(tmp_path, task, 0, smoke, Logbook(quiet=True))
+    assert found.settled(run, "train-vision").task == task
+
+
+def test_a_world_that_tells_what_cannot_be_is_refused(tmp_path):
+    meta = {"task": register(SLIDER).name, "profile": "slider", "starts": 2}
+    assert blank_world(meta | {"found": {"frame_skip": 3}}, tmp_path).task.frame_skip == 3
+    for told in ({"frame_skip": 0}, {"gamma": "much"}):
+        with pytest.raises(ValueError, match=next(iter(told))):
+            blank_world(meta | {"found": told}, tmp_path)
+
+
+def test_a_run_stops_where_a_phase_has_learnt_nothing(smoke, tmp_path, monkeypatch):
+    directory, _ = smoke
+    run = Run(directory, find_task("short_cover:SHORT"), 0, PRESETS["smoke"], Logbook(quiet=True))
+    with pytest.raises(learnt.NothingLearntError, match="train-vision has learnt nothing: V draws"):
+        learnt.check(run, "train-vision")
+    monkeypatch.setattr(learnt, "BLIND", 1e3)
+    learnt.check(run, "train-vision")
+    monkeypatch.setattr(learnt, "memory_metrics", lambda *_: {"nll": 1.5, "nll_marginal": 1.4})
+    with pytest.raises(learnt.NothingLearntError, match="1.50 nats a number, where one Gaussian"):
+        learnt.check(run, "train-memory")
+    monkeypatch.setattr(learnt, "SURE", np.inf)
+    with pytest.raises(learnt.NothingLearntError, match="in its own dream, where random play"):
+        learnt.check(run, run.config.controller)
+    monkeypatch.setattr(learnt, "SURE", -np.inf)
+    learnt.check(run, run.config.controller)
+    learnt.check(run, "collect")
