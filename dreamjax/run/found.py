@@ -32,7 +32,6 @@ DENSE = 0.1  # share of steps with a reward of their own, from which rewards com
 SOON_PAID = 100.0  # steps that C looks ahead, at most, where rewards come soon
 SLOW = 0.5  # of the variance of z, half the squared change of a step: below it z moves slowly
 OLD = 0.01  # share of recorded frames in the older half of an episode's ages, to learn an age from
-ENDING = 0.5  # share of episodes that end by themselves, above which age may be what ends them
 
 
 def known(run: Run) -> Run:
@@ -140,7 +139,7 @@ def _is_slow(latents: LatentSequences) -> bool:
 def _is_aged(latents: LatentSequences, most: int) -> bool:
     """Whether episodes end by themselves, and are recorded at every age."""
     ages = np.concatenate([np.arange(length) for length in latents.lengths])
-    return bool(latents.terminated.mean() > ENDING and (ages > most / 2).mean() > OLD)
+    return bool(latents.terminated.mean() > lineage.ENDING and (ages > most / 2).mean() > OLD)
 
 
 _RULES = {

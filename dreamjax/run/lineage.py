@@ -32,6 +32,7 @@ from dreamjax.training.checkpoint import CheckpointError, Store, digest
 from dreamjax.training.devices import is_first
 from dreamjax.vision.model import VAE
 
+ENDING = 0.5  # share of episodes that end by themselves, above which that is what they are about
 NUM_STARTS = 1000  # start states kept in a world, as the original's initial_z.json
 
 
@@ -185,7 +186,7 @@ def bind(run: Run, inputs: Inputs, memory: Memory) -> None:
     threshold = calibrated_threshold(memory, held)
     mu, logvar = (jnp.asarray(part) for part in latents.starts(NUM_STARTS))
     tuned: dict[str, Any] = {"death_threshold": threshold, "death_noise": 1.0}
-    tuned["dropout"] = made["config"]["dropout"] or None
+    tuned["dropout"] = _dropout(made["config"], latents)
     start_states = start_states_of(memory, train, run.config.memory.start_states, run.seed)
     world = World(run.task, vision, memory, mu, logvar, **tuned, start_states=start_states)
     world = run.config.dream.of(world)
@@ -196,6 +197,16 @@ def bind(run: Run, inputs: Inputs, memory: Memory) -> None:
         run.log.say("M on held-out episodes: " + foreseen(foresight(memory, held)))
     told = portable(untold(made), run.directory) | {"steps": made["step"]}
     worlds.save_world(run.directory, world, told)
+
+
+def _dropout(config: dict[str, Any], latents: LatentSequences) -> float | None:
+    """The dropout of a dream: that with which its M was trained; None is none.
+
+    An M that practises on its own guesses needs it only where episodes end by themselves: dreams
+    of such games are too kind without, and of others untrue with it.
+    """
+    needed = not config.get("own_guesses") or latents.terminated.mean() > ENDING
+    return (config["dropout"] or None) if needed else None
 
 
 def memory_aside(run: Run, _: Any, changed: str) -> Sequence[Path] | None:

@@ -18,7 +18,6 @@ from dreamjax.vision.training import VisionConfig
 # Beyond the paper, of `quick` and `cpu`: V sees what is small, M practises on its own guesses.
 _VISION = VisionConfig(learning_rate=1e-3, final_learning_rate=2e-5, salient_weight=10.0)
 _MEMORY = MemoryConfig(num_events=4, clock=None, residual=None, dropout=0.05, own_guesses=0.25)
-_DREAM = DreamConfig(dropout=0.0)
 
 DEFAULT = "quick"
 PRESETS = {
@@ -37,7 +36,6 @@ PRESETS = {
     # A quarter of an hour on 2 fast cores, less than an hour on slow ones.
     "quick": RunConfig(
         collect=CollectConfig(episodes=1600, policy="habits"),
-        dream=_DREAM,
         vision=replace(_VISION, steps=4000),
         memory=replace(
             _MEMORY,
@@ -55,7 +53,6 @@ PRESETS = {
     # 50 minutes on 2 fast cores, hours on slow ones; as `iterate`, 28 more for each round.
     "cpu": RunConfig(
         collect=CollectConfig(episodes=3400, policy="habits"),
-        dream=_DREAM,
         vision=replace(_VISION, steps=13_000),
         memory=replace(
             _MEMORY,

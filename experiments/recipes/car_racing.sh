@@ -9,7 +9,7 @@
 # Stopped anywhere, the same line goes on.
 set -euo pipefail
 run=${1:?the run directory}
-form=(--seed 71 --memory.residual --memory.num-events 0 --memory.no-clock --memory.own-guesses 0.25
+form=(--seed 71 --memory.residual True --memory.num-events 0 --memory.clock False --memory.own-guesses 0.25
   --memory.dropout 0.05 --dream.temperature 1 --dream.dropout 0)
 learnt=(--learn.steps 8000000)
 size=(--collect.episodes 700 --vision.steps 4000

@@ -15,7 +15,7 @@ judged=(--evaluate.episodes 300 --evaluate.baseline-episodes 300)
 rounds=3
 if [ "${2:-}" = --smoke ]; then
   rounds=1
-  size=(--preset smoke --vision.reader-weight 10 --memory.start-states 20 --memory.num-events 4 --memory.clock
+  size=(--preset smoke --vision.reader-weight 10 --memory.start-states 20 --memory.num-events 4 --memory.clock True
     --controller learn --iterate.rounds "$rounds" --iterate.episodes 4 --iterate.memory-steps 4)
   judged=(--evaluate.episodes 2 --evaluate.baseline-episodes 2)
 fi
