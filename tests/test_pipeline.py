@@ -322,7 +322,7 @@ def test_m_is_trained_on_where_v_is_the_same(smoke, tmp_path, capsys):
     assert cli.main(words) == 1
     assert "has clock=True, but this run asks for False" in capsys.readouterr().err
     words[words.index(str(tmp_path / "clocked"))] = str(smoke[0])
-    assert cli.main([*words, "--memory.residual"]) == 1
+    assert cli.main([*words, "--memory.residual", "True"]) == 1
     assert "has residual=False, but this run asks for True" in capsys.readouterr().err
 
 

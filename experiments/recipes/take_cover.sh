@@ -10,7 +10,7 @@
 # Stopped anywhere, the same line goes on.
 set -euo pipefail
 run=${1:?the run directory}
-size=(--preset cpu --vision.reader-weight 10)
+size=(--preset cpu --vision.reader-weight 10 --memory.own-guesses 0 --memory.clock True --memory.residual False)
 judged=(--evaluate.episodes 300 --evaluate.baseline-episodes 300)
 rounds=3
 if [ "${2:-}" = --smoke ]; then
