@@ -312,9 +312,9 @@ BAD_SPACES = {
     "all of float32": (Box(-3e38, 3e38, (1,)), "must have bounds"),
     "one side open": (Box(np.float32([0]), np.float32([np.inf])), "must have bounds"),
     "too near": (Box(1e9, 1e9 + 1, (1,), np.float64), "too near"),
-    "buttons": (MultiBinary(3), "Discrete or a Box"),
-    "several": (Tuple([Discrete(2)]), "Discrete or a Box"),
-    "none at all": (Box(0, 1, (0,)), "Discrete or a Box"),
+    "buttons": (MultiBinary(9), "512 combinations"),
+    "several": (Tuple([Discrete(2)]), "MultiBinary or a Box"),
+    "none at all": (Box(0, 1, (0,)), "MultiBinary or a Box"),
 }
 
 

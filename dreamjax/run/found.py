@@ -47,12 +47,14 @@ def settled(run: Run, phase: str) -> Run:
 def _found_for(run: Run, phase: str) -> dict[str, Any]:
     found, rules = _read(run), _RULES.get(phase, {})
     wanted = [name for name in rules if name not in found and _is_open(run, name)]
-    if not (wanted and is_first()):
+    begins = phase == "collect" and run.task.to_find and _is_new(run)
+    if not ((wanted or begins) and is_first()):
         return found
     for find in dict.fromkeys(rules[name] for name in wanted):
         found = find(_with(run, found)) | found
-    told = ", ".join(f"{name} {found[name]:.4g}" for name in wanted)
-    run.log.say(f"found before {phase}: {told}")
+    if wanted:
+        told = ", ".join(f"{name} {found[name]:.4g}" for name in wanted)
+        run.log.say(f"found before {phase}: {told}")
     write_json(run.directory / FILE, found)
     return found
 
@@ -61,10 +63,14 @@ def _is_open(run: Run, name: str) -> bool:
     """Whether neither the game nor the command line says it, nor recordings older than the file."""
     settings = run.config.memory
     if not hasattr(settings, name):
-        is_new = (run.directory / FILE).exists() or not shard_paths(run.rollouts)
-        return name in run.task.to_find and is_new
+        return name in run.task.to_find and _is_new(run)
     trained_on = settings.start_from not in (None, CHANCE) or lineage.was_given_a_world(run)
     return getattr(settings, name) is None and not trained_on
+
+
+def _is_new(run: Run) -> bool:
+    """Whether nothing was recorded before there was a file of what was found."""
+    return (run.directory / FILE).exists() or not shard_paths(run.rollouts)
 
 
 def _read(run: Run) -> dict[str, Any]:
