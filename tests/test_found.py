@@ -13,6 +13,7 @@ from dreamjax import Task, actions, register
 from dreamjax.dream.registration import find_task
 from dreamjax.dream.world import blank_world
 from dreamjax.dream.worlds import load_world
+from dreamjax.game import rollouts
 from dreamjax.game.by_id import ById, is_id, task_of
 from dreamjax.game.env import make_env
 from dreamjax.game.probing import MOST, frames_until_seen
@@ -186,6 +187,60 @@ def test_m_foretells_changes_where_z_is_slow_and_is_told_the_age_where_it_is_rec
     assert not found._is_aged(latents((30, 40), 0.1, terminated=False), most=50)
 
 
+def run_of(directory, **memory):
+    smoke = PRESETS["smoke"]
+    config = dataclasses.replace(smoke, memory=dataclasses.replace(smoke.memory, **memory))
+    return Run(directory, register(SLIDER), 0, config, Logbook(directory))
+
+
+def test_each_phase_finds_what_it_needs(tmp_path, monkeypatch, capsys):
+    run = run_of(tmp_path, clock=None, residual=None)
+    begun = found.settled(run, "collect").task
+    assert (begun.frame_skip, begun.max_steps, TASKS["slider"]) == (1, 40, begun)
+    (tmp_path / "rollouts").mkdir()
+    shard = rollouts.Rollouts(
+        frames=np.zeros((60, 64, 64, 3), np.uint8),
+        actions=np.zeros((60, 2), np.float32),
+        rewards=np.where(np.arange(60) % 20 == 0, 3.0, 0.0).astype(np.float32),
+        lengths=np.array([30, 30], np.int32),
+        terminated=np.array([True, True]),
+        seeds=np.arange(2),
+        profile="slider",
+    )
+    rollouts.write(tmp_path / "rollouts" / "shard-00000.npz", shard)
+    seen = found.settled(run, "train-vision")
+    assert (seen.task.reward_scale, seen.task.gamma) == (3.0, 0.98)
+    assert seen.config.learn.gamma == 0.98
+    monkeypatch.setattr(found, "read_latents", lambda path: latents((30, 40), 0.1))
+    ready = found.settled(run, "train-memory").config.memory
+    assert (ready.residual, ready.clock) == (True, True)
+    assert found.settled(run_of(tmp_path, clock=False), "train-memory").config.memory.clock is False
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        "found before collect: frame_skip 1",
+        "found before train-vision: reward_scale 3, gamma 0.98",
+        "found before train-memory: residual 1, clock 1",
+    ]
+
+
+def test_what_is_paid_often_is_looked_for_less_far(tmp_path):
+    often = np.random.default_rng(0).normal(size=400).astype(np.float32)
+    for rewards, gamma in ((often, 0.99), (np.ones(400, np.float32), 0.9967)):
+        shard = rollouts.Rollouts(
+            frames=np.zeros((400, 64, 64, 3), np.uint8),
+            actions=np.zeros((400, 2), np.float32),
+            rewards=rewards,
+            lengths=np.array([400], np.int32),
+            terminated=np.array([True]),
+            seeds=np.arange(1),
+            profile="slider",
+        )
+        (tmp_path / "rollouts").mkdir(exist_ok=True)
+        rollouts.write(tmp_path / "rollouts" / "shard-00000.npz", shard)
+        assert found._rewards(run_of(tmp_path))["gamma"] == gamma
+
+
+@pytest.mark.slow
 def test_a_run_finds_out_prints_and_keeps_and_its_world_tells(tmp_path, capsys):
     run = tmp_path / "run"
     words = ["run", "test_found:SLIDER", "--preset", "smoke", "--run-dir", run, "--controller"]
@@ -204,6 +259,9 @@ def test_a_run_finds_out_prints_and_keeps_and_its_world_tells(tmp_path, capsys):
     assert (world.task.gamma, world.task.reward_scale) == (0.98, 3.0)
     assert world.memory.residual == told["residual"] and world.memory.clock == told["clock"]
     assert dreamjax("doctor", run)[0] == 0
+    register(SLIDER)
+    beside = ["learn", *words[1:5], tmp_path / "beside", "--world", run]
+    assert dreamjax(*beside)[0] == 0, "a world brings what was found with it"
     status, out, err = dreamjax(*words)
     assert status == 0 and "found before" not in out, err
 
@@ -226,6 +284,8 @@ def test_a_world_that_tells_what_cannot_be_is_refused(tmp_path):
 
 def test_a_run_stops_where_a_phase_has_learnt_nothing(smoke, tmp_path, monkeypatch):
     directory, _ = smoke
+    monkeypatch.setattr(learnt, "FRAMES", 32)
+    monkeypatch.setattr(learnt, "DREAMS", 16)
     run = Run(directory, find_task("short_cover:SHORT"), 0, PRESETS["smoke"], Logbook(quiet=True))
     with pytest.raises(learnt.NothingLearntError, match="train-vision has learnt nothing: V draws"):
         learnt.check(run, "train-vision")

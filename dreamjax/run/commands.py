@@ -103,7 +103,8 @@ class Command:
             raise ValueError(f"{name}: {self.world} has its V; {remedy}")
         task = find_task(self.task, self.observation)
         if self.dry_run:
-            _plan(known(Run(self.run_dir, task, self.seed, config, Logbook())), name, self.world)
+            run = Run(self.run_dir, task, self.seed, config, Logbook())
+            _plan(known(run, self.world), name, self.world)
             return
         directory = writable(self.run_dir)
         log = Logbook(directory, writers=self.log) if devices.is_first() else Logbook(quiet=True)

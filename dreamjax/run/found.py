@@ -34,9 +34,13 @@ SLOW = 0.5  # of the variance of z, half the squared change of a step: below it 
 OLD = 0.01  # share of recorded frames in the older half of an episode's ages, to learn an age from
 
 
-def known(run: Run) -> Run:
-    """`run`, with what it or the world that it was given has found so far."""
-    return _with(run, _read(run))
+def known(run: Run, world: str | None = None) -> Run:
+    """`run`, with what was found for it, or for its world or the `world` that it is given."""
+    found = _read(run)
+    if not found and world is not None:
+        with contextlib.suppress(CheckpointError):  # who is given it says why
+            found = dict(worlds.world_meta(world).get("found") or {})
+    return _with(run, found)
 
 
 def settled(run: Run, phase: str) -> Run:
@@ -47,8 +51,8 @@ def settled(run: Run, phase: str) -> Run:
 def _found_for(run: Run, phase: str) -> dict[str, Any]:
     found, rules = _read(run), _RULES.get(phase, {})
     wanted = [name for name in rules if name not in found and _is_open(run, name)]
-    begins = phase == "collect" and run.task.to_find and _is_new(run)
-    if not ((wanted or begins) and is_first()):
+    begins = phase == "collect" and run.task.to_find and not (run.directory / FILE).exists()
+    if not ((wanted or (begins and _is_new(run))) and is_first()):
         return found
     for find in dict.fromkeys(rules[name] for name in wanted):
         found = find(_with(run, found)) | found

@@ -27,7 +27,7 @@ KEPT = ("vision", "latents", "played", FILE)  # what a round begins with
 
 def iterate(run: Run, world: str | None = None) -> None:
     """Do a whole run, in `world` if it is given one, and then rounds; the same call resumes."""
-    run = known(run)
+    run = known(run, world)
     if not _judged(run):
         run_phases(run, world=world)
     rounds = [known(run)]

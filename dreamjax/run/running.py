@@ -60,7 +60,7 @@ def run_phases(run: Run, phases: tuple[str, ...] | None = None, world: str | Non
       NothingLearntError: one of several phases has learnt nothing, where `must_learn`.
     """
     check_guarded()
-    run = known(run)
+    run = known(run, world)
     phases = phases or phases_left(run, world)
     if "train-memory" in phases:
         check_form(run.task, run.config.memory)
