@@ -21,7 +21,9 @@ from dreamjax.training.logbook import Logbook
 
 
 class Adder(struct.PyTreeNode):
-    """An M that is sure of z to come: z + action."""
+    """An M that is sure of z to come: z + action, and `off`."""
+
+    off: float = 0.0
 
     def initial_carry(self, batch=()):
         return jnp.zeros((*batch, 1))
@@ -30,7 +32,7 @@ class Adder(struct.PyTreeNode):
         return carry, None
 
     def __call__(self, carry, z, action, age):
-        mean = (z + action)[..., None, :]
+        mean = (z + action + self.off)[..., None, :]
         return carry, Prediction(Mixture(jnp.zeros_like(mean), mean, jnp.full_like(mean, -9.0)))
 
 
@@ -57,6 +59,13 @@ def test_an_m_that_obeys_errs_by_other_actions_alone(small_task):
         if k < 6:
             assert control == pytest.approx(size * np.mean(np.square(apart)), rel=0.02)
     assert "15: 0.00 (" in foreseen(found)
+
+
+def test_an_error_counts_in_the_variance_of_what_was_seen(small_task):
+    latents = walks(small_task, [40, 26, 40])
+    found = foresight(Adder(off=0.5), latents, ahead=(1, 5), warm_up=20)
+    size = small_task.latent_size / latents.mu.astype(float).var(axis=0).sum()
+    np.testing.assert_allclose(found["error"], size * np.square([0.5, 2.5]), rtol=0.02)
 
 
 def test_the_first_dreamt_step_is_m_s_own_after_the_warm_up(small_task):

@@ -156,6 +156,12 @@ def check_dream(world, page, tau, controller, weights):
     return came
 
 
+def test_a_page_goes_at_the_pace_of_its_game():
+    world = load_world("car-racing")
+    facts = folder.facts_of(world, None)
+    assert (facts["steps_per_second"], facts["frame_skip"]) == (50 / 4, 4)
+
+
 def test_a_page_begins_at_the_temperature_of_its_world():
     world = load_world("take-cover")
     assert world.temperature not in (None, world.task.temperature)
