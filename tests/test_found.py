@@ -9,7 +9,7 @@ import pytest
 from command import dreamjax, refused
 from gymnasium import spaces
 
-from dreamjax import Task, actions, register
+from dreamjax import Task, actions, make, register
 from dreamjax.dream.registration import find_task
 from dreamjax.dream.world import blank_world
 from dreamjax.dream.worlds import load_world
@@ -258,6 +258,7 @@ def test_a_run_finds_out_prints_and_keeps_and_its_world_tells(tmp_path, capsys):
     world = load_world(run)
     assert (world.task.gamma, world.task.reward_scale) == (0.98, 3.0)
     assert world.memory.residual == told["residual"] and world.memory.clock == told["clock"]
+    assert make("DreamSlider-v1", world=str(run))[0].task == world.task
     assert dreamjax("doctor", run)[0] == 0
     register(SLIDER)
     beside = ["learn", *words[1:5], tmp_path / "beside", "--world", run]

@@ -19,7 +19,7 @@ from gymnax.environments import spaces
 from dreamjax.actions import Keys
 from dreamjax.dream.env import DreamEnv, EnvParams, EnvState, Noise, Stepped, keeping_numbers
 from dreamjax.dream.ids import check_process, env_ids
-from dreamjax.dream.worlds import identity, load_world
+from dreamjax.dream.worlds import found_in, identity, load_world
 from dreamjax.task import FRAME_SHAPE, Task
 from dreamjax.training.settings import SettingError
 from dreamjax.vision.model import VAE
@@ -253,4 +253,6 @@ def named(
         if value not in choices:
             raise SettingError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     source = str(task.name if world is None else world)
+    if task.to_find:
+        task = task.found(found_in(source))
     return NamedDream(task, **variant, world=source, temperature=temperature)

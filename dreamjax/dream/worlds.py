@@ -4,6 +4,7 @@ A run keeps its world in full precision as a checkpoint, and its C in another; t
 are exported folders, and go by their names.
 """
 
+import contextlib
 import dataclasses
 import difflib
 from functools import cache, partial
@@ -80,6 +81,13 @@ def world_meta(source: Path | str) -> dict[str, Any]:
     if exported.is_exported(folder):
         return exported.read_arrays(folder)[0]
     return Store(folder / "world").meta()
+
+
+def found_in(source: Path | str) -> dict[str, Any]:
+    """What was found out of a world's game, as `Task.found` takes it; nothing of no world."""
+    with contextlib.suppress(CheckpointError):
+        return dict(world_meta(source).get("found") or {})
+    return {}
 
 
 def shipped_worlds() -> list[str]:

@@ -20,7 +20,6 @@ from dreamjax.run import lineage
 from dreamjax.run.places import CHANCE
 from dreamjax.run.settings import Run
 from dreamjax.tasks import TASKS
-from dreamjax.training.checkpoint import CheckpointError, Store
 from dreamjax.training.devices import is_first, processes
 from dreamjax.training.files import write_json
 
@@ -37,10 +36,7 @@ OLD = 0.01  # share of recorded frames in the older half of an episode's ages, t
 def known(run: Run, world: str | None = None) -> Run:
     """`run`, with what was found for it, or for its world or the `world` that it is given."""
     found = _read(run)
-    if not found and world is not None:
-        with contextlib.suppress(CheckpointError):  # who is given it says why
-            found = dict(worlds.world_meta(world).get("found") or {})
-    return _with(run, found)
+    return _with(run, found or ({} if world is None else worlds.found_in(world)))
 
 
 def settled(run: Run, phase: str) -> Run:
@@ -81,10 +77,7 @@ def _read(run: Run) -> dict[str, Any]:
     """What was found, as the run's file says, or else its world."""
     with contextlib.suppress(OSError, ValueError):
         return dict(json.loads((run.directory / FILE).read_text()))
-    if Store(run.directory / "world").steps():
-        with contextlib.suppress(CheckpointError):
-            return dict(worlds.world_meta(run.directory).get("found") or {})
-    return {}
+    return worlds.found_in(run.directory) if (run.directory / "world").exists() else {}
 
 
 def _with(run: Run, found: dict[str, Any]) -> Run:
