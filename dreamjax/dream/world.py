@@ -197,8 +197,8 @@ def blank_world(meta: dict[str, Any], origin: Path) -> World:
     if meta.get("task") not in list(TASKS):
         raise CheckpointError(
             f"{origin} is of the game {reprlib.repr(meta.get('task'))}; this dreamjax knows "
-            f"{list(TASKS)}; use a world of one of these, or name its game by --task module:TASK, by "
-            "--task gymnasium:ID, or by dreamjax.register"
+            f"{list(TASKS)}; use a world of one of these, or name its game by --task module:TASK, "
+            "by --task gymnasium:ID, or by dreamjax.register"
         )
     task = TASKS[meta["task"]]
     if found := meta.get("found"):

@@ -33,7 +33,7 @@ PRESETS = {
         evaluate=EvaluateConfig(episodes=4, baseline_episodes=10),
         must_learn=False,
     ),
-    # A quarter of an hour on 2 fast cores, less than an hour on slow ones; as `iterate`, 4 minutes
+    # A quarter of an hour on 2 fast cores, less than an hour on slow ones; as `iterate`, 8 minutes
     # more for each round.
     "quick": RunConfig(
         collect=CollectConfig(episodes=1600, policy="habits"),
@@ -50,7 +50,7 @@ PRESETS = {
         evolve=EvolveConfig(generations=20, eval_every=5, eval_rollouts=256),
         learn=LearnConfig(steps=12_000_000),
         controller="learn",
-        iterate=IterateConfig(rounds=2, memory_steps=1000),
+        iterate=IterateConfig(rounds=2),
     ),
     # 50 minutes on 2 fast cores, hours on slow ones; as `iterate`, 28 more for each round.
     "cpu": RunConfig(
