@@ -52,7 +52,17 @@ def pytest_xdist_auto_num_workers():
 
 
 LONGEST = (
-    *("pipeline", "distributed", "promises", "workers", "play", "vision", "agent", "envs"),
+    *(
+        "pipeline",
+        "rounds",
+        "distributed",
+        "promises",
+        "workers",
+        "play",
+        "vision",
+        "agent",
+        "envs",
+    ),
     *("memory", "real", "rollouts", "learning", "checkpoint", "evolution", "ledger", "worlds"),
     *("faults", "scripts", "latents", "fidelity", "media", "pages", "commands"),
 )

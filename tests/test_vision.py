@@ -364,8 +364,9 @@ def train(recorded, config, store=None):
     return train_vision(TAKE_COVER, recorded, config, 0, store=store)
 
 
+@pytest.mark.slow
 @pytest.mark.smoke
-@pytest.mark.parametrize("bfloat16", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("bfloat16", [False, True])
 def test_it_learns_a_handful_of_frames(recorded, bfloat16):
     @jax.jit
     def error(vae):
