@@ -30,6 +30,7 @@ def params(steps=20):
     return ProbeParams(target=TARGET, max_steps_in_episode=jnp.int32(steps))
 
 
+@pytest.mark.slow
 @pytest.mark.smoke
 def test_it_imitates_a_known_controller():
     config = EvolveConfig(
@@ -53,6 +54,7 @@ def test_it_learns_to_balance():
     assert found.best[0] < -1  # pushes against x[0]; at most -1.43 over 100 seeds
 
 
+@pytest.mark.slow
 def test_what_an_accelerator_does_otherwise_changes_no_length(dream, monkeypatch):
     """Padded products, and several steps between two looks at who is alive."""
     env, env_params = dream

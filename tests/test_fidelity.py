@@ -52,7 +52,7 @@ def constant_hazard(task, logit):
     return memory
 
 
-@pytest.mark.parametrize("policy", ["uniform", "blind"])
+@pytest.mark.parametrize("policy", [pytest.param("uniform", marks=pytest.mark.slow), "blind"])
 def test_sampled_deaths_come_at_the_rate_that_the_logit_says(small_task, policy):
     task = dataclasses.replace(small_task, max_steps=1000)
     logit = 1.0

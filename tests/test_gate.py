@@ -678,10 +678,11 @@ WORKS = {
     "evaluate": "from dreamjax.game.jobs import play; play(task, 'uniform', [1], workers=1)",
     "step": "from dreamjax.game.vector import VectorGame\nVectorGame(task, 1).reset([0], [1])",
 }
-SLOW, OTHERS = pytest.mark.slow, ("collect", "evaluate")
+OTHERS = ("collect", "evaluate")
 
 
-@pytest.mark.parametrize("work", ["step", *(pytest.param(x, marks=SLOW) for x in OTHERS)])
+@pytest.mark.slow
+@pytest.mark.parametrize("work", ("step", *OTHERS))
 def test_a_script_without_a_guard_ends_in_one_line(work, tmp_path):
     """Not in processes that start processes: each imports the script to make the game."""
     script = tmp_path / "loose.py"

@@ -101,6 +101,7 @@ def test_an_empty_carry_may_hold_one_array_twice():
     train_memory(COUNTDOWN, countdown(), config, 0, log=QUIET, memory=begun)
 
 
+@pytest.mark.slow
 def test_it_learns_a_countdown_to_death():
     config = dataclasses.replace(TOY, kind=KIND, hidden_size=20)
     memory = train_memory(COUNTDOWN, countdown(), config, 0, log=QUIET)
@@ -163,6 +164,7 @@ def test_it_dreams_and_a_population_lives_in_its_dream(gru_world):
     assert len(np.unique(played.steps)) > 3 and played.steps.max() < 2100
 
 
+@pytest.mark.slow
 def test_it_plays_awake(gru_world):
     """What it remembers is its own after each frame, and nothing once an episode begins."""
     player = gru_world.player_of(jnp.full(64 + UNITS, 0.05))

@@ -69,7 +69,7 @@ def test_updates_of_v_and_encoding(small_task):
     lowers(latents._encode, state.model, frames)
 
 
-@pytest.mark.parametrize("num_events", [0, 2])
+@pytest.mark.parametrize("num_events", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_updates_of_m(small_task, num_events):
     config = MemoryConfig(steps=4, batch_size=2, sequence_length=8, num_events=num_events)
     rows = np.zeros((40, small_task.latent_size), np.float16)
@@ -89,6 +89,7 @@ def test_updates_of_m(small_task, num_events):
     lowers(training._updates, run.initial(), run.frames, plan, run._key_noise, config, run.mesh)
 
 
+@pytest.mark.slow
 def test_a_step_awake(dream, small_task):
     env, params = dream
     policy, vision = controller_for(env.task), VAE(small_task.latent_size, rngs=nnx.Rngs(0))

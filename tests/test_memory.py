@@ -923,6 +923,7 @@ def test_metrics_without_deaths_are_finite():
             assert set(metrics) == {"nll", "nll_marginal", "nll_copy", "reward_r2"}
 
 
+@pytest.mark.slow
 def test_baselines_equal_gaussians_fitted_to_samples():
     n = 200_000  # at which neither sample's nats have a standard error above 0.0013
     latents = dataclasses.replace(

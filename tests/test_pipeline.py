@@ -210,6 +210,7 @@ def test_running_again_trains_nothing(smoke):
     assert [json.loads(line)["phase"] for line in added.splitlines()] == ["seconds"]
 
 
+@pytest.mark.slow
 def test_c_evolves_along_components_of_what_it_reads(smoke, tmp_path):
     words = ["evolve", GAME, "--preset", "smoke", *TINY[3:], "--evolve.components", "5"]
     words += ["--run-dir", str(tmp_path / "a"), "--world", str(smoke[0])]

@@ -190,7 +190,7 @@ FORMS = {
 }
 
 
-OFTEN = ("choice", "two ends, residual")
+OFTEN = ("two ends, residual",)
 
 
 @pytest.mark.parametrize("form", [x if x in OFTEN else pytest.param(x, marks=SLOW) for x in FORMS])
