@@ -343,17 +343,16 @@ def test_it_begins_with_the_colour_of_the_pictures():
 
 
 @pytest.mark.slow
-def test_a_small_thing_on_a_white_ground_is_seen(tmp_path):
-    rng = np.random.default_rng(0)
-    places = rng.integers(0, 56, 512)
-    x = np.full((512, 64, 64, 3), 255, np.uint8)
+def test_what_moves_on_a_white_ground_is_seen(tmp_path):
+    places = np.random.default_rng(0).integers(0, 44, 256)
+    x = np.full((256, 64, 64, 3), 255, np.uint8)
     for picture, place in zip(x, places, strict=True):
-        picture[40:46, place : place + 8] = 0
+        picture[30:50, place : place + 20] = 0
     write(tmp_path, x)
-    trained = train(tmp_path, dataclasses.replace(CONFIG, steps=240, batch_size=16))
+    trained = train(tmp_path, dataclasses.replace(CONFIG, steps=80, batch_size=8))
     shown = np.asarray(trained.decode(trained.encode(x[:64])[0]))
     error = ((shown - x[:64] / 255) ** 2).sum(axis=(1, 2, 3)).mean()
-    assert error < 60  # 20; a white picture has 144
+    assert error < 500  # 81; 748 of the mean picture; 1,200 of white, which V begun grey draws
 
 
 def train(recorded, config, store=None):
