@@ -54,7 +54,7 @@ class Config:
     directory: Annotated[Path, tyro.conf.Positional]  # a run for each game goes here
     games: tuple[str, ...] = GAMES
     preset: str = "quick"
-    rounds: int = 1
+    rounds: int = 2
     seed: int = 0
     episodes: int = 100  # by which players are judged
     choosing: int = 20  # episodes of each blind player, to choose the best
