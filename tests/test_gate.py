@@ -454,7 +454,7 @@ MAKES = {
     "none": (lambda: None, "no gymnasium.Env"),
     "a class": (lambda: Dot, "no gymnasium.Env"),
     "several": (lambda: gymnasium.make_vec("CartPole-v1", 2), "no gymnasium.Env"),
-    "an unknown one": (lambda: gymnasium.make("ALE/Pong-v5"), "Namespace ALE not found"),
+    "an unknown one": (lambda: gymnasium.make("Nowhere/Pong-v5"), "Namespace Nowhere not found"),
     "a missing file": (lambda: np.load("no such level"), "no such level"),
     "an argument": (lambda size: Dot(), "missing 1 required"),
 }
