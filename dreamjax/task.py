@@ -97,6 +97,8 @@ class Task:
         object.__setattr__(self, "to_find", self.to_find + left)
         for name in left:
             object.__setattr__(self, name, USUAL[name])
+        if not set(self.to_find) <= set(USUAL):
+            raise ValueError(f"to_find of {self.name} must be of {list(USUAL)}, got {self.to_find}")
         _formed(self)
         object.__setattr__(self, "make", importable(self.make, self.name))
         object.__setattr__(self, "profile", self.profile or self.name)
@@ -123,7 +125,12 @@ class Task:
         return (*varies, "end") if self.ends else varies
 
     def found(self, values: dict[str, Any]) -> "Task":
-        """This game, with what a run found out of it: `to_find`, and so how long it lasts."""
+        """This game, with what a run found out of it: `to_find`, and so how long it lasts.
+
+        ValueError where a value cannot be.
+        """
+        if not isinstance(values, dict):
+            raise ValueError(f"what was found of {self.name} must be a dict, got {values!r}")
         known = {name: values[name] for name in (*self.to_find, "max_steps") if name in values}
         return dataclasses.replace(self, **known, ages=()) if self.to_find and known else self
 

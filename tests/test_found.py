@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from command import dreamjax, refused
 from gymnasium import spaces
+from recorded import write
 
 from dreamjax import Task, actions, make, register
 from dreamjax.dream.registration import find_task
 from dreamjax.dream.world import blank_world
 from dreamjax.dream.worlds import load_world
-from dreamjax.game import rollouts
 from dreamjax.game.by_id import ById, is_id, task_of
 from dreamjax.game.env import make_env
 from dreamjax.game.probing import MOST, frames_until_seen
@@ -197,17 +197,8 @@ def test_each_phase_finds_what_it_needs(tmp_path, monkeypatch, capsys):
     run = run_of(tmp_path, clock=None, residual=None)
     begun = found.settled(run, "collect").task
     assert (begun.frame_skip, begun.max_steps, TASKS["slider"]) == (1, 40, begun)
-    (tmp_path / "rollouts").mkdir()
-    shard = rollouts.Rollouts(
-        frames=np.zeros((60, 64, 64, 3), np.uint8),
-        actions=np.zeros((60, 2), np.float32),
-        rewards=np.where(np.arange(60) % 20 == 0, 3.0, 0.0).astype(np.float32),
-        lengths=np.array([30, 30], np.int32),
-        terminated=np.array([True, True]),
-        seeds=np.arange(2),
-        profile="slider",
-    )
-    rollouts.write(tmp_path / "rollouts" / "shard-00000.npz", shard)
+    rewards = np.where(np.arange(30) % 20 == 0, 3.0, 0.0).astype(np.float32)
+    write(tmp_path / "rollouts", np.zeros((30, 64, 64, 3), np.uint8), rewards=rewards)
     seen = found.settled(run, "train-vision")
     assert (seen.task.reward_scale, seen.task.gamma) == (3.0, 0.98)
     assert seen.config.learn.gamma == 0.98
@@ -226,17 +217,7 @@ def test_each_phase_finds_what_it_needs(tmp_path, monkeypatch, capsys):
 def test_what_is_paid_often_is_looked_for_less_far(tmp_path):
     often = np.random.default_rng(0).normal(size=400).astype(np.float32)
     for rewards, gamma in ((often, 0.99), (np.ones(400, np.float32), 0.9967)):
-        shard = rollouts.Rollouts(
-            frames=np.zeros((400, 64, 64, 3), np.uint8),
-            actions=np.zeros((400, 2), np.float32),
-            rewards=rewards,
-            lengths=np.array([400], np.int32),
-            terminated=np.array([True]),
-            seeds=np.arange(1),
-            profile="slider",
-        )
-        (tmp_path / "rollouts").mkdir(exist_ok=True)
-        rollouts.write(tmp_path / "rollouts" / "shard-00000.npz", shard)
+        write(tmp_path / "rollouts", np.zeros((400, 64, 64, 3), np.uint8), rewards=rewards)
         assert found._rewards(run_of(tmp_path))["gamma"] == gamma
 
 
@@ -278,7 +259,7 @@ def test_recordings_that_are_older_are_taken_as_they_are(tmp_path):
 def test_a_world_that_tells_what_cannot_be_is_refused(tmp_path):
     meta = {"task": register(SLIDER).name, "profile": "slider", "starts": 2}
     assert blank_world(meta | {"found": {"frame_skip": 3}}, tmp_path).task.frame_skip == 3
-    for told in ({"frame_skip": 0}, {"gamma": "much"}):
+    for told in ({"frame_skip": 0}, {"gamma": "much"}, {"max_steps": None}):
         with pytest.raises(ValueError, match=next(iter(told))):
             blank_world(meta | {"found": told}, tmp_path)
 
@@ -301,3 +282,18 @@ def test_a_run_stops_where_a_phase_has_learnt_nothing(smoke, tmp_path, monkeypat
     monkeypatch.setattr(learnt, "SURE", -np.inf)
     learnt.check(run, run.config.controller)
     learnt.check(run, "collect")
+
+
+def test_what_was_found_must_be_of_its_form(tmp_path):
+    with pytest.raises(ValueError, match="what was found of slider must be a dict"):
+        SLIDER.found([3])
+    with pytest.raises(ValueError, match="to_find of wrong must be of"):
+        Task("wrong", make=Slider, to_find=("speed",))
+    for text in ("", "[1]", "{", "null"):
+        (tmp_path / found.FILE).write_text(text)
+        assert found.known(run_of(tmp_path)).task.max_steps == 40, "it is found again"
+
+
+def test_a_shipped_game_keeps_its_picture(tmp_path):
+    words = ["collect", "take-cover", "--observation", "screen", "--run-dir", tmp_path / "run"]
+    assert "take-cover has its own picture; leave out --observation" in refused(*words)

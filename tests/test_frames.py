@@ -7,6 +7,7 @@ from concurrent.futures import Future
 
 import numpy as np
 import pytest
+from recorded import write
 
 from dreamjax.game import rollouts
 from dreamjax.task import FRAME_SHAPE
@@ -23,16 +24,8 @@ def recorded(tmp_path_factory):
     start = 0
     for number, length in enumerate(LENGTHS):
         values = np.arange(start, start + length, dtype=np.uint8)
-        shard = rollouts.Rollouts(
-            frames=np.broadcast_to(values[:, None, None, None], (length, *FRAME_SHAPE)),
-            actions=np.zeros((length, 1), np.float32),
-            rewards=np.ones(length, np.float32),
-            lengths=np.array([length], np.int32),
-            terminated=np.array([True]),
-            seeds=np.array([number]),
-            profile="test",
-        )
-        rollouts.write(directory / f"shard-{number:05d}.npz", shard)
+        frames = np.broadcast_to(values[:, None, None, None], (length, *FRAME_SHAPE))
+        write(directory, frames, number)
         start += length
     return directory
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
+from recorded import write
 
 from dreamjax.fidelity.compare import is_of
-from dreamjax.game import rollouts
 from dreamjax.tasks import TAKE_COVER, Colour
 from dreamjax.training import checkpoint
 from dreamjax.training.logbook import Logbook
@@ -300,21 +300,6 @@ def recorded(tmp_path_factory):
     for number, length in enumerate((5, 3)):
         write(directory, frames(8)[number * 5 :][:length], number)
     return directory
-
-
-def write(directory, pictures, number=0):
-    """A shard of one episode that shows these pictures."""
-    length = len(pictures)
-    shard = rollouts.Rollouts(
-        frames=pictures,
-        actions=np.zeros((length, 1), np.float32),
-        rewards=np.ones(length, np.float32),
-        lengths=np.array([length], np.int32),
-        terminated=np.array([True]),
-        seeds=np.array([number]),
-        profile="test",
-    )
-    rollouts.write(directory / f"shard-{number:05d}.npz", shard)
 
 
 def test_large_errors_weigh_more_where_no_colour_is_told():

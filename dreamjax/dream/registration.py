@@ -86,6 +86,12 @@ def register(task: Task) -> Task:
     return task
 
 
+def _showing(task: Task, picture: str) -> Task:
+    if task in GAMES:
+        raise ValueError(f"{task.name} has its own picture; leave out --observation")
+    return register(dataclasses.replace(task, picture=picture))
+
+
 def _seen_actions(task: Task) -> Actions:
     game = opened(task)
     try:
@@ -106,10 +112,10 @@ def find_task(name: str, picture: str | None = None) -> Task:
     Raises:
       ValueError: neither; one line.
     """
+    if picture is not None:
+        return _showing(find_task(name), picture)
     if name in TASKS:
         return TASKS[name]
-    if picture is not None:
-        return register(dataclasses.replace(find_task(name), picture=picture))
     if ":" not in name:
         known = ", ".join(TASKS)
         raise ValueError(

@@ -202,7 +202,7 @@ def blank_world(meta: dict[str, Any], origin: Path) -> World:
         )
     task = TASKS[meta["task"]]
     if found := meta.get("found"):
-        task = task.found(dict(found))
+        task = task.found(found)
     facts = {name: fact(meta, name) for name in _FACTS}
     if meta.get("profile") != task.profile:
         raise ValueError(

@@ -86,7 +86,7 @@ def world_meta(source: Path | str) -> dict[str, Any]:
 def found_in(source: Path | str) -> dict[str, Any]:
     """What was found out of a world's game, as `Task.found` takes it; nothing of no world."""
     with contextlib.suppress(CheckpointError):
-        return dict(world_meta(source).get("found") or {})
+        return world_meta(source).get("found") or {}
     return {}
 
 

@@ -75,7 +75,7 @@ def _is_new(run: Run) -> bool:
 
 def _read(run: Run) -> dict[str, Any]:
     """What was found, as the run's file says, or else its world."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, TypeError):  # of a damaged file nothing is known
         return dict(json.loads((run.directory / FILE).read_text()))
     return worlds.found_in(run.directory) if (run.directory / "world").exists() else {}
 

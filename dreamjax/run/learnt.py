@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dreamjax.dream.worlds import load_world
+from dreamjax.dream.worlds import SEARCHES, load_world
 from dreamjax.fidelity.compare import dreamt_play, dreamt_returns
 from dreamjax.game.rollouts import part, shard_paths
 from dreamjax.memory.latents import read_latents
@@ -27,7 +27,7 @@ class NothingLearntError(ValueError):
 def check(run: Run, phase: str) -> None:
     """Raise NothingLearntError if a phase that is done has learnt nothing."""
     if phase in _JUDGES and (said := _JUDGES[phase](run)):
-        raise NothingLearntError(f"{phase} has learnt nothing: {said}")
+        raise NothingLearntError(f"{phase} has learnt nothing: {said}; or go on by --no-must-learn")
 
 
 def _vision(run: Run) -> str | None:
@@ -60,8 +60,8 @@ def _memory(run: Run) -> str | None:
         return None
     return (
         f"M foretells the next latents with {found['nll']:.2f} nats a number, where one Gaussian "
-        f"has {found['nll_marginal']:.2f}; give it more --memory.steps or --collect.episodes, "
-        "and begin in another run directory"
+        f"has {found['nll_marginal']:.2f}; give it more --memory.steps, or more episodes in "
+        "another run directory"
     )
 
 
@@ -78,7 +78,7 @@ def _controller(run: Run) -> str | None:
         return None
     return (
         f"C earns {own.mean():.4g} in its own dream, where random play earns {chance.mean():.4g}; "
-        "give it more --learn.steps, or M more to learn from, and begin in another run directory"
+        f"give it more --{SEARCHES[run.config.controller]}, or M more to learn from"
     )
 
 
