@@ -80,6 +80,7 @@ for _number in range(ALWAYS):
 
 def main(config: Config) -> list[dict[str, Any]]:
     """Do what is left of each game; the rows of the table, which is printed and written."""
+    config.directory.mkdir(parents=True, exist_ok=True)
     rows = [_row(config, name) for name in config.games]
     write_json(config.directory / "suite.json", rows)
     print(f"{'game':<34}{'random':>16}{'best blind':>16}{'C':>16}{'in dream':>10}", end="")
@@ -123,11 +124,11 @@ def _row(config: Config, name: str) -> dict[str, Any]:
 
 def _train(config: Config, name: str, directory: Path) -> str | None:
     """Run a game's command; why it stopped, if it did."""
-    words = ["iterate", name, "--preset", config.preset, "--run-dir", str(directory)]
-    words += ["--seed", str(config.seed), "--iterate.rounds", str(config.rounds)]
+    words = [name, "--preset", config.preset, "--run-dir", str(directory)]
+    words += ["--seed", str(config.seed)]
     words += [f"--evaluate.{x}={config.episodes}" for x in ("episodes", "baseline-episodes")]
-    if not config.rounds:
-        words[0] = "run"
+    rounds = ["--iterate.rounds", str(config.rounds)]
+    words = ["iterate", *words, *rounds] if config.rounds else ["run", *words]
     done = subprocess.run(
         [sys.executable, "-m", "dreamjax", *words], stderr=subprocess.PIPE, text=True
     )

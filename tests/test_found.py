@@ -16,6 +16,7 @@ from dreamjax.dream.world import blank_world
 from dreamjax.dream.worlds import load_world
 from dreamjax.game.by_id import ById, is_id, task_of
 from dreamjax.game.env import make_env
+from dreamjax.game.jobs import play
 from dreamjax.game.probing import MOST, frames_until_seen
 from dreamjax.memory.latents import LatentSequences
 from dreamjax.run import found, learnt
@@ -23,6 +24,7 @@ from dreamjax.run.presets import PRESETS
 from dreamjax.run.settings import Run
 from dreamjax.tasks import CAR_RACING, TASKS
 from dreamjax.training.logbook import Logbook
+from dreamjax.training.settings import SettingError
 
 SEED = 4
 
@@ -219,6 +221,23 @@ def test_what_is_paid_often_is_looked_for_less_far(tmp_path):
     for rewards, gamma in ((often, 0.99), (np.ones(400, np.float32), 0.9967)):
         write(tmp_path / "rollouts", np.zeros((400, 64, 64, 3), np.uint8), rewards=rewards)
         assert found._rewards(run_of(tmp_path))["gamma"] == gamma
+
+
+def test_as_many_episodes_are_recorded_as_the_bound_on_frames_holds(tmp_path):
+    def asked(**collect):
+        run = run_of(tmp_path)
+        collect = dataclasses.replace(run.config.collect, policy="held", **collect)
+        return dataclasses.replace(run, config=dataclasses.replace(run.config, collect=collect))
+
+    many = asked(episodes=1600, max_frames=400)
+    episodes = found.settled(many, "collect").config.collect.episodes
+    lengths = play(SLIDER, "held", range(100, 140)).lengths
+    assert 0.7 < episodes * lengths.mean() / 400 < 1.4, "16 episodes tell the length of others"
+    few, free = asked(episodes=episodes - 1, max_frames=400), asked(episodes=1600)
+    assert found.known(few).config.collect.episodes == episodes - 1
+    assert found.known(free).config.collect.episodes == 1600
+    with pytest.raises(SettingError, match="collect.max_frames must be at least 1, got 0"):
+        asked(max_frames=0)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dreamjax.dream import worlds
-from dreamjax.game.jobs import run_jobs
+from dreamjax.game.jobs import play, run_jobs
 from dreamjax.game.probing import MOST, frames_until_seen
 from dreamjax.game.rollouts import part, shard_paths
 from dreamjax.memory.latents import LatentSequences, read_latents
@@ -25,6 +25,7 @@ from dreamjax.training.files import write_json
 
 FILE = "found.json"
 PROBES = 24  # moments of a game at which actions are tried
+TRIED = 16  # episodes by whose length their number is bounded
 SOON = 1 / 3  # share of moments by which an action must show
 HORIZONS = 50.0, 300.0  # steps that C looks ahead, at least and at most
 DENSE = 0.1  # share of steps with a reward of their own, from which rewards come soon
@@ -62,6 +63,8 @@ def _found_for(run: Run, phase: str) -> dict[str, Any]:
 def _is_open(run: Run, name: str) -> bool:
     """Whether neither the game nor the command line says it, nor recordings older than the file."""
     settings = run.config.memory
+    if name == "episodes":
+        return run.config.collect.max_frames is not None and bool(run.task.to_find) and _is_new(run)
     if not hasattr(settings, name):
         return name in run.task.to_find and _is_new(run)
     trained_on = settings.start_from not in (None, CHANCE) or lineage.was_given_a_world(run)
@@ -87,12 +90,13 @@ def _with(run: Run, found: dict[str, Any]) -> Run:
         TASKS[task.name] = task
     left = {k: x for k, x in found.items() if getattr(config.memory, k, 0) is None}
     memory = dataclasses.replace(config.memory, **left)
-    learn = config.learn
+    learn, collect = config.learn, config.collect
+    if collect.max_frames is not None and "episodes" in found:
+        collect = dataclasses.replace(collect, episodes=min(collect.episodes, found["episodes"]))
     if learn.gamma == run.task.gamma:  # filled in from the game as it was
         learn = dataclasses.replace(learn, gamma=task.gamma)
-    return dataclasses.replace(
-        run, task=task, config=dataclasses.replace(config, memory=memory, learn=learn)
-    )
+    config = dataclasses.replace(config, collect=collect, memory=memory, learn=learn)
+    return dataclasses.replace(run, task=task, config=config)
 
 
 def _frame_skip(run: Run) -> dict[str, Any]:
@@ -105,6 +109,13 @@ def _frame_skip(run: Run) -> dict[str, Any]:
     if skip == MOST:
         run.log.say(f"{run.task.name}: actions hardly show within {MOST} frames")
     return {"frame_skip": skip, "max_steps": -(-run.task.max_steps // skip)}
+
+
+def _episodes(run: Run) -> dict[str, Any]:
+    """How many episodes hold `collect.max_frames`, by the length of a few."""
+    seeds = range(2 * PROBES, 2 * (PROBES + TRIED), 2)
+    tried = play(run.task, run.config.collect.policy, seeds, workers=run.config.workers)
+    return {"episodes": max(1, int(run.config.collect.max_frames / tried.lengths.mean()))}
 
 
 def _rewards(run: Run) -> dict[str, Any]:
@@ -146,7 +157,7 @@ def _is_aged(latents: LatentSequences, most: int) -> bool:
 
 
 _RULES = {
-    "collect": {"frame_skip": _frame_skip},
+    "collect": {"frame_skip": _frame_skip, "episodes": _episodes},
     "train-vision": {"reward_scale": _rewards, "gamma": _rewards},
     "train-memory": {"residual": _memory_form, "clock": _memory_form},
 }
