@@ -48,7 +48,9 @@ def test_only_the_newest_are_kept(tmp_path):
     assert store.load(TREE)[0]["kernel"][0, 0] == 3
 
 
-@pytest.mark.parametrize("keep", [1, 3, 4, 9])
+@pytest.mark.parametrize(
+    "keep", [1, *(pytest.param(keep, marks=pytest.mark.slow) for keep in (3, 4)), 9]
+)
 def test_the_newest_sound_ones_are_kept_whatever_is_saved_between(keep, tmp_path):
     store, sound = Store(tmp_path, keep=keep), set()
     for step in (1, 2, 3, 5, 6, 6, 7, 5, *range(8, 20)):

@@ -64,6 +64,7 @@ def test_the_probe_kills_to_the_right(probe):
     assert right < 5 < left == steps and stay < steps
 
 
+@pytest.mark.slow
 def test_evosax_plays_the_dream_by_its_own_gymnax_problem(probe):
     class Policy(nn.Module):
         @nn.compact

@@ -162,6 +162,7 @@ def test_m_that_diverges_is_stopped_and_can_be_trained_anew(smoke, run, capsys):
     assert command("train-memory", run, "--memory.steps", 2) == 0
 
 
+@pytest.mark.slow
 def test_a_schedule_is_not_bent(run, capsys):
     falling = ["--vision.learning-rate=1e-3", "--vision.final-learning-rate=1e-4"]
     assert command("train-vision", run, *TINY, *falling) == 0

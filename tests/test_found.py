@@ -3,12 +3,12 @@
 import dataclasses
 import json
 
-import gymnasium
 import numpy as np
 import pytest
 from command import dreamjax, refused
 from gymnasium import spaces
 from recorded import write
+from slider import SLIDER, Crawler, Flicker, Slider
 
 from dreamjax import Task, actions, make, register
 from dreamjax.dream.registration import find_task
@@ -27,50 +27,6 @@ from dreamjax.training.logbook import Logbook
 from dreamjax.training.settings import SettingError
 
 SEED = 4
-
-
-class Slider(gymnasium.Env):
-    """A square that goes left or right by as many columns of a large picture as `speed` says."""
-
-    observation_space = spaces.Box(0, 255, (128, 128, 3), np.uint8)
-    action_space = spaces.Discrete(2)
-    speed, noise = 2.0, False
-
-    def reset(self, *, seed=None, options=None):
-        """Begin in the middle."""
-        super().reset(seed=seed)
-        self.place, self.time = 56.0, 0
-        return self._picture(), {}
-
-    def step(self, action):
-        """Move; 3 is paid each 20 steps, and a wall ends it."""
-        self.time += 1
-        self.place += self.speed * (2 * action - 1)
-        at_wall = not 8 < self.place < 104
-        return self._picture(), 3.0 * (self.time % 20 == 0), at_wall, False, {}
-
-    def _picture(self):
-        picture = np.full((128, 128, 3), 255, np.uint8)
-        picture[56:72, round(self.place) : round(self.place) + 16] = 0
-        if self.noise:
-            picture[:8] = np.random.default_rng().integers(0, 256, (8, 128, 3))
-        return picture
-
-
-class Crawler(Slider):
-    """Moves a column in a hundred steps."""
-
-    speed = 0.01
-
-
-class Flicker(Slider):
-    """Draws noise of its own."""
-
-    noise = True
-
-
-SLIDER = Task("slider", make=Slider, max_steps=40)
-gymnasium.register("Slider-v3", Slider, max_episode_steps=40)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +52,7 @@ def test_a_game_is_found_by_its_id_with_its_options():
     assert (task.frames_per_second, task.package) == (50, "gymnasium")
     assert task.profile == "CarRacing-v3,continuous=False,domain_randomize=True"
     assert hash(task) == hash(dataclasses.replace(task)) and TASKS[task.name] == task
-    assert task_of("test_found:Slider-v3").max_steps == 40
+    assert task_of("slider:Slider-v3").max_steps == 40
     assert ById.of("a:B-v1,x=-0.5,y=left").options == (("x", -0.5), ("y", "left"))
 
 
@@ -243,7 +199,7 @@ def test_as_many_episodes_are_recorded_as_the_bound_on_frames_holds(tmp_path):
 @pytest.mark.slow
 def test_a_run_finds_out_prints_and_keeps_and_its_world_tells(tmp_path, capsys):
     run = tmp_path / "run"
-    words = ["run", "test_found:SLIDER", "--preset", "smoke", "--run-dir", run, "--controller"]
+    words = ["run", "slider:SLIDER", "--preset", "smoke", "--run-dir", run, "--controller"]
     words += ["learn", "--memory.clock", "None", "--memory.residual", "None"]
     words += ["--collect.episodes", "4", "--vision.steps", "2", "--memory.steps", "2"]
     words += ["--evaluate.episodes", "2", "--evaluate.baseline-episodes", "2"]

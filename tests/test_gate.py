@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import subprocess
 import sys
 import types
@@ -11,6 +10,7 @@ import gymnasium
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dot import DOT, Dot
 from flax import nnx
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Tuple
 
@@ -23,46 +23,8 @@ from dreamjax.game.env import RealGame, make_env, opened
 from dreamjax.game.looking import look
 from dreamjax.game.vector import VectorGame
 from dreamjax.memory.lstm import MDNRNN
-from dreamjax.task import Task
 from dreamjax.tasks import TASKS
 from dreamjax.training.logbook import Logbook
-
-
-class Dot(gymnasium.Env):
-    """A bright dot drifts over a dim field; `change` makes another game of it."""
-
-    observation_space = Box(-1, 2, (1,), np.float32)
-    action_space = Discrete(3)
-    render_mode = "rgb_array"
-
-    def __init__(self, **change):
-        vars(self).update(change)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.x = 0.5
-        return self.seen(), {}
-
-    def step(self, action):
-        self.done = action
-        self.x += 0.1 * self.np_random.normal()
-        return self.seen(), self.paid(), not 0 < self.x < 1, False, {}
-
-    def paid(self):
-        return 1.0
-
-    def seen(self):
-        return np.float32([self.x])
-
-    def picture(self):
-        found = np.full((48, 64, 3), 40, np.uint8)
-        found[20:30, :, 0] = 60
-        column = int(np.clip(self.x, 0, 1) * 54)
-        found[20:30, column : column + 10] = 255
-        return found
-
-    def render(self):
-        return self.picture()
 
 
 class Observed(Dot):
@@ -72,9 +34,6 @@ class Observed(Dot):
 
     def seen(self):
         return self.shown(self.picture())
-
-
-DOT = Task("dot", make="test_gate:Dot", actions=actions.Choice(3), max_steps=60)
 
 
 def task_of(game, **fields):
@@ -478,21 +437,7 @@ def _lacking():
     import nowhere  # noqa: F401
 
 
-class Alone(Dot):
-    """A simulator of which a process can hold one only."""
-
-    held = False
-
-    def __init__(self):
-        if Alone.held:
-            raise RuntimeError("one a process")
-        Alone.held = True
-
-    def close(self):
-        Alone.held = False
-
-
-ALONE = dataclasses.replace(DOT, name="alone", make="test_gate:Alone")
+ALONE = dataclasses.replace(DOT, name="alone", make="dot:Alone")
 
 
 @pytest.mark.slow
@@ -505,27 +450,10 @@ def test_one_game_a_process_is_asked_for_or_told():
         assert games.reset([0, 1], [1, 2]).shape == (2, 64, 64, 3)
 
 
-class Paid(Dot):
-    def paid(self):
-        return 1e7 * self.np_random.normal()
-
-
-class Spoilt(Dot):
-    """Pays NaN in its third step; its file lies in the directory of the command."""
-
-    def __init__(self):
-        with open("level.txt") as level:
-            self.level = level.read()
-
-    def paid(self):
-        self.paying = getattr(self, "paying", 0) + 1
-        return float(self.level) if self.paying > 20 else 1.0
-
-
 def test_recording_names_what_is_wrong_and_writes_nothing_of_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "level.txt").write_text("nan")
-    spoilt = dataclasses.replace(DOT, make="test_gate:Spoilt")
+    spoilt = dataclasses.replace(DOT, make="dot:Spoilt")
     line = refusal(collect, spoilt, tmp_path / "spoilt", 30, 0, workers=1)
     assert "paid nan; pay finite numbers" in line and "seed" in line
     assert not list((tmp_path / "spoilt").glob("*.npz"))
@@ -537,7 +465,7 @@ def test_recording_names_what_is_wrong_and_writes_nothing_of_it(tmp_path, monkey
 def test_a_scale_of_rewards_is_proposed_where_the_tasks_is_far_off(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(Logbook, "say", lambda self, text: said.append(text))
-    for task in (dataclasses.replace(DOT, make="test_gate:Paid"), DOT):
+    for task in (dataclasses.replace(DOT, make="dot:Paid"), DOT):
         collect(task, tmp_path / task.make.replace(":", "-"), 4, 0, workers=1)
     proposed = [text for text in said if "reward_scale" in text]
     assert len(proposed) == 1 and "set reward_scale=1e+07 in its Task" in proposed[0]
@@ -628,38 +556,14 @@ def test_a_policy_may_keep_one_array_and_paint_into_what_it_sees(monkeypatch):
 
 @pytest.mark.slow
 def test_a_game_may_refuse_a_reset_in_the_middle_of_an_episode(tmp_path):
-    strict = dataclasses.replace(DOT, make="test_gate:Strict")
+    strict = dataclasses.replace(DOT, make="dot:Strict")
     assert collect(strict, tmp_path, 4, 0, workers=1).episodes == 4
-
-
-class Strict(Dot):
-    playing = False
-
-    def reset(self, *, seed=None, options=None):
-        if self.playing or not seed:
-            raise RuntimeError("the episode is not over")
-        self.playing, self.steps = True, 0
-        return super().reset(seed=seed)
-
-    def step(self, action):
-        obs, reward, ended, _, info = super().step(action)
-        self.steps += 1
-        self.playing = not ended and self.steps < 20
-        return obs, reward, ended, not (self.playing or ended), info
-
-    def close(self):
-        raise NotImplementedError
-
-
-class Ending(Dot):
-    def step(self, action):
-        os._exit(3)
 
 
 @pytest.mark.slow
 def test_a_game_that_ends_its_process_is_named(tmp_path):
     with pytest.raises(RuntimeError, match="the game dot was lost .* a worker died with status 3"):
-        collect(dataclasses.replace(DOT, make="test_gate:Ending"), tmp_path, 4, 0, workers=1)
+        collect(dataclasses.replace(DOT, make="dot:Ending"), tmp_path, 4, 0, workers=1)
 
 
 UNGUARDED = """

@@ -51,7 +51,7 @@ def test_generations_and_evaluations(dream, dtype):
     lowers(run.evaluation, state, jnp.int32(0), params)
 
 
-@pytest.mark.parametrize("hidden", [pytest.param(0, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("hidden", [0, 8])
 def test_updates_of_a_policy_gradient(dream, hidden):
     env, params = dream
     run = Updates(env, controller_for(env.task, hidden=hidden), LEARN, 0)

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from command import dreamjax
+from command import alone, dreamjax
 from short_cover import SHORT
 from test_pipeline import TINY
 
@@ -28,7 +28,8 @@ def small_shards(monkeypatch):
 def test_a_round_begins_with_what_was_before_it(smoke, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(smoke[0], run)
-    assert cli.main([*WORDS, "--run-dir", str(run), "--iterate.rounds", "1"]) == 0
+    status, _, err = alone(*WORDS, "--run-dir", run, "--iterate.rounds", "1")
+    assert status == 0, err
     first = run / "round-1"
     assert len(shard_paths(first / "latents")) == len(shard_paths(run / "latents")) + 1
     assert Store(first / "memory").meta()["config"]["start_from"] == ".."

@@ -25,7 +25,7 @@ Z = TAKE_COVER.latent_size
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 CONFIG = VisionConfig(
     steps=4,
-    batch_size=4,
+    batch_size=2,
     learning_rate=1e-3,
     final_learning_rate=1e-3,
     bfloat16=False,
@@ -383,6 +383,7 @@ def test_what_the_divergence_counts_is_trained_with(recorded, monkeypatch):
     assert checkpoint.digest(one) != checkpoint.digest(other)
 
 
+@pytest.mark.slow
 @pytest.mark.numerics
 def test_a_resumed_run_repeats_an_unbroken_one(recorded, tmp_path):
     whole, store = train(recorded, CONFIG), checkpoint.Store(tmp_path)

@@ -284,7 +284,7 @@ LOST = {
 
 @pytest.mark.parametrize(
     "how",
-    [pytest.param(x, marks=[pytest.mark.slow] if "hangs" in x else []) for x in LOST],
+    [pytest.param(x, marks=[] if x == "a worker is killed" else [pytest.mark.slow]) for x in LOST],
 )
 def test_games_lost_in_step_go_on_as_if_nothing_had_been(how):
     actions = np.random.default_rng(0).uniform(-1, 1, (60, 3, 1)).astype(np.float32)

@@ -207,6 +207,7 @@ def hostile(arrays, blob, meta):
     }
 
 
+@pytest.mark.slow
 def test_a_world_that_was_made_to_harm_is_refused_in_one_line(world, folder, tmp_path):
     """Its SHA-256 is right: whoever made the world made that too."""
     meta = json.loads((folder / "world.json").read_text())
