@@ -62,6 +62,18 @@ def test_batches_depend_on_seed_and_step_alone(recorded, room):
     assert (stream(recorded, seed=1, frames=room).batches(0, 13) != whole).any()
 
 
+@pytest.mark.parametrize("room", [TOTAL, 1])
+def test_a_pair_is_of_one_episode(recorded, room):
+    paired = FrameStream(recorded, 4, 0, room * FRAME_BYTES, pairs=True).batches(0, 2 * TOTAL)
+    ones, others = numbers(paired[:, 0]), numbers(paired[:, 1])
+    np.testing.assert_array_equal(ones, numbers(stream(recorded, frames=room).batches(0, 42)))
+    episodes = np.searchsorted(np.cumsum(LENGTHS), (ones, others), side="right")
+    np.testing.assert_array_equal(*episodes)
+    assert len(set(zip(ones.ravel(), others.ravel(), strict=True))) > 2 * TOTAL, "any frame of it"
+    again = FrameStream(recorded, 4, 0, room * FRAME_BYTES, pairs=True).batches(5, 1)
+    np.testing.assert_array_equal(again, paired[5:6])
+
+
 def test_frames_of_different_shards_are_mixed(recorded):
     first = numbers(stream(recorded).batches(0, 1))[0]
     assert len(np.unique(np.searchsorted(np.cumsum(LENGTHS), first, side="right"))) > 1
@@ -91,9 +103,12 @@ def test_dropping_a_stream_waits_for_no_thread(recorded, monkeypatch):
 
 def test_memory_holds_two_blocks_and_all_that_fits_is_read_once(recorded, monkeypatch):
     read, sizes = FrameStream._read, []
-    monkeypatch.setattr(
-        FrameStream, "_read", lambda self, block: sizes.append(len(x := read(self, block))) or x
-    )
+
+    def counted(self, block):
+        sizes.append(len((found := read(self, block)).frames))
+        return found
+
+    monkeypatch.setattr(FrameStream, "_read", counted)
     stream(recorded).batches(0, 20)
     assert sizes == [TOTAL]
     sizes.clear()

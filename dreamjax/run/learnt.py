@@ -1,6 +1,7 @@
 """Whether a phase has learnt anything: what V does not see, M cannot foresee, nor C learn from."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -12,9 +13,11 @@ from dreamjax.memory.metrics import memory_metrics
 from dreamjax.run import lineage
 from dreamjax.run.settings import CONTROLLERS, Run
 from dreamjax.vision.model import pictures
+from dreamjax.vision.training import MOVED
 
-FRAMES = 512  # that V is judged by
-BLIND = 0.95  # of the error of the mean picture, from which on V sees nothing
+FRAMES = 1024  # that V is judged by
+SHARDS = 8  # of which they are
+BLIND = 0.95  # of the error of an episode's mean picture, from which on V sees nothing
 EPISODES = 64  # that M is judged by, at most
 DREAMS = 256  # of C, and of random play
 SURE = 2.0  # standard errors by which C must be better
@@ -31,23 +34,39 @@ def check(run: Run, phase: str) -> None:
 
 
 def _vision(run: Run) -> str | None:
-    """V's error against that of the mean picture, which needs no latents."""
-    vision, paths = lineage.load_vision(run), shard_paths(run.rollouts)
-    shards = [part(path, "frames") for path in paths[:: max(len(paths) // 8, 1)]]
-    frames = np.concatenate([x[:: max(len(x) * len(shards) // FRAMES, 1)] for x in shards])
+    """V's error in what moves, against that of each episode's mean picture, which shows no move."""
+    vision, (frames, means) = lineage.load_vision(run), _frames_and_means(run)
     seen = np.concatenate(
         [pictures(vision, vision.encode(frames[i : i + 64])[0]) for i in range(0, len(frames), 64)]
     )
     images = frames / np.float32(255)
-    error, spread = ((x - images) ** 2 for x in (seen, images.mean(axis=0)))
-    error, spread = (float(x.sum(axis=(1, 2, 3)).mean()) for x in (error, spread))
+    moves = np.abs(images - means).max(axis=-1) > MOVED
+    error, spread = (float(((x - images)[moves] ** 2).sum()) for x in (seen, means))
     if error < BLIND * spread:
         return None
+    error, spread = error / len(frames), spread / len(frames)
     return (
-        f"V draws pictures with an error of {error:.3g}, where the mean picture has {spread:.3g}; "
-        "give it more --vision.steps, or show it less by Task.crop, and begin in another run "
-        "directory"
+        f"V draws what moves with an error of {error:.3g}, where an episode's mean picture has "
+        f"{spread:.3g}; give it more --vision.steps, or show it less by Task.crop, and begin in "
+        "another run directory"
     )
+
+
+def _frames_and_means(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Some recorded frames, uint8 [N, 64, 64, 3], and the mean picture of the episode of each."""
+    paths = shard_paths(run.rollouts)
+    chosen = paths[:: max(len(paths) // SHARDS, 1)]
+    found = [_some(path, max(FRAMES // len(chosen), 1)) for path in chosen]
+    frames, means = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return frames, means / np.float32(255)
+
+
+def _some(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same of one shard; means are of [0, 255]."""
+    frames, lengths = part(path, "frames"), part(path, "lengths")
+    means = np.stack([x.mean(axis=0) for x in np.split(frames, np.cumsum(lengths)[:-1])])
+    places = np.linspace(0, len(frames) - 1, count).astype(int)
+    return frames[places], means[np.repeat(np.arange(len(lengths)), lengths)[places]]
 
 
 def _memory(run: Run) -> str | None:

@@ -32,7 +32,7 @@ from dreamjax.vision.layers import Layer
 from dreamjax.vision.model import VAE, images
 
 KL_FLOOR = 0.5  # nats a latent dimension: the original's kl_tolerance
-LARGE = 3.0  # times the root mean square of a picture's errors, beyond which one is large
+MOVED = 0.1  # of a colour, by which a pixel of two pictures differs that shows a movement
 DULL = 0.02, 0.98  # shares of a colour, between which a sigmoid learns
 BANDS = 32  # columns of a picture, side by side, whose salient pixels are counted
 
@@ -42,6 +42,7 @@ def vae_loss(
     key: jax.Array,
     frames: jax.Array,
     *,
+    others: jax.Array | None = None,
     normal: Callable[..., jax.Array] = jax.random.normal,
     salient: Colour | None = None,
     salient_weight: float = 1.0,
@@ -53,16 +54,17 @@ def vae_loss(
 
     reconstruction = mean over B of sum (x' - x)^2;
     kl = mean over B of max(sum over Z of -(1 + logvar - mu^2 - exp(logvar)) / 2, Z / 2).
-    What weighs what is as in `VisionConfig`: of a game without a salient colour, large errors weigh
-    more, so that what is small and far from what V draws is not lost. A reader, which the paper has
-    not, makes V say in a way that a linear C can read where salient pixels are: it foretells
-    `bands` from z by an affine map, and its squared error counts too.
+    What weighs what is as in `VisionConfig`: salient pixels weigh more. Of a game without a salient
+    colour they are those that move, and weigh the less the more of the picture moves. A reader,
+    which the paper has not, makes V say in a way that a linear C can read where salient pixels are:
+    it foretells `bands` from z by an affine map, and its squared error counts too.
 
     Args:
       key: PRNG key; consumed.
       frames: [B, 64, 64, 3], uint8 or floats in [0, 1].
+      others: as frames, another of the episode of each; what differs moves. None: nothing does.
       normal: draws the noise of z, as `jax.random.normal`.
-      salient: the colour of salient pixels; None: those of which V is far off, `LARGE`.
+      salient: the colour of salient pixels; None: those that move.
       beta: what the divergence counts, as in a beta-VAE (Higgins et al. 2017).
       reader: an affine map [Z] -> [BANDS]; None is the paper's V.
 
@@ -76,8 +78,13 @@ def vae_loss(
     z = mu + jnp.exp(logvar / 2) * normal(key, mu.shape, mu.dtype)
     errors = (vae.picture(z) - pixels) ** 2
     reconstruction = jnp.sum(errors) / len(frames)
-    there = _large(errors) if salient is None else salient.where(pixels, rows=0)
-    those = jnp.sum(jnp.where(there, errors, 0.0)) / len(frames)
+    if salient is not None:
+        there = salient.where(pixels, rows=0)
+        weight = there.astype(errors.dtype)
+    else:
+        there = _moving(pixels, pixels if others is None else images(others))
+        weight = there * (1 - there.mean(axis=(0, 1), dtype=errors.dtype))
+    those = jnp.sum(weight * errors) / len(frames)
     divergence = -0.5 * jnp.sum(1 + logvar - mu**2 - jnp.exp(logvar), axis=1)
     kl = jnp.mean(jnp.maximum(divergence, KL_FLOOR * mu.shape[1]))
     loss = reconstruction + (salient_weight - 1) * those + beta * kl
@@ -99,10 +106,9 @@ def bands(there: jax.Array) -> jax.Array:
     return jnp.log1p(columns.reshape(BANDS, -1, columns.shape[-1]).sum(axis=1)).T
 
 
-def _large(errors: jax.Array) -> jax.Array:
-    """Pixels whose error is beyond `LARGE`, of squares [3, 64, 64, B]; bool [64, 64, B]."""
-    pixels = errors.mean(axis=0)
-    return pixels > LARGE**2 * pixels.mean(axis=(0, 1))
+def _moving(pictures: jax.Array, others: jax.Array) -> jax.Array:
+    """Pixels in which pictures [3, 64, 64, B] differ by `MOVED`; bool [64, 64, B]."""
+    return jnp.abs(pictures - others).max(axis=0) > MOVED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +119,7 @@ class VisionConfig:
     batch_size: int = 100  # frames per batch
     learning_rate: float = 1e-4  # Adam's initial rate
     final_learning_rate: float = 1e-4  # final rate, reached along a cosine
-    # weight of errors in salient pixels, or of large errors where none are told; the paper: 1
+    # weight of errors in salient pixels, or in those that move where none are told; the paper: 1
     salient_weight: float = 1.0
     beta: float = 1.0  # weight of the KL divergence; the paper: 1
     reader_weight: float = 0.0  # weight of a linear probe that reads salient pixels from z
@@ -183,20 +189,20 @@ def train_vision(
         raise SettingError(
             f"{task.name} has no salient colour to read; leave out vision.reader_weight"
         )
-    log = log or Logbook(quiet=True)
     mesh = devices_for(config.batch_size, "vision.batch_size", log)
-    stream = FrameStream(rollouts_directory, config.batch_size, seed, config.memory_gb * 1e9)
+    pairs, room = task.salient is None and config.salient_weight != 1, config.memory_gb * 1e9
+    stream = FrameStream(rollouts_directory, config.batch_size, seed, room, pairs=pairs)
     key_model, key_noise = jax.random.split(jax.random.key(seed))
     how = {"config": config, "task": task, "dtype": product_dtype(config.bfloat16), "mesh": mesh}
 
     @lru_cache(maxsize=1)  # frames of the call that follows, fetched while the device is at work
     def frames_from(step):
         frames = stream.batches(step, min(config.steps_per_call, config.steps - step))
-        return split(frames, mesh, _BATCHES)
+        return split((frames[:, 0], frames[:, 1]) if pairs else (frames, None), mesh, _BATCHES)
 
     def advance(state, step):
-        frames = frames_from(step)
-        state, metrics = updates(state, key_noise, step, frames, **how)
+        frames, others = frames_from(step)
+        state, metrics = updates(state, key_noise, step, frames, others, **how)
         following = step + len(frames)
         if following < config.steps:
             frames_from(following)
@@ -260,6 +266,7 @@ def updates(
     key: jax.Array,
     first: int,
     frames: jax.Array,
+    others: jax.Array | None = None,
     *,
     config: VisionConfig,
     task: Task,
@@ -268,13 +275,16 @@ def updates(
 ) -> tuple[State, dict[str, jax.Array]]:
     """One step for each batch of `frames`, uint8 [n, B, 64, 64, 3]; metrics are their means.
 
-    The devices of `mesh`, by default all, share every batch.
+    `others` are as many, each of the episode of a frame. The devices of `mesh`, by default all,
+    share every batch.
     """
     how = {name: getattr(config, name) for name in ("salient_weight", "beta", "reader_weight")}
     how |= {"salient": task.salient, "normal": partial(own_normal, axis=0)}
 
     def loss(learnt, key, batch):
-        return vae_loss(cast(learnt[0], dtype), key, batch, reader=learnt[1], **how)
+        frames, others = batch
+        reads = {"others": others, "reader": learnt[1]}
+        return vae_loss(cast(learnt[0], dtype), key, frames, **reads, **how)
 
     @theirs
     def learn(number, gradients, learnt, optimizer):
@@ -283,7 +293,7 @@ def updates(
         return optax.apply_updates(learnt, changes), moments
 
     def step(key, state, inputs):
-        (number, batch), reader = inputs, state.reader
+        (number, *batch), reader = inputs, state.reader
         learnt = state.model, reader and reader.layer
         found = jax.grad(loss, has_aux=True)(learnt, jax.random.fold_in(key, number), batch)
         (d_model, d_layer), metrics = lax.pmean(found, AXIS)
@@ -291,10 +301,10 @@ def updates(
             reader = Reader(*learn(number, d_layer, reader.layer, reader.optimizer))
         return State(*learn(number, d_model, state.model, state.optimizer), reader), metrics
 
-    def steps(state, key, numbers, frames):
-        return lax.scan(partial(step, key), state, (numbers, frames))
+    def steps(state, key, *batches):
+        return lax.scan(partial(step, key), state, batches)
 
-    specs: dict[str, Any] = {"in_specs": (WHOLE, WHOLE, WHOLE, _BATCHES), "out_specs": WHOLE}
+    specs: dict[str, Any] = {"in_specs": (*[WHOLE] * 3, _BATCHES, _BATCHES), "out_specs": WHOLE}
     shared = jax.shard_map(steps, mesh=mesh or all_devices(), check_vma=False, **specs)
-    state, metrics = shared(state, key, first + jnp.arange(len(frames)), frames)
+    state, metrics = shared(state, key, first + jnp.arange(len(frames)), frames, others)
     return state, jax.tree.map(jnp.mean, metrics)
