@@ -109,7 +109,6 @@ def standing(actions, rng):
     return lambda step, frame: np.zeros(1)
 
 
-@pytest.mark.slow
 def test_fidelity_compares_dream_and_game(smoke):
     directory, _ = smoke
     words = ["real-episodes=2", "episodes=8", "controllers=3", "controller-episodes=1"]
