@@ -63,6 +63,17 @@ def test_an_id_is_made_and_shows_its_picture():
     with_env.close()
 
 
+def test_an_engine_writes_nothing_where_the_command_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task = dataclasses.replace(find_task("gymnasium:VizdoomBasic-v1"), max_steps=4)
+    game = make_env(task)
+    game.reset(seed=0)
+    game.step(game.action_space.sample())
+    game.close()
+    assert play(task, "held", [3, 4]).lengths.tolist() == [4, 4]
+    assert not list(tmp_path.iterdir()), "no _vizdoom.ini"
+
+
 @pytest.mark.parametrize(
     "name, said",
     [

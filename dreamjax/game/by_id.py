@@ -7,12 +7,14 @@ import ast
 import contextlib
 import dataclasses
 import re
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import load_env_creator
 
+from dreamjax.game.scratch import Scratch, working_in
 from dreamjax.importing import imported
 from dreamjax.task import Task
 
@@ -50,7 +52,8 @@ class ById:
         if _DRAWING in self.metadata().get("render_modes", ()):
             options.setdefault("render_mode", _DRAWING)
         with self._packages():
-            return gymnasium.make(spec, disable_env_checker=True, **options)
+            game = gymnasium.make(spec, disable_env_checker=True, **options)
+        return Aside(game) if self._namespace == "Vizdoom" else game
 
     def metadata(self) -> dict[str, Any]:
         """What its class tells of its pictures; errors as for a call."""
@@ -100,6 +103,25 @@ class ById:
         known |= {name: brings for name, (_, brings) in PACKAGES.items()}
         found = known.get(self.module) or known.get(self._namespace) or self.module.split(".")[0]
         return f'"{"gymnasium[all]" if found == PLAIN else found}"'
+
+
+class Aside(gymnasium.Wrapper):
+    """A game whose engine writes files where it starts: in a directory that goes with the game."""
+
+    def __init__(self, env: gymnasium.Env):
+        super().__init__(env)
+        self._scratch = Scratch("game")
+        self._cleanup = weakref.finalize(self, self._scratch.clear)
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """As the game's; the first one starts its engine."""
+        with working_in(self._scratch.path):
+            return super().reset(**options)
+
+    def close(self) -> None:
+        """As the game's."""
+        super().close()
+        self._cleanup()
 
 
 def is_id(name: str) -> bool:

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,16 @@ from dreamjax.training.settings import PLAYING
 SHARED = "ViZDoom"  # how the names of an engine's files in /dev/shm begin
 LOCK = "lock"  # the file whose lock the owner holds
 _ENGINE = b"viz_instance_id"  # in the command lines of engines
+
+
+_WORKING_DIRECTORY = threading.Lock()  # a process has one
+
+
+@contextlib.contextmanager
+def working_in(directory: Path | str) -> Iterator[None]:
+    """Let an engine start in `directory`, where it writes files of its own."""
+    with _WORKING_DIRECTORY, contextlib.chdir(directory):
+        yield
 
 
 class Scratch:

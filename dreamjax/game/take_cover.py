@@ -10,7 +10,6 @@ import resource
 import shlex
 import shutil
 import sys
-import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,14 +20,13 @@ import numpy as np
 from dreamjax.actions import Actions
 from dreamjax.game import leash, policies
 from dreamjax.game.env import EngineCrashError
-from dreamjax.game.scratch import SHARED, Scratch
+from dreamjax.game.scratch import SHARED, Scratch, working_in
 from dreamjax.tasks import TAKE_COVER, TAKE_COVER_VIZDOOM
 
 SCREEN = (120, 160)  # rows and columns
 BLIND_HOLD = 110  # steps; the best of the hold times tried
 NEAR = 6  # bright pixels of a fireball that is near
 SWEEPS = 0.25  # share of episodes that sweep among those of `habits`
-_WORKING_DIRECTORY = threading.Lock()
 
 
 def make() -> gymnasium.Env:
@@ -172,7 +170,7 @@ class TakeCover(gymnasium.Env):
     def _start(self) -> None:
         _check_limit()
         # The engine writes into its working directory and obeys a `_vizdoom.cfg` found there.
-        with self._faults(), _WORKING_DIRECTORY, contextlib.chdir(self._scratch.path):
+        with self._faults(), working_in(self._scratch.path):
             others = engine_files()
             self.game.init()
             for file in set(engine_files()) - set(others):
