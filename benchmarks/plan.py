@@ -100,12 +100,15 @@ def _recorded(task: Task, config: RunConfig, seed: int, each: int) -> Game:
 
 def parts(task: Task, config: RunConfig, phases: tuple[str, ...], game: Game) -> Iterator[Part]:
     """Every phase that is planned, as its program has been counted."""
-    frames = config.collect.episodes * game.length
+    bound = config.collect.max_frames
+    most = math.inf if bound is None else max(bound / game.length, 1)
+    episodes = int(min(config.collect.episodes, most))
+    frames = episodes * game.length
     memory = config.memory
     world = _world(task, memory)
     for phase in phases:
         if phase == "collect":
-            does = f"{config.collect.episodes:,} episodes, {_si(frames)} frames"
+            does = f"{episodes:,} episodes, {_si(frames)} frames"
             yield Part(phase, does, played=frames)
         elif phase == "train-vision":
             call, batch = roofline.vision_update(task, config.vision), config.vision.batch_size

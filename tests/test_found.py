@@ -203,6 +203,10 @@ def test_as_many_episodes_are_recorded_as_the_bound_on_frames_holds(tmp_path):
     few, free = asked(episodes=episodes - 1, max_frames=400), asked(episodes=1600)
     assert found.known(few).config.collect.episodes == episodes - 1
     assert found.known(free).config.collect.episodes == 1600
+    (tmp_path / found.FILE).unlink()
+    write(tmp_path / "rollouts", np.zeros((20, 64, 64, 3), np.uint8))
+    assert found.settled(many, "collect").config.collect.episodes == 20, "as those recorded last"
+    assert not found._is_open(asked(episodes=10, max_frames=400), "episodes"), "10 of 40 frames"
     with pytest.raises(SettingError, match="collect.max_frames must be at least 1, got 0"):
         asked(max_frames=0)
 

@@ -54,7 +54,7 @@ def _found_for(run: Run, phase: str) -> dict[str, Any]:
     for find in dict.fromkeys(rules[name] for name in wanted):
         found = find(_with(run, found)) | found
     if wanted:
-        told = ", ".join(f"{name} {found[name]:.4g}" for name in wanted)
+        told = ", ".join(f"{name} {float(f'{found[name]:.4g}'):,g}" for name in wanted)
         run.log.say(f"found before {phase}: {told}")
     write_json(run.directory / FILE, found)
     return found
@@ -62,9 +62,10 @@ def _found_for(run: Run, phase: str) -> dict[str, Any]:
 
 def _is_open(run: Run, name: str) -> bool:
     """Whether neither the game nor the command line says it, nor recordings older than the file."""
-    settings = run.config.memory
+    settings, collect = run.config.memory, run.config.collect
     if name == "episodes":
-        return run.config.collect.max_frames is not None and bool(run.task.to_find) and _is_new(run)
+        most = collect.max_frames
+        return most is not None and collect.episodes * run.task.max_steps > most
     if not hasattr(settings, name):
         return name in run.task.to_find and _is_new(run)
     trained_on = settings.start_from not in (None, CHANCE) or lineage.was_given_a_world(run)
@@ -112,10 +113,14 @@ def _frame_skip(run: Run) -> dict[str, Any]:
 
 
 def _episodes(run: Run) -> dict[str, Any]:
-    """How many episodes hold `collect.max_frames`, by the length of a few."""
-    seeds = range(2 * PROBES, 2 * (PROBES + TRIED), 2)
-    tried = play(run.task, run.config.collect.policy, seeds, workers=run.config.workers)
-    return {"episodes": max(1, int(run.config.collect.max_frames / tried.lengths.mean()))}
+    """How many episodes hold `collect.max_frames`, as long as those there are, or a few, are."""
+    config, shards = run.config, shard_paths(run.rollouts)
+    if shards:
+        lengths = np.concatenate([part(path, "lengths") for path in shards])
+    else:
+        seeds = range(2 * PROBES, 2 * (PROBES + TRIED), 2)
+        lengths = play(run.task, config.collect.policy, seeds, workers=config.workers).lengths
+    return {"episodes": max(1, int(config.collect.max_frames / lengths.mean()))}
 
 
 def _rewards(run: Run) -> dict[str, Any]:

@@ -24,8 +24,7 @@ class CollectConfig:
     """What is recorded from the real game."""
 
     episodes: int = 10_000
-    # of a game by its id: fewer episodes, if so many hold more frames; None: no bound
-    max_frames: int | None = None
+    max_frames: int | None = None  # fewer episodes, if so many hold more frames; None: no bound
     # held (the paper's: a random action for 1 to 10 tics), habits (the task's), or module:function
     policy: str = "held"
     min_steps: int = 0  # shorter episodes are dropped; the paper: 101
