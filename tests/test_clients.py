@@ -3,6 +3,7 @@
 `pip install -e '.[test,clients]'` installs all of them.
 """
 
+import dataclasses
 import sys
 
 import gymnasium
@@ -103,6 +104,18 @@ def test_rejax_learns_through_the_five_value_api(probe, actions):
     deadly, chance = (chosen == RIGHT, 1 / 3) if actions == "discrete" else (chosen > 0, 1 / 2)
     # 0.107 ± 0.016 and 0.200 ± 0.016 over seeds
     assert deadly.mean() < 0.6 * chance
+
+
+@pytest.mark.slow
+def test_torch_learns_without_a_copy(probe):
+    pytest.importorskip("torch")
+    from experiments import torch_ppo
+
+    config = torch_ppo.Config(world=probe, num_envs=32, steps=32_768, learning_rate=3e-3, gamma=0.6)
+    said = []
+    assert torch_ppo.learn(config, said.append) > 5 * float(said[0].split()[-1])
+    rates = torch_ppo.compare(dataclasses.replace(config, num_steps=4, turns=1), said.append)
+    assert set(rates) == {"jax", "numpy"} and min(rates.values()) > 0
 
 
 def test_stable_baselines_checks_and_learns(probe):

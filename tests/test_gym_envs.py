@@ -1,6 +1,8 @@
 """Code written for gymnasium meets a dream and notices nothing."""
 
 import gymnasium
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -216,7 +218,33 @@ def test_choices_that_are_none_are_refused(world, choices):
         envs.step(np.array(choices))
 
 
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_arrays_that_stay_where_they_are_dreamt_are_the_same(world, mode):
+    plain, kept = (many(world, autoreset_mode=mode, arrays=x) for x in ("numpy", "jax"))
+    told = plain.reset(seed=1), kept.reset(seed=1)
+    ended = np.zeros(LANES, bool)
+    for _ in range(60):
+        assert isinstance(told[1][0], jax.Array)
+        for ours, theirs in zip(told[0][:-1], told[1][:-1], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        if ended.any() and mode is AutoresetMode.SAME_STEP:
+            final, there = told[1][4]["final_obs"], np.asarray(told[1][4]["_final_obs"])
+            np.testing.assert_array_equal(there, ended)
+            np.testing.assert_array_equal(final[there], np.stack(told[0][4]["final_obs"][there]))
+        if mode is AutoresetMode.DISABLED and ended.any():
+            with pytest.raises(RuntimeError, match="the dream is over"):
+                kept.step(right(kept))
+            for envs in (plain, kept):
+                envs.reset(options={"reset_mask": ended})
+        told = plain.step(right(plain)), kept.step(jnp.ones((LANES, 1)))
+        ended = told[0][2] | told[0][3]
+    with pytest.raises(ValueError, match=r"must have shape \(5, 1\), got \(4, 1\)"):
+        kept.step(jnp.ones((LANES - 1, 1)))
+
+
 def test_bad_settings_are_one_clear_line(world):
+    with pytest.raises(ValueError, match="arrays must be one of numpy, jax, got 'torch'"):
+        many(world, arrays="torch")
     for variant, message in (
         ({"num_envs": 0}, "at least 1, got 0"),
         ({"render_mode": "human"}, "must be None or 'rgb_array', got 'human'"),

@@ -119,8 +119,8 @@ class VectorDream(gymnasium.vector.VectorEnv):
         self.observation_space = batch(self.single_observation_space, num_envs)
         self.action_space = batch(self.single_action_space, num_envs)
         self._lanes: Lane | None = None
-        self._obs: np.ndarray | None = None
-        self._over = np.zeros(num_envs, bool)
+        self._obs: jax.Array | None = None
+        self._over: Any = np.zeros(num_envs, bool)
         self._generators = [np.random.default_rng() for _ in range(num_envs)]
 
     @functools.cached_property
@@ -154,11 +154,12 @@ class VectorDream(gymnasium.vector.VectorEnv):
                 self._generators[i] = np.random.default_rng(seeds[i])
             drawn[i] = self._generators[i].integers(2**31)
         lanes, obs = self._programs[0](self._leaves, drawn)
+        over = np.zeros(self.num_envs, bool)
         if mask is not None:
             lanes, obs = _chosen(mask, (lanes, obs), (self._lanes, jnp.asarray(self._obs)))
-        self._lanes, self._obs = lanes, np.array(obs)
-        self._over &= False if mask is None else ~mask
-        return self._obs.copy(), {}
+            over = self._over & ~mask
+        self._lanes, self._obs, self._over = lanes, obs, over
+        return self._told(obs), {}
 
     def step(self, actions: Any):
         """Dream one step of each; see `gymnasium.vector.VectorEnv.step`.
@@ -167,20 +168,38 @@ class VectorDream(gymnasium.vector.VectorEnv):
           RuntimeError: no dream has begun, or one is over and nobody has begun it anew.
           ValueError: actions that are none of the action space's; a Box's are clipped instead.
         """
-        mode = self.autoreset_mode
         if self._lanes is None:
             raise RuntimeError("no dream is running; call reset() before step()")
-        if mode is AutoresetMode.DISABLED and self._over.any():
+        if self.autoreset_mode is AutoresetMode.DISABLED and self._over.any():
             raise RuntimeError("the dream is over; call reset() before the next step()")
-        self._env.check_action(actions := np.asarray(actions), (self.num_envs,))
-        actions = actions.reshape(self.action_space.shape).astype(self.action_space.dtype)
+        actions = self._asked(actions).reshape(self.action_space.shape)
         self._lanes, step = self._programs[1](self._leaves, self._lanes, actions)
-        obs, reward, terminated, truncated = map(np.array, step[:4])
-        self._obs, self._over = obs, terminated | truncated
-        info = {}
-        if mode is AutoresetMode.SAME_STEP and self._over.any():
-            info = _last_words(np.asarray(step.final_obs), self._over)
-        return obs.copy(), reward.astype(np.float64), terminated, truncated, info
+        _, reward, terminated, truncated, _ = told = Step(*map(self._told, step))
+        self._obs, self._over, info = step.obs, terminated | truncated, {}
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            info = self._last_words(told.final_obs, self._over)
+        return told.obs, reward, terminated, truncated, info
+
+    @staticmethod
+    def _told(array: jax.Array) -> Any:
+        """What a client is given of an array of the dream's: a copy of its own."""
+        wide = array.dtype == jnp.float32 and array.ndim == 1  # rewards, as gymnasium has them
+        return np.array(array, np.float64 if wide else None)
+
+    def _asked(self, actions: Any) -> Any:
+        """The actions, which are checked before anything is dreamt."""
+        self._env.check_action(actions := np.asarray(actions), (self.num_envs,))
+        return actions.astype(self.action_space.dtype)
+
+    @staticmethod
+    def _last_words(obs: Any, over: Any) -> dict[str, Any]:
+        """`info` of dreams that ended and began anew in one step, in gymnasium's form."""
+        if not over.any():
+            return {}
+        final = np.full(len(obs), None, object)
+        for i in np.flatnonzero(over):
+            final[i] = obs[i]
+        return {"final_obs": final, "_final_obs": over, "final_info": {}, "_final_info": over}
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """The dreams as V's decoder sees them, uint8 [64, 64, 3] each."""
@@ -200,6 +219,42 @@ class VectorDream(gymnasium.vector.VectorEnv):
         if self._lanes is None:
             raise ValueError("reset_mask needs dreams that have begun; call reset() without it")
         return np.asarray(mask)
+
+
+class VectorDreamOnDevice(VectorDream):
+    """A `VectorDream` whose arrays stay where they were dreamt, and are waited for by nobody.
+
+    Observations, rewards (float32) and ends are jax's, for learners in jax or, by gymnasium's
+    `wrappers.vector.JaxToTorch`, in torch; of these nothing may be written over. Of actions the
+    shape is checked, not the values: of a NaN comes NaN. With `SAME_STEP` every step tells
+    `final_obs` [E, F], what each step led to, and `_final_obs` [E], whose dream ended there.
+    """
+
+    @staticmethod
+    def _told(array: jax.Array) -> Any:
+        return array
+
+    def _asked(self, actions: Any) -> Any:
+        self._env.check_form(actions := jnp.asarray(actions), (self.num_envs,))
+        return actions.astype(jax.dtypes.canonicalize_dtype(self.action_space.dtype))
+
+    @staticmethod
+    def _last_words(obs: Any, over: Any) -> dict[str, Any]:
+        return {"final_obs": obs, "_final_obs": over}
+
+
+ARRAYS = {"numpy": VectorDream, "jax": VectorDreamOnDevice}
+
+
+def vector_dream(env_id: str, num_envs: int = 1, arrays: str = "numpy", **how: Any) -> VectorDream:
+    """What `gymnasium.make_vec` makes: `how` is as for `VectorDream`, `arrays` one of `ARRAYS`.
+
+    Raises:
+      ValueError: no such arrays, or as `VectorDream`.
+    """
+    if arrays not in ARRAYS:
+        raise ValueError(f"arrays must be one of {', '.join(ARRAYS)}, got {arrays!r}")
+    return ARRAYS[arrays](env_id, num_envs, **how)
 
 
 class Lane(struct.PyTreeNode):
@@ -293,14 +348,6 @@ def _chosen(mask, new: Any, old: Any) -> Any:
 def _shown(env: NamedDream, obs: jax.Array) -> jax.Array:
     """An observation as gymnasium's agents expect it: pictures are uint8."""
     return jnp.round(obs * 255).astype(jnp.uint8) if env.observation == "pixels" else obs
-
-
-def _last_words(obs: np.ndarray, over: np.ndarray) -> dict[str, Any]:
-    """`info` of dreams that ended and began anew in one step, in gymnasium's form."""
-    final = np.full(len(obs), None, object)
-    for i in np.flatnonzero(over):
-        final[i] = obs[i]
-    return {"final_obs": final, "_final_obs": over, "final_info": {}, "_final_info": over}
 
 
 def _checked_seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int | None]:

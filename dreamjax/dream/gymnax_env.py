@@ -137,6 +137,17 @@ class NamedDream(DreamEnv):
 
         `lanes` are axes before that shape. A single number may come without its axis.
         """
+        self.check_form(action, lanes)
+        if isinstance(action, jax.core.Tracer):
+            return
+        if not np.isfinite(known := np.asarray(action)).all():
+            raise ValueError(f"the action is {action}; it must be finite")
+        possible = (known >= 0) & (known < self.num_actions)
+        if self.actions == "discrete" and not possible.all():
+            raise ValueError(f"the action is {action}; it must be from 0 to {self.num_actions - 1}")
+
+    def check_form(self, action: Any, lanes: tuple[int, ...] = ()) -> None:
+        """Raise ValueError as `check_action`, but for shape and dtype alone: no device is waited for."""
         discrete = self.actions == "discrete"
         shape = lanes if discrete else (*lanes, self.task.action_size)
         short = lanes if shape[-1:] == (1,) else shape
@@ -147,12 +158,6 @@ class NamedDream(DreamEnv):
             )
         if discrete and jnp.result_type(action).kind not in "biu":
             raise ValueError(f"the action is {action}; it must be a whole number, such as 1")
-        if isinstance(action, jax.core.Tracer):
-            return
-        if not np.isfinite(known := np.asarray(action)).all():
-            raise ValueError(f"the action is {action}; it must be finite")
-        if discrete and not ((known >= 0) & (known < self.num_actions)).all():
-            raise ValueError(f"the action is {action}; it must be from 0 to {self.num_actions - 1}")
 
 
 @dataclasses.dataclass(eq=False)

@@ -43,7 +43,7 @@ def _register_in_gymnasium(env_id: str) -> None:
         gymnasium.register(
             name,
             entry_point="dreamjax.dream.gymnasium_env:Dream",
-            vector_entry_point="dreamjax.dream.gymnasium_env:VectorDream",
+            vector_entry_point="dreamjax.dream.gymnasium_env:vector_dream",
             kwargs={"env_id": env_id},
         )
 
