@@ -147,7 +147,7 @@ class NamedDream(DreamEnv):
             raise ValueError(f"the action is {action}; it must be from 0 to {self.num_actions - 1}")
 
     def check_form(self, action: Any, lanes: tuple[int, ...] = ()) -> None:
-        """Raise ValueError as `check_action`, but for shape and dtype alone: no device is waited for."""
+        """Raise ValueError as `check_action`, for shape and dtype alone; waits for no device."""
         discrete = self.actions == "discrete"
         shape = lanes if discrete else (*lanes, self.task.action_size)
         short = lanes if shape[-1:] == (1,) else shape
