@@ -14,7 +14,7 @@ from untrained import random_memory
 from dreamjax.dream.env import DreamEnv
 from dreamjax.fidelity import doubt_foretells
 from dreamjax.memory import training
-from dreamjax.memory.foresight import foreseen, foresight
+from dreamjax.memory.foresight import foreseen, foresight, usual_warm_up
 from dreamjax.memory.heads import Mixture, Prediction
 from dreamjax.memory.training import MemoryConfig, train_memory
 from dreamjax.training.logbook import Logbook
@@ -85,6 +85,15 @@ def test_the_first_dreamt_step_is_m_s_own_after_the_warm_up(small_task):
         foresight(memory, latents, warm_up=14)
 
 
+@pytest.mark.parametrize("lengths, steps", [([9, 3, 12], 3), ([100, 90, 7], 20), ([2, 2], 1)])
+def test_a_dream_begins_early_in_short_episodes(small_task, lengths, steps):
+    latents = walks(small_task, lengths)
+    assert usual_warm_up(latents) == steps
+    if max(lengths) > steps + 1:
+        told = foresight(Adder(), latents, ahead=(1,))
+        assert told == foresight(Adder(), latents, ahead=(1,), warm_up=steps)
+
+
 def test_a_training_tells_how_far_its_m_sees(small_task, tmp_path, capsys, monkeypatch):
     """At every so many updates but the last, of the episodes that are held out."""
     heard = []
@@ -130,7 +139,7 @@ def test_doubt_that_is_the_error_foretells_it(small_task, monkeypatch):
     memory = random_memory(small_task)
     world, latents = world_of(small_task, memory), sequences(small_task, [40, 30])
     honest = doubt_foretells(world, latents)
-    assert honest["n"] == 19 + 9 and -1 <= honest["rho"] <= 1  # of steps 20 to the last but one
+    assert honest["n"] == 28 + 18 and -1 <= honest["rho"] <= 1  # of steps 11 to the last but one
     mu = np.repeat(latents.mu[latents.first], latents.lengths, axis=0)  # each stands still
     latents = dataclasses.replace(latents, mu=mu)
     memory.head_kernel[...] *= 0  # expects the same always

@@ -12,9 +12,8 @@ import numpy as np
 from dreamjax.dream.env import DreamEnv, EnvState
 from dreamjax.dream.world import World
 from dreamjax.fidelity.compare import rank_correlation
+from dreamjax.memory.foresight import usual_warm_up
 from dreamjax.memory.latents import LatentSequences
-
-WARM_UP = 20  # steps before M is judged
 
 
 def doubt_foretells(
@@ -41,7 +40,7 @@ def doubt_foretells(
     doubt, expected = map(np.asarray, _read(env, params, jax.random.key(seed), z, actions))
     error = ((expected[:-1] - latents.mu[index[1:]].astype(np.float32)) ** 2).sum(axis=-1)
     judged = np.arange(1, len(z))[:, None] < lengths
-    judged[: min(WARM_UP, int(lengths.max()) // 2)] = False
+    judged[: usual_warm_up(latents)] = False
     return rank_correlation(doubt[:-1][judged], error[judged])
 
 

@@ -15,6 +15,7 @@ from dreamjax.memory.latents import LatentSequences
 from dreamjax.memory.model import Memory
 
 AHEAD = (1, 5, 15, 50, 150)  # steps at which the error is told
+WARM_UP = 20  # real steps before a dream, or a third of the median episode if that is shorter
 DREAMS = 8  # of each episode, the mean of which is what M expects
 
 
@@ -23,7 +24,7 @@ def foresight(
     latents: LatentSequences,
     *,
     ahead: Sequence[int] = AHEAD,
-    warm_up: int = 20,
+    warm_up: int | None = None,
     episodes: int = 64,
     seed: int = 0,
 ) -> dict[str, list[float]]:
@@ -36,7 +37,7 @@ def foresight(
     Args:
       memory, latents: M, and episodes on which it should not have been trained.
       ahead: the steps k.
-      warm_up: real steps that M reads before it dreams on, at tau = 1.
+      warm_up: real steps that M reads before it dreams on, at tau = 1; None: `usual_warm_up`.
       episodes: how many of `latents` are used, at most.
       seed: of all that is drawn.
 
@@ -50,6 +51,7 @@ def foresight(
     Raises:
       ValueError: no episode is long enough.
     """
+    warm_up = usual_warm_up(latents) if warm_up is None else warm_up
     chosen = np.flatnonzero(latents.lengths > warm_up + min(ahead))[:episodes]
     if not len(chosen):
         raise ValueError(
@@ -76,6 +78,11 @@ def foresight(
         for name, value in told.items():
             found.setdefault(name, []).append(value)
     return found
+
+
+def usual_warm_up(latents: LatentSequences) -> int:
+    """Steps that leave most episodes long enough to be foreseen; at most `WARM_UP`, at least 1."""
+    return int(np.clip(np.median(latents.lengths) // 3, 1, WARM_UP))
 
 
 def foreseen(found: dict[str, list[float]]) -> str:
