@@ -33,6 +33,7 @@ from dreamjax.vision.model import VAE, images
 
 KL_FLOOR = 0.5  # nats a latent dimension: the original's kl_tolerance
 MOVED = 0.1  # of a colour, by which a pixel of two pictures differs that shows a movement
+LARGE = 3.0  # times the root mean square of a picture's errors, beyond which one is large
 DULL = 0.02, 0.98  # shares of a colour, between which a sigmoid learns
 BANDS = 32  # columns of a picture, side by side, whose salient pixels are counted
 
@@ -55,16 +56,17 @@ def vae_loss(
     reconstruction = mean over B of sum (x' - x)^2;
     kl = mean over B of max(sum over Z of -(1 + logvar - mu^2 - exp(logvar)) / 2, Z / 2).
     What weighs what is as in `VisionConfig`: salient pixels weigh more. Of a game without a salient
-    colour they are those that move, and weigh the less the more of the picture moves. A reader,
-    which the paper has not, makes V say in a way that a linear C can read where salient pixels are:
-    it foretells `bands` from z by an affine map, and its squared error counts too.
+    colour they are those that move, which weigh the less the more of the picture moves, and those
+    that V draws far wrong. A reader, which the paper has not, makes V say in a way that a linear C
+    can read where salient pixels are: it foretells `bands` from z by an affine map, and its squared
+    error counts too.
 
     Args:
       key: PRNG key; consumed.
       frames: [B, 64, 64, 3], uint8 or floats in [0, 1].
       others: as frames, another of the episode of each; what differs moves. None: nothing does.
       normal: draws the noise of z, as `jax.random.normal`.
-      salient: the colour of salient pixels; None: those that move.
+      salient: the colour of salient pixels; None: those that move or are far wrong.
       beta: what the divergence counts, as in a beta-VAE (Higgins et al. 2017).
       reader: an affine map [Z] -> [BANDS]; None is the paper's V.
 
@@ -82,8 +84,10 @@ def vae_loss(
         there = salient.where(pixels, rows=0)
         weight = there.astype(errors.dtype)
     else:
-        there = _moving(pixels, pixels if others is None else images(others))
-        weight = there * (1 - there.mean(axis=(0, 1), dtype=errors.dtype))
+        moving = _moving(pixels, pixels if others is None else images(others))
+        large = _large(errors)
+        there = moving | large
+        weight = jnp.where(large, 1, moving * (1 - moving.mean(axis=(0, 1))))
     those = jnp.sum(weight * errors) / len(frames)
     divergence = -0.5 * jnp.sum(1 + logvar - mu**2 - jnp.exp(logvar), axis=1)
     kl = jnp.mean(jnp.maximum(divergence, KL_FLOOR * mu.shape[1]))
@@ -111,6 +115,12 @@ def _moving(pictures: jax.Array, others: jax.Array) -> jax.Array:
     return jnp.abs(pictures - others).max(axis=0) > MOVED
 
 
+def _large(errors: jax.Array) -> jax.Array:
+    """Pixels whose error is beyond `LARGE`, of squares [3, 64, 64, B]; bool [64, 64, B]."""
+    pixels = errors.mean(axis=0)
+    return pixels > LARGE**2 * pixels.mean(axis=(0, 1))
+
+
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
     """How V is trained; the defaults are the paper's."""
@@ -119,7 +129,7 @@ class VisionConfig:
     batch_size: int = 100  # frames per batch
     learning_rate: float = 1e-4  # Adam's initial rate
     final_learning_rate: float = 1e-4  # final rate, reached along a cosine
-    # weight of errors in salient pixels, or in those that move where none are told; the paper: 1
+    # weight of errors in salient pixels, or where none are told in what moves or is far wrong
     salient_weight: float = 1.0
     beta: float = 1.0  # weight of the KL divergence; the paper: 1
     reader_weight: float = 0.0  # weight of a linear probe that reads salient pixels from z
