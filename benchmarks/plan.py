@@ -100,9 +100,7 @@ def _recorded(task: Task, config: RunConfig, seed: int, each: int) -> Game:
 
 def parts(task: Task, config: RunConfig, phases: tuple[str, ...], game: Game) -> Iterator[Part]:
     """Every phase that is planned, as its program has been counted."""
-    bound = config.collect.max_frames
-    most = math.inf if bound is None else max(bound / game.length, 1)
-    episodes = int(min(config.collect.episodes, most))
+    episodes = config.collect.at_most(game.length)
     frames = episodes * game.length
     memory = config.memory
     world = _world(task, memory)
@@ -171,7 +169,7 @@ def _played(phase: str, world: World, config: RunConfig, game: Game) -> Part:
         beside = len(BASELINES) + len(judged.policies)
         episodes, blind = judged.episodes, beside * judged.baseline_episodes
     else:
-        episodes = config.collect.episodes
+        episodes = config.collect.at_most(world.task.max_steps)
     awake = episodes * world.task.max_steps
     hidden = config.hidden(world.task, config.controller)
     call = roofline.awake_step(world, world.controller(hidden))

@@ -121,7 +121,7 @@ def of_record(run: Run, by: Path | None = None, episodes: int | None = None) -> 
     """What `record` is to play: C of this run, or of the run at `by` so many in all."""
     source = dataclasses.replace(run, directory=by or run.directory)
     (world, player), first = of_player(source).values, len(shard_paths(source.played)) if by else 0
-    count, seed = episodes or run.config.collect.episodes, run.seed + WATCH_SEED
+    count, seed = episodes or run.config.collect.at_most(run.task.max_steps), run.seed + WATCH_SEED
     asked = recording.Recording(world, player, run.played, count, seed, first)
     return Inputs({"player": asked.identity[:12]}, asked, len(asked.paths))
 

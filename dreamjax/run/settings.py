@@ -33,6 +33,11 @@ class CollectConfig:
         require_positive(self, "episodes")
         if self.max_frames is not None:
             require_positive(self, "max_frames")
+
+    def at_most(self, length: float) -> int:
+        """How many episodes are recorded that have so many steps."""
+        bound = self.episodes if self.max_frames is None else int(self.max_frames / length)
+        return max(1, min(self.episodes, bound))
         require_within(self, min_steps="[0, inf)")
 
 
