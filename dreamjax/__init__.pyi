@@ -25,6 +25,7 @@ from .dream.gymnax_env import legacy as legacy
 from .dream.gymnax_env import make as make
 from .dream.prefix import dream_from as dream_from
 from .dream.registration import register as register
+from .dream.stablehlo import export_step as export_step
 from .dream.world import World as World
 from .dream.worlds import load_player as load_player
 from .dream.worlds import load_world as load_world

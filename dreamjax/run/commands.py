@@ -175,10 +175,11 @@ class Export(_OfOnesOwn):
 
     run_dir: Path  # the run
     target: Path  # the folder
+    stablehlo: bool = False  # with reset and step as programs that need jax alone
 
     def __call__(self) -> None:
         self.know()
-        running.export(self.run_dir, self.target)
+        running.export(self.run_dir, self.target, programs=self.stablehlo)
         print(f"{self.target} is the world; it can be named wherever a world is")
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from dreamjax.controller.ppo import SHARED
 from dreamjax.dream import worlds
 from dreamjax.dream.exported import export_world
+from dreamjax.dream.gymnax_env import named
+from dreamjax.dream.stablehlo import export_step
 from dreamjax.game import policies
 from dreamjax.game.rollouts import shard_paths
 from dreamjax.memory.training import check_form
@@ -96,11 +98,14 @@ def _check_shares(config: RunConfig, phases: tuple[str, ...]) -> None:
         devices_for(*batches[phase], Logbook(quiet=True))
 
 
-def export(directory: Path, target: Path) -> None:
+def export(directory: Path, target: Path, *, programs: bool = False) -> None:
     """Write a run's world, its C and what is known of both as a folder to hand on.
+
+    `programs` are `reset` and `step` in StableHLO, of the world as it is handed on.
 
     Raises:
       CheckpointError: the run has no world.
+      ImportError: programs need a package that is missing.
     """
     world, controller = worlds.load_world(directory), Store(directory / "controller")
     files = (directory / f"{name}.json" for name in ("results", "fidelity"))
@@ -111,6 +116,9 @@ def export(directory: Path, target: Path) -> None:
         player = world.player
         facts["controller"] = controller.meta()
     export_world(target, world, player, facts)
+    if programs:
+        env = named(world.task.env_id, world=target)
+        export_step(target, env, worlds.load_world(target).params(dtype="float32"))
 
 
 @contextlib.contextmanager

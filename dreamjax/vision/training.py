@@ -84,10 +84,8 @@ def vae_loss(
         there = salient.where(pixels, rows=0)
         weight = there.astype(errors.dtype)
     else:
-        moving = _moving(pixels, pixels if others is None else images(others))
-        large = _large(errors)
-        there = moving | large
-        weight = jnp.where(large, 1, moving * (1 - moving.mean(axis=(0, 1))))
+        weight = _weight(errors, pixels, pixels if others is None else images(others))
+        there = weight > 0
     those = jnp.sum(weight * errors) / len(frames)
     divergence = -0.5 * jnp.sum(1 + logvar - mu**2 - jnp.exp(logvar), axis=1)
     kl = jnp.mean(jnp.maximum(divergence, KL_FLOOR * mu.shape[1]))
@@ -110,9 +108,10 @@ def bands(there: jax.Array) -> jax.Array:
     return jnp.log1p(columns.reshape(BANDS, -1, columns.shape[-1]).sum(axis=1)).T
 
 
-def _moving(pictures: jax.Array, others: jax.Array) -> jax.Array:
-    """Pixels in which pictures [3, 64, 64, B] differ by `MOVED`; bool [64, 64, B]."""
-    return jnp.abs(pictures - others).max(axis=0) > MOVED
+def _weight(errors: jax.Array, pictures: jax.Array, others: jax.Array) -> jax.Array:
+    """How much what moves or is far wrong counts, [64, 64, B], of pictures [3, 64, 64, B]."""
+    moving = jnp.abs(pictures - others).max(axis=0) > MOVED
+    return jnp.where(_large(errors), 1.0, moving * (1 - moving.mean(axis=(0, 1))))
 
 
 def _large(errors: jax.Array) -> jax.Array:
