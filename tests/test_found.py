@@ -211,6 +211,19 @@ def test_as_many_episodes_are_recorded_as_the_bound_on_frames_holds(tmp_path):
         asked(max_frames=0)
 
 
+def test_an_episode_is_not_far_longer_than_those_tried(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(found, "LONG", 5)
+    monkeypatch.setattr(found, "LONGER", 1)
+    run = run_of(tmp_path, clock=None)
+    endless = dataclasses.replace(run, task=dataclasses.replace(run.task, max_steps=27_000))
+    longest = int(play(endless.task, "held", range(48, 80, 2)).lengths.max())
+    assert 5 < found.settled(endless, "collect").task.max_steps == longest < 27_000
+    assert f"slider: episodes end after {longest:,} steps at the latest" in capsys.readouterr().out
+    monkeypatch.setattr(found, "LONG", 2 * longest)
+    (tmp_path / found.FILE).unlink()
+    assert found.settled(endless, "collect").task.max_steps == 2 * longest
+
+
 @pytest.mark.slow
 def test_a_run_finds_out_prints_and_keeps_and_its_world_tells(tmp_path, capsys):
     run = tmp_path / "run"

@@ -6,6 +6,7 @@ found is printed and kept in the run's `found.json`; a world keeps of it what it
 
 import contextlib
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -18,7 +19,8 @@ from dreamjax.game.rollouts import part, shard_paths
 from dreamjax.memory.latents import LatentSequences, read_latents
 from dreamjax.run import lineage
 from dreamjax.run.places import CHANCE
-from dreamjax.run.settings import Run
+from dreamjax.run.settings import Run, RunConfig
+from dreamjax.task import Task
 from dreamjax.tasks import TASKS
 from dreamjax.training.devices import is_first, processes
 from dreamjax.training.files import write_json
@@ -26,6 +28,7 @@ from dreamjax.training.files import write_json
 FILE = "found.json"
 PROBES = 24  # moments of a game at which actions are tried
 TRIED = 16  # episodes by whose length their number is bounded
+LONG, LONGER = 1000, 4  # steps, and times those of the longest of them, that no episode exceeds
 SOON = 1 / 3  # share of moments by which an action must show
 HORIZONS = 50.0, 300.0  # steps that C looks ahead, at least and at most
 DENSE = 0.1  # share of steps with a reward of their own, from which rewards come soon
@@ -101,7 +104,7 @@ def _with(run: Run, found: dict[str, Any]) -> Run:
 
 
 def _frame_skip(run: Run) -> dict[str, Any]:
-    """The fewest frames after which most actions show."""
+    """The fewest frames after which most actions show, and how long episodes may then be."""
     target = f"{frames_until_seen.__module__}:{frames_until_seen.__name__}"
     tried = run_jobs(run.task, target, range(0, 2 * PROBES, 2), workers=run.config.workers)
     with contextlib.closing(tried):
@@ -109,7 +112,19 @@ def _frame_skip(run: Run) -> dict[str, Any]:
     skip = seen[int(SOON * len(seen))] if seen else 1
     if skip == MOST:
         run.log.say(f"{run.task.name}: actions hardly show within {MOST} frames")
-    return {"frame_skip": skip, "max_steps": -(-run.task.max_steps // skip)}
+    most = -(-run.task.max_steps // skip)
+    if most > LONG:
+        lengths = _tried(run.task.found({"frame_skip": skip, "max_steps": most}), run.config)
+        most = min(most, max(LONG, LONGER * int(lengths.max())))
+        run.log.say(f"{run.task.name}: episodes end after {most:,} steps at the latest")
+    return {"frame_skip": skip, "max_steps": most}
+
+
+@functools.lru_cache(maxsize=1)
+def _tried(task: Task, config: RunConfig) -> np.ndarray:
+    """Steps [TRIED] of some episodes of the policy that will be recorded."""
+    seeds = range(2 * PROBES, 2 * (PROBES + TRIED), 2)
+    return play(task, config.collect.policy, seeds, workers=config.workers).lengths
 
 
 def _episodes(run: Run) -> dict[str, Any]:
@@ -118,8 +133,7 @@ def _episodes(run: Run) -> dict[str, Any]:
     if shards:
         lengths = np.concatenate([part(path, "lengths") for path in shards])
     else:
-        seeds = range(2 * PROBES, 2 * (PROBES + TRIED), 2)
-        lengths = play(run.task, config.collect.policy, seeds, workers=config.workers).lengths
+        lengths = _tried(run.task, config)
     return {"episodes": max(1, int(config.collect.max_frames / lengths.mean()))}
 
 
