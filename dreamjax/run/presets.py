@@ -36,7 +36,7 @@ PRESETS = {
     # A quarter of an hour on 2 fast cores, less than an hour on slow ones; as `iterate`, 8 minutes
     # more for each round.
     "quick": RunConfig(
-        collect=CollectConfig(episodes=6400, max_frames=570_000, policy="habits"),
+        collect=CollectConfig(episodes=6400, max_frames=300_000, policy="habits"),
         vision=replace(_VISION, steps=4000),
         memory=replace(
             _MEMORY,
@@ -54,7 +54,7 @@ PRESETS = {
     ),
     # 50 minutes on 2 fast cores, hours on slow ones; as `iterate`, 28 more for each round.
     "cpu": RunConfig(
-        collect=CollectConfig(episodes=13_600, max_frames=1_200_000, policy="habits"),
+        collect=CollectConfig(episodes=13_600, max_frames=1_000_000, policy="habits"),
         vision=replace(_VISION, steps=13_000),
         memory=replace(
             _MEMORY,
