@@ -174,11 +174,11 @@ class VectorDream(gymnasium.vector.VectorEnv):
             raise RuntimeError("the dream is over; call reset() before the next step()")
         actions = self._asked(actions).reshape(self.action_space.shape)
         self._lanes, step = self._programs[1](self._leaves, self._lanes, actions)
-        _, reward, terminated, truncated, _ = told = Step(*map(self._told, step))
+        obs, reward, terminated, truncated = map(self._told, step[:4])
         self._obs, self._over, info = step.obs, terminated | truncated, {}
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
-            info = self._last_words(told.final_obs, self._over)
-        return told.obs, reward, terminated, truncated, info
+            info = self._last_words(step.final_obs, self._over)
+        return obs, reward, terminated, truncated, info
 
     @staticmethod
     def _told(array: jax.Array) -> Any:
@@ -196,7 +196,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
         """`info` of dreams that ended and began anew in one step, in gymnasium's form."""
         if not over.any():
             return {}
-        final = np.full(len(obs), None, object)
+        obs, final = np.array(obs), np.full(len(obs), None, object)
         for i in np.flatnonzero(over):
             final[i] = obs[i]
         return {"final_obs": final, "_final_obs": over, "final_info": {}, "_final_info": over}
