@@ -86,7 +86,7 @@ def vae_loss(
     else:
         weight = _weight(errors, pixels, pixels if others is None else images(others))
         there = weight > 0
-    those = jnp.sum(weight * errors) / len(frames)
+    those = jnp.sum(weight[None] * errors) / len(frames)
     divergence = -0.5 * jnp.sum(1 + logvar - mu**2 - jnp.exp(logvar), axis=1)
     kl = jnp.mean(jnp.maximum(divergence, KL_FLOOR * mu.shape[1]))
     loss = reconstruction + (salient_weight - 1) * those + beta * kl
@@ -111,13 +111,14 @@ def bands(there: jax.Array) -> jax.Array:
 def _weight(errors: jax.Array, pictures: jax.Array, others: jax.Array) -> jax.Array:
     """How much what moves or is far wrong counts, [64, 64, B], of pictures [3, 64, 64, B]."""
     moving = jnp.abs(pictures - others).max(axis=0) > MOVED
-    return jnp.where(_large(errors), 1.0, moving * (1 - moving.mean(axis=(0, 1))))
+    share = moving.mean(axis=(0, 1), keepdims=True)
+    return jnp.where(_large(errors), 1.0, moving * (1 - share))
 
 
 def _large(errors: jax.Array) -> jax.Array:
     """Pixels whose error is beyond `LARGE`, of squares [3, 64, 64, B]; bool [64, 64, B]."""
     pixels = errors.mean(axis=0)
-    return pixels > LARGE**2 * pixels.mean(axis=(0, 1))
+    return pixels > LARGE**2 * pixels.mean(axis=(0, 1), keepdims=True)
 
 
 @dataclasses.dataclass(frozen=True)
