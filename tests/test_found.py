@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -285,6 +286,28 @@ def test_a_run_stops_where_a_phase_has_learnt_nothing(smoke, tmp_path, monkeypat
     monkeypatch.setattr(learnt, "SURE", -np.inf)
     learnt.check(run, run.config.controller)
     learnt.check(run, "collect")
+
+
+def test_a_v_that_draws_all_but_what_moves_has_learnt_nothing(tmp_path, monkeypatch):
+    """As of a ground that is another in each episode, and a small thing above it."""
+    rng, run = np.random.default_rng(0), run_of(tmp_path)
+    ground = np.repeat(rng.integers(0, 255, (2, 1, 64, 64, 3), np.uint8), 20, axis=1)
+    frames = ground.copy()
+    for t in range(20):
+        frames[:, t, 10:13, 3 * t : 3 * t + 3] = 255
+    for number, one in enumerate(frames):
+        write(tmp_path / "rollouts", one, number)
+    drawn = {"eye": frames, "blind": ground}
+    chosen, frames_of = [], lambda name: drawn[name].reshape(-1, 64, 64, 3) / np.float32(255)
+    monkeypatch.setattr(learnt, "FRAMES", 40)
+    monkeypatch.setattr(learnt.lineage, "load_vision", lambda run: SimpleNamespace(encode=encode))
+    encode = lambda pictures: (pictures,)  # noqa: E731
+    monkeypatch.setattr(learnt, "pictures", lambda v, z: frames_of(chosen[-1])[: len(z)])
+    chosen.append("eye")
+    learnt.check(run, "train-vision")
+    chosen.append("blind")
+    with pytest.raises(learnt.NothingLearntError, match="V draws what moves with an error of"):
+        learnt.check(run, "train-vision")
 
 
 def test_what_was_found_must_be_of_its_form(tmp_path):
