@@ -45,14 +45,6 @@ class Config:
     compare: bool = False  # learn nothing; time both ways of handing over arrays
     turns: int = 5  # of each way, by turns
 
-    def __post_init__(self):
-        steps = self.num_envs * self.num_steps
-        if steps % self.num_minibatches:
-            raise ValueError(
-                f"num_envs x num_steps = {steps} steps cannot be shared by "
-                f"num_minibatches={self.num_minibatches}; choose a divisor of it"
-            )
-
 
 class Batch(NamedTuple):
     """Steps of every dream, [T, E] and what follows."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command import refused
 
 import dreamjax
 from dreamjax.run import cli
@@ -40,6 +41,13 @@ def test_its_programs_dream_as_it_does_in_any_number_of_lanes(world, actions, tm
     told = json.loads((tmp_path / "stablehlo.json").read_text())
     assert told["actions"] == (["float32", [1]] if actions == "continuous" else ["int32", []])
     assert len(told["state"]) == len(state)
+
+
+def test_without_the_exporter_nothing_is_written(smoke, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    words = ["--run-dir", smoke[0], "--target", tmp_path / "world", "--task", "short_cover:SHORT"]
+    assert "dreamjax[stablehlo]" in refused("export", *words, "--stablehlo")
+    assert not (tmp_path / "world").exists()
 
 
 def test_the_command_writes_them_where_it_is_asked_to(smoke, tmp_path):

@@ -4,6 +4,7 @@ Weights are constants of the program. Legend: B lanes, any number; F of an obser
 action.
 """
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,12 @@ from dreamjax.training import files
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # that the programs are lowered for
 _RANDOM = "threefry2x32"
+
+
+def check_exporter() -> None:
+    """Raise ImportError, which names the extra, where jax.export cannot write a program."""
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise ImportError('programs need flatbuffers: pip install "dreamjax[stablehlo]"')
 
 
 def export_step(target: Path | str, env: NamedDream, params: EnvParams) -> None:
@@ -38,6 +45,7 @@ def export_step(target: Path | str, env: NamedDream, params: EnvParams) -> None:
       ValueError: the folder cannot be written.
       ImportError: jax's own exporter lacks the package flatbuffers.
     """
+    check_exporter()
     target = files.writable(target)
     reset, step, state, action = _of_one_lane(env, params)
     key, (lanes,) = jax.ShapeDtypeStruct((2,), jnp.uint32), export.symbolic_shape("lanes")

@@ -12,7 +12,7 @@ from dreamjax.controller.ppo import SHARED
 from dreamjax.dream import worlds
 from dreamjax.dream.exported import export_world
 from dreamjax.dream.gymnax_env import named
-from dreamjax.dream.stablehlo import export_step
+from dreamjax.dream.stablehlo import check_exporter, export_step
 from dreamjax.game import policies
 from dreamjax.game.rollouts import shard_paths
 from dreamjax.memory.training import check_form
@@ -107,6 +107,8 @@ def export(directory: Path, target: Path, *, programs: bool = False) -> None:
       CheckpointError: the run has no world.
       ImportError: programs need a package that is missing.
     """
+    if programs:
+        check_exporter()
     world, controller = worlds.load_world(directory), Store(directory / "controller")
     files = (directory / f"{name}.json" for name in ("results", "fidelity"))
     facts = {path.stem: json.loads(path.read_text()) if path.exists() else None for path in files}
